@@ -1,0 +1,53 @@
+# What people do with the stack. A target is a line or two; what is longer lives in scripts/.
+# Variables: JOB, CONFIG, TAGS, N (below), PYTHON, STACK_ENV_FILE (another .env: a second copy of the stack).
+
+PYTHON ?= python3
+COMPOSE := $(PYTHON) -m scripts.compose
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export JOB CONFIG TAGS N DAGIT_PORT
+MAKEFLAGS += --no-print-directory
+
+.PHONY: help up down demo run scale workers logs ps shell dev test test-unit lint lock clean
+
+##@ Every day
+up: ## Build what is missing, start all, wait until healthy, print the addresses
+	@$(PYTHON) -m scripts.up
+down: ## Stop all; data stays
+	@$(COMPOSE) --profile '*' down --remove-orphans
+demo: ## Start all and run a year of flights through it
+	@$(PYTHON) -m scripts.demo
+run: ## Run a job with its progress: JOB=name [CONFIG=file.yaml] [TAGS=k=v,...]
+	@$(PYTHON) -m scripts.run
+scale: ## As many workers: N=8
+	@$(PYTHON) -m scripts.scale
+
+##@ Looking
+workers: ## Who is alive, on which queue, doing what
+	@$(PYTHON) -m scripts.run workers
+ps: ## The containers
+	@$(COMPOSE) ps
+logs: ## All logs, as they come
+	@$(COMPOSE) logs --follow --tail 100
+shell: ## A shell with the stack's environment, next to Dagster
+	@$(COMPOSE) run --rm --no-deps cli bash
+
+##@ Working on pipelines
+dev: ## The same pipelines without Docker: SQLite, local files
+	@$(PYTHON) -m scripts.dev
+lock: ## Write requirements/*.lock anew from pyproject.toml
+	@$(PYTHON) -m scripts.lock
+test: ## Lint, types and all tests, on a stack of their own
+	@$(PYTHON) -m scripts.test
+test-unit: ## The tests that need no engine, in seconds
+	@$(PYTHON) -m scripts.test unit
+lint: ## Lint and types alone
+	@$(PYTHON) -m scripts.test lint
+
+##@ The end
+clean: ## Remove the stack with all its data (asks first)
+	@$(PYTHON) -m scripts.clean
+
+help: ## This list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

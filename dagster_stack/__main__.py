@@ -1,0 +1,7 @@
+"""`python -m dagster_stack`: the command line without an installed script."""
+
+import sys
+
+from dagster_stack.cli import main
+
+sys.exit(main())

@@ -1,0 +1,79 @@
+"""How much waits in each queue, from RabbitMQ's management API."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import requests
+
+URL_VARIABLE = "DAGSTER_STACK_BROKER_API_URL"
+USER_VARIABLE = "DAGSTER_STACK_BROKER_API_USER"
+PASSWORD_VARIABLE = "DAGSTER_STACK_BROKER_API_PASSWORD"
+VHOST_VARIABLE = "DAGSTER_STACK_BROKER_VHOST"
+
+#: Seconds for an answer: the backlog is an extra, the progress must not wait long for it.
+TIMEOUT_SECS = 2.0
+
+COLUMNS = "name,durable,auto_delete,exclusive,messages_ready,messages_unacknowledged,consumers"
+
+
+@dataclass(frozen=True)
+class QueueDepth:
+    """One queue: messages that wait, messages that a worker holds, and who listens."""
+
+    name: str
+    ready: int
+    unacked: int
+    consumers: int
+
+
+class BrokerApi:
+    """RabbitMQ's management API, as a user that may read its vhost."""
+
+    def __init__(self, url: str, user: str, password: str, vhost: str = "/") -> None:
+        self._address = f"{url.rstrip('/')}/api/queues/{quote(vhost, safe='')}"
+        self._session = requests.Session()
+        # As for Dagit: a proxy in the environment is not for a service beside this process.
+        self._session.trust_env = False
+        self._session.auth = (user, password)
+
+    @staticmethod
+    def from_environment(environment: Mapping[str, str] = os.environ) -> "BrokerApi | None":
+        """None where the environment names no management API."""
+        url = environment.get(URL_VARIABLE)
+        if not url:
+            return None
+        return BrokerApi(
+            url,
+            environment.get(USER_VARIABLE, ""),
+            environment.get(PASSWORD_VARIABLE, ""),
+            environment.get(VHOST_VARIABLE) or "/",
+        )
+
+    def read(self) -> tuple[QueueDepth, ...]:
+        """The queues that work waits in, by name. Raises requests.RequestException or ValueError."""
+        response = self._session.get(self._address, params={"columns": COLUMNS}, timeout=TIMEOUT_SECS)
+        response.raise_for_status()
+        return work_queues(response.json())
+
+
+def work_queues(answer: Iterable[Mapping[str, Any]]) -> tuple[QueueDepth, ...]:
+    """The durable queues of an answer: Celery's own for replies, events and control are not."""
+    return tuple(
+        sorted(
+            (
+                QueueDepth(
+                    entry["name"],
+                    # A queue younger than the broker's first count (5 s) has no numbers yet.
+                    entry.get("messages_ready", 0),
+                    entry.get("messages_unacknowledged", 0),
+                    entry.get("consumers", 0),
+                )
+                for entry in answer
+                if entry.get("durable") and not entry.get("auto_delete") and not entry.get("exclusive")
+            ),
+            key=lambda depth: depth.name,
+        )
+    )

@@ -1,0 +1,129 @@
+"""The command line `dagster-stack`: thin commands, each of which imports what it needs when it is called."""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+import click
+
+from dagster_stack.errors import ExitCode, StackError, UsageError
+
+#: The run config's content, for a container that can't see the host's files.
+CONFIG_VARIABLE = "RUN_CONFIG"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Run jobs on this stack and look after it.
+
+    Exit codes: 0 success, 1 the run failed, 2 wrong usage, config or job name, 3 Dagit or the broker does
+    not answer, 4 the run was canceled, 130 interrupted (a launched run goes on).
+    """
+
+
+@cli.command()
+@click.argument("job")
+@click.option("--config", metavar="FILE", help="Run config as YAML; - reads it from standard input.")
+@click.option(
+    "--env-config", is_flag=True, help=f"Run config is the content of the variable {CONFIG_VARIABLE}."
+)
+@click.option("--tags", metavar="K=V,...", multiple=True, help="Tags of the run; may be repeated.")
+@click.option("--location", metavar="NAME", help="Code location, where several have a job of that name.")
+def run(
+    job: str, config: str | None, env_config: bool, tags: tuple[str, ...], location: str | None
+) -> ExitCode:
+    """Launch JOB through Dagit and show its progress until it ends."""
+    request_config, request_tags = read_config(config, env_config), parse_tags(tags)
+
+    from dagster_stack.backlog import BrokerApi
+    from dagster_stack.dagit import Dagit
+    from dagster_stack.display import choose_view
+    from dagster_stack.watch import Request, Watch
+
+    watch = Watch(Dagit.from_environment(), choose_view(sys.stdout, sys.stdin), BrokerApi.from_environment())
+    return watch.run(Request(job, request_config, request_tags, location))
+
+
+@cli.command()
+def demo() -> ExitCode:
+    """Run the flights job and print its totals and where its report is."""
+    from dagster_stack import demo as demonstration
+    from dagster_stack.backlog import BrokerApi
+    from dagster_stack.dagit import Dagit
+    from dagster_stack.display import choose_view
+
+    view = choose_view(sys.stdout, sys.stdin)
+    return demonstration.demo(Dagit.from_environment(), view, BrokerApi.from_environment())
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def workers(as_json: bool) -> ExitCode:
+    """Show who is alive, on which queue, doing what."""
+    from dagster_stack.workers import show_workers
+
+    return show_workers(sys.stdout, as_json)
+
+
+def read_config(file: str | None, from_environment: bool, environment: Mapping[str, str] = os.environ) -> str:
+    """The run config's YAML, checked to be a mapping; empty without one. Raises UsageError."""
+    import yaml
+
+    if file is not None and from_environment:
+        raise UsageError("--config and --env-config name two run configs: give one of them.")
+    if from_environment:
+        source, text = CONFIG_VARIABLE, environment.get(CONFIG_VARIABLE, "")
+    elif file is not None:
+        source = "standard input" if file == "-" else file
+        try:
+            with click.open_file(file, encoding="utf-8") as stream:
+                text = stream.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"The run config {source} can't be read: {error}") from error
+    else:
+        return ""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"The run config from {source} is not YAML: {error}") from error
+    if content is None:
+        return ""
+    if not isinstance(content, dict):
+        raise UsageError(
+            f"The run config from {source} must be a mapping such as `ops: …`, it is a"
+            f" {type(content).__name__}."
+        )
+    return text
+
+
+def parse_tags(options: Sequence[str]) -> dict[str, str]:
+    """`a=1,b=2` as a dict; a value may hold `=` but no comma. Raises UsageError."""
+    tags: dict[str, str] = {}
+    for piece in (piece.strip() for option in options for piece in option.split(",")):
+        if not piece:
+            continue
+        key, sign, value = piece.partition("=")
+        if not sign or not key.strip():
+            raise UsageError(f"The tag {piece!r} is not of the form key=value.")
+        tags[key.strip()] = value.strip()
+    return tags
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit code."""
+    try:
+        code = cli.main(args=arguments, prog_name="dagster-stack", standalone_mode=False)
+        return int(code or 0)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except StackError as error:
+        click.echo(f"Error: {error}", err=True)
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("Interrupted.", err=True)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read this has gone: Python must not complain again when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAILED

@@ -1,0 +1,139 @@
+"""Signs of life: a heartbeat file that the container's health check reads, and an exit for what can't work.
+
+Compose restarts no container for being unhealthy. A process that can't do its work therefore ends
+itself, and its restart policy brings it back.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from celery import bootsteps
+
+logger = logging.getLogger(__name__)
+
+#: Touched while all is well; compose.yaml's health check fails when it is older than 30 s.
+HEARTBEAT_FILE = Path(os.environ.get("DAGSTER_STACK_HEARTBEAT_FILE") or "/tmp/heartbeat")
+#: Seconds between two looks. A look costs a few microseconds.
+PROBE_INTERVAL_SECS = 5
+#: Seconds without a sign of life after which the event loop, thus the broker connection, counts as dead.
+LOOP_SILENCE_SECS = 15
+#: Seconds of failed looks after which a worker exits. Longer than a restart of the broker takes: an exit
+#: ends running steps, and they go to the queue again.
+EXIT_AFTER_SECS = 120
+#: Exit code of a process that gave itself up, so that it can be told from a crash (EX_TEMPFAIL).
+EXIT_CODE = 75
+
+#: Linux process states that do no work: stopped, traced, zombie, dead (`man 5 proc`).
+LIFELESS_STATES = frozenset("TtZXx")
+
+
+class Heartbeat(threading.Thread):
+    """Touches the file while `probe` returns None; its text says why not, and is logged.
+
+    With `exit_after` the process ends itself after that many seconds of failed looks.
+    """
+
+    def __init__(
+        self,
+        probe: Callable[[], str | None],
+        file: Path = HEARTBEAT_FILE,
+        interval: float = PROBE_INTERVAL_SECS,
+        exit_after: float | None = None,
+        exit_process: Callable[[int], Any] = os._exit,
+    ) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self._probe = probe
+        self._file = file
+        self._interval = interval
+        self._exit_after = exit_after
+        self._exit_process = exit_process
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        well_at = time.monotonic()
+        complaint: str | None = None
+        while not self._stopped.wait(self._interval):
+            try:
+                reason = self._probe()
+            except Exception as error:
+                reason = f"the look itself failed: {error!r}"
+            if reason is None:
+                if complaint:
+                    logger.warning("healthy again")
+                well_at, complaint = time.monotonic(), None
+                self._file.touch()
+                continue
+            silent_for = time.monotonic() - well_at
+            if reason != complaint:
+                logger.warning("unhealthy: %s%s", reason, self._outlook())
+                complaint = reason
+            if self._exit_after is not None and silent_for > self._exit_after:
+                logger.critical("giving up after %.0f s so that the container restarts: %s", silent_for, reason)
+                logging.shutdown()
+                self._exit_process(EXIT_CODE)
+                return
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _outlook(self) -> str:
+        return f"; exits for a restart if that lasts {self._exit_after:.0f} s" if self._exit_after else ""
+
+
+class Watchdog(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Proves that a Celery worker's event loop turns, its broker connection stands and its pool lives.
+
+    The loop turns only while the connection stands: Celery leaves it to reconnect, and AMQP's own
+    heartbeats (`broker_heartbeat` in celery.yaml) end a connection that was cut in silence.
+    """
+
+    requires = ("celery.worker.components:Timer", "celery.worker.components:Pool")
+
+    def __init__(self, worker: Any, **options: Any) -> None:
+        super().__init__(worker, **options)
+        self._last_turn = time.monotonic()
+        self._heartbeat: Heartbeat | None = None
+
+    def start(self, worker: Any) -> None:
+        worker.timer.call_repeatedly(1.0, self._turn)
+        self._heartbeat = Heartbeat(lambda: self.probe(worker), exit_after=EXIT_AFTER_SECS)
+        self._heartbeat.start()
+
+    def probe(self, worker: Any) -> str | None:
+        silence = time.monotonic() - self._last_turn
+        if silence > LOOP_SILENCE_SECS:
+            return f"no connection to the broker, or the event loop hangs, for {silence:.0f} s"
+        return pool_complaint(pool_processes(worker.pool))
+
+    def _turn(self) -> None:
+        self._last_turn = time.monotonic()
+
+
+def pool_processes(pool: Any) -> list[int]:
+    """The process ids of a prefork pool."""
+    return [process.pid for process in pool._pool._pool if process.pid]
+
+
+def pool_complaint(pids: list[int]) -> str | None:
+    """What is wrong with the pool, if anything: no process at all, or one that is stopped or a zombie."""
+    if not pids:
+        return "the pool has no process"
+    for pid in pids:
+        state = process_state(pid)
+        if state in LIFELESS_STATES:
+            return f"pool process {pid} does not run (state {state})"
+    return None
+
+
+def process_state(pid: int) -> str:
+    """The state letter of a process from /proc; X when it is gone."""
+    try:
+        # The command's name stands in parentheses and may itself hold spaces and parentheses.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"

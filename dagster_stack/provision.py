@@ -1,0 +1,164 @@
+"""The `init` service: makes database schema, bucket, expiry rule and restricted S3 user. Safe to repeat."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.exceptions import BotoCoreError, ClientError
+from dagster import DagsterInstance
+from minio import MinioAdmin
+from minio.credentials import StaticProvider
+from minio.error import MinioAdminException
+from sqlalchemy.exc import OperationalError
+from urllib3.exceptions import HTTPError
+
+from dagster_stack.errors import ProvisionError
+from dagster_stack.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+#: The MinIO policy of the stack's user.
+POLICY_NAME = "dagster-stack"
+#: Days that step logs are kept in the bucket.
+LOG_EXPIRY_DAYS = 30
+#: What the stack's user may do, and only in its bucket. Bucket settings stay with root.
+OBJECT_ACTIONS = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload",
+                  "s3:ListMultipartUploadParts"]  # fmt: skip
+BUCKET_ACTIONS = ["s3:ListBucket", "s3:GetBucketLocation", "s3:ListBucketMultipartUploads"]
+
+
+#: What a store answers that is still coming up, or that nobody can reach; anything else is a defect.
+TRANSIENT = (BotoCoreError, ClientError, OperationalError, OSError, HTTPError, MinioAdminException)
+
+
+@dataclass(frozen=True)
+class MinioRoot:
+    """The keys of MinIO's root. None of this exists for an outside S3 store."""
+
+    access_key: str
+    secret_key: str
+
+
+def provision() -> None:
+    """Make all that the other services need; raises ProvisionError with the store and the cure."""
+    settings = Settings.from_environment()
+    if settings.s3 is None:
+        raise ProvisionError("There is no bucket to make: DAGSTER_STACK_S3_BUCKET is not set.")
+    root = minio_root()
+    if root:
+        patiently("MinIO", lambda: make_bucket(boto3_client(root), settings.s3.bucket, settings.log_prefix))
+        patiently("MinIO", lambda: make_user(root, settings))
+    else:
+        logger.info("S3 is an outside store: its keys are used as they are")
+        patiently("the S3 store", lambda: make_outside_bucket(settings))
+    patiently("Postgres", make_schema)
+
+
+def patiently(store: str, make: Callable[[], None], attempts: int = 10, pause_secs: float = 2) -> None:
+    """Try again while a store is still coming up; raises ProvisionError with its last answer."""
+    for attempt in range(1, attempts + 1):
+        try:
+            return make()
+        except TRANSIENT as error:
+            if attempt == attempts:
+                raise ProvisionError(
+                    f"{store} could not be prepared: {error}. Check its address and keys in .env."
+                ) from error
+            logger.info("waiting for %s (%s)", store, error)
+            time.sleep(pause_secs)
+
+
+def minio_root() -> MinioRoot | None:
+    """Root's keys; None when the store is an outside one."""
+    if os.environ.get("DAGSTER_STACK_OUTSIDE_S3"):
+        return None
+    access_key = os.environ.get("MINIO_ROOT_USER")
+    secret_key = os.environ.get("MINIO_ROOT_PASSWORD")
+    return MinioRoot(access_key, secret_key) if access_key and secret_key else None
+
+
+def boto3_client(root: MinioRoot) -> Any:
+    return boto3.client("s3", aws_access_key_id=root.access_key, aws_secret_access_key=root.secret_key)
+
+
+def make_bucket(client: Any, bucket: str, log_prefix: str) -> None:
+    """The bucket, unversioned, with an expiry rule for step logs."""
+    existing = {entry["Name"] for entry in client.list_buckets()["Buckets"]}
+    if bucket in existing:
+        logger.info("bucket %s is there", bucket)
+    else:
+        client.create_bucket(Bucket=bucket)
+        logger.info("bucket %s made", bucket)
+    set_log_expiry(client, bucket, log_prefix)
+
+
+def set_log_expiry(client: Any, bucket: str, log_prefix: str) -> None:
+    rule = {
+        "ID": "expire-step-logs",
+        "Status": "Enabled",
+        "Filter": {"Prefix": f"{log_prefix}/"},
+        "Expiration": {"Days": LOG_EXPIRY_DAYS},
+    }
+    client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [rule]})
+    logger.info("step logs under %s/ expire after %d days", log_prefix, LOG_EXPIRY_DAYS)
+
+
+def make_outside_bucket(settings: Settings) -> None:
+    """Use the bucket of an outside store; make it and its expiry rule where the keys allow that."""
+    assert settings.s3 is not None
+    client = boto3.client("s3")
+    bucket = settings.s3.bucket
+    try:
+        client.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
+            raise
+        client.create_bucket(Bucket=bucket)
+        logger.info("bucket %s made", bucket)
+    try:
+        set_log_expiry(client, bucket, settings.log_prefix)
+    except (ClientError, BotoCoreError) as error:
+        logger.warning("the outside store takes no expiry rule, old step logs stay until you delete them: %s", error)
+
+
+def make_user(root: MinioRoot, settings: Settings) -> None:
+    """The stack's own S3 user, restricted to its bucket."""
+    assert settings.s3 is not None and settings.s3.endpoint_url
+    endpoint = urlsplit(settings.s3.endpoint_url)
+    admin = MinioAdmin(
+        endpoint=endpoint.netloc,
+        credentials=StaticProvider(root.access_key, root.secret_key),
+        secure=endpoint.scheme == "https",
+    )
+    arn = f"arn:aws:s3:::{settings.s3.bucket}"
+    policy = {
+        "Version": "2012-10-17",
+        "Statement": [
+            {"Effect": "Allow", "Action": BUCKET_ACTIONS, "Resource": [arn]},
+            {"Effect": "Allow", "Action": OBJECT_ACTIONS, "Resource": [f"{arn}/*"]},
+        ],
+    }
+    user = os.environ["AWS_ACCESS_KEY_ID"]
+    admin.policy_add(POLICY_NAME, policy=policy)
+    admin.user_add(user, os.environ["AWS_SECRET_ACCESS_KEY"])
+    attach_policy(admin, user)
+    logger.info("S3 user %s may use bucket %s and nothing else", user, settings.s3.bucket)
+
+
+def attach_policy(admin: MinioAdmin, user: str) -> None:
+    if json.loads(admin.user_info(user)).get("policyName") == POLICY_NAME:
+        return
+    admin.attach_policy([POLICY_NAME], user=user)
+
+
+def make_schema() -> None:
+    """Dagster's tables: made when missing, migrated when they are of an older version."""
+    with DagsterInstance.get() as instance:
+        instance.upgrade(print_fn=lambda line: logger.info("%s", line))
+    logger.info("the database schema is up to date")

@@ -1,0 +1,38 @@
+"""How a worker stops: nothing new, what runs gets a while to end, the rest goes back to its queue.
+
+Order on SIGTERM: Celery cancels its consumer and waits for running steps (its warm shutdown). When they
+end in time it acknowledges them and closes the connection. When they do not, the process ends: the broker
+sees the connection close and gives each unacknowledged step to another worker.
+"""
+
+import logging
+import os
+import threading
+from typing import Any
+
+from celery import signals
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that running steps get on stop. Below `stop_grace_period` of the workers in compose.yaml.
+DRAIN_SECS = 20
+
+
+def start_drain(**_: Any) -> None:
+    """Bound Celery's warm shutdown, which by itself waits for ever."""
+    timer = threading.Timer(DRAIN_SECS, hand_back)
+    timer.daemon = True
+    timer.start()
+
+
+def hand_back() -> None:
+    """End the process at once; what it has not acknowledged is delivered again."""
+    logger.warning("steps still running after %s s go back to their queue", DRAIN_SECS)
+    logging.shutdown()
+    os._exit(0)
+
+
+def install() -> None:
+    """Bound the shutdown of this process's worker."""
+    # A weak reference would be gone with the caller's frame.
+    signals.worker_shutting_down.connect(start_drain, weak=False)

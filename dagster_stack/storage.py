@@ -1,0 +1,200 @@
+"""Where data lies: one object store and one IO manager, on S3 in the stack and in local files without it."""
+
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from hashlib import md5
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from dagster import ConfigurableResource, FilesystemIOManager
+from dagster_aws.s3 import S3PickleIOManager, S3Resource
+
+from dagster_stack.errors import ObjectNotFound
+from dagster_stack.settings import Settings
+
+#: Seconds that a link given to a browser stays valid: the longest that S3 signatures allow, 7 days.
+LINK_LIFETIME_SECS = 7 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One entry of a listing: `size` in bytes; `etag` changes with the content."""
+
+    key: str
+    size: int
+    etag: str
+
+
+class ObjectStore(ConfigurableResource, ABC):
+    """Bytes under keys such as `inbox/a.csv`. Keys use `/` and never start with one."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream") -> None:
+        """Write a whole object; a reader sees the old one or the new one, never a part."""
+
+    @abstractmethod
+    def download(self, key: str, file: IO[bytes]) -> None:
+        """Copy an object into an open binary file in pieces; raises ObjectNotFound."""
+
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        """All objects whose key starts with `prefix`, in key order."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+
+    @abstractmethod
+    def uri(self, key: str) -> str:
+        """The address for logs and people: `s3://bucket/key` or `file:///…`."""
+
+    @abstractmethod
+    def link(self, key: str) -> str:
+        """An address that opens in the user's browser, for at most 7 days."""
+
+    def get(self, key: str) -> bytes:
+        """A whole object in memory; raises ObjectNotFound. For large ones use `opened`."""
+        with self.opened(key) as file:
+            return file.read()
+
+    @contextmanager
+    def opened(self, key: str) -> Iterator[IO[bytes]]:
+        """An object as a seekable temporary file, which has a path as `.name`; raises ObjectNotFound."""
+        with tempfile.NamedTemporaryFile(suffix=Path(key).suffix) as file:
+            self.download(key, file)
+            file.flush()
+            file.seek(0)
+            yield file
+
+
+class S3ObjectStore(ObjectStore):
+    """The bucket of the stack. Keys and region come from boto3's own variables."""
+
+    bucket: str
+    endpoint_url: str | None = None
+    public_url: str | None = None
+
+    def put(self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream") -> None:
+        client = s3_client(self.endpoint_url)
+        if isinstance(data, bytes):
+            client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
+        else:
+            client.upload_fileobj(data, self.bucket, key, ExtraArgs={"ContentType": content_type})
+
+    def download(self, key: str, file: IO[bytes]) -> None:
+        try:
+            s3_client(self.endpoint_url).download_fileobj(self.bucket, key, file)
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+                raise ObjectNotFound(f"There is no {self.uri(key)}.") from error
+            raise
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        pages = s3_client(self.endpoint_url).get_paginator("list_objects_v2")
+        for page in pages.paginate(Bucket=self.bucket, Prefix=prefix):
+            for entry in page.get("Contents", []):
+                yield StoredObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
+
+    def delete(self, key: str) -> None:
+        s3_client(self.endpoint_url).delete_object(Bucket=self.bucket, Key=key)
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.bucket}/{key}"
+
+    def link(self, key: str) -> str:
+        return presigned_link(self.public_url, self.bucket, key)
+
+
+class LocalObjectStore(ObjectStore):
+    """A folder that behaves like the bucket, for the embedded mode."""
+
+    folder: str
+
+    def put(self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream") -> None:
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Into place by a rename: a reader must not meet half an object.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            if isinstance(data, bytes):
+                file.write(data)
+            else:
+                shutil.copyfileobj(data, file)
+        Path(file.name).replace(path)
+
+    def download(self, key: str, file: IO[bytes]) -> None:
+        try:
+            with self._path(key).open("rb") as source:
+                shutil.copyfileobj(source, file)
+        except FileNotFoundError as error:
+            raise ObjectNotFound(f"There is no {self.uri(key)}.") from error
+
+    def list(self, prefix: str) -> Iterator[StoredObject]:
+        root = Path(self.folder)
+        for path in sorted(root.rglob("*")):
+            key = path.relative_to(root).as_posix()
+            if key.startswith(prefix) and path.is_file() and not path.name.startswith("."):
+                stat = path.stat()
+                version = md5(f"{stat.st_mtime_ns}:{stat.st_size}".encode(), usedforsecurity=False)
+                yield StoredObject(key, stat.st_size, version.hexdigest())
+
+    def delete(self, key: str) -> None:
+        self._path(key).unlink(missing_ok=True)
+
+    def uri(self, key: str) -> str:
+        return self._path(key).as_uri()
+
+    def link(self, key: str) -> str:
+        return self.uri(key)
+
+    def _path(self, key: str) -> Path:
+        root = Path(self.folder).resolve()
+        path = (root / key).resolve()
+        if not path.is_relative_to(root):
+            raise ObjectNotFound(f"The key {key!r} leaves the store's folder {root}.")
+        return path
+
+
+@cache
+def s3_client(endpoint_url: str | None) -> Any:
+    """The process's S3 client for an address: making one takes 120 ms, so it is kept (it is thread-safe)."""
+    config = Config(signature_version="s3v4", retries={"max_attempts": 5, "mode": "standard"})
+    return boto3.client("s3", endpoint_url=endpoint_url, config=config)
+
+
+def presigned_link(public_url: str | None, bucket: str, key: str) -> str:
+    """A signed GET address on the host-reachable endpoint. Signing needs no connection."""
+    link = s3_client(public_url).generate_presigned_url(
+        "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=LINK_LIFETIME_SECS
+    )
+    return cast(str, link)
+
+
+def stack_resources(settings: Settings | None = None) -> dict[str, Any]:
+    """The resources of every job: `io_manager` for data between steps, `store` for objects."""
+    settings = settings or Settings.from_environment()
+    if settings.s3 is None:
+        folder = settings.store_folder
+        return {
+            "io_manager": FilesystemIOManager(base_dir=str(folder / settings.data_prefix)),
+            "store": LocalObjectStore(folder=str(folder)),
+        }
+    return {
+        "io_manager": S3PickleIOManager(
+            s3_resource=S3Resource(endpoint_url=settings.s3.endpoint_url),
+            s3_bucket=settings.s3.bucket,
+            s3_prefix=settings.data_prefix,
+        ),
+        "store": S3ObjectStore(
+            bucket=settings.s3.bucket,
+            endpoint_url=settings.s3.endpoint_url,
+            public_url=settings.s3.public_url,
+        ),
+    }

@@ -1,0 +1,156 @@
+"""What the scripts print: steps with their time, the end of a failed command's log, questions."""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD_FOLDER = ROOT / ".build"
+LOG_FOLDER = BUILD_FOLDER / "logs"
+
+#: Seconds between signs of life where lines can't be rewritten.
+QUIET_INTERVAL_SECS = 15
+#: Characters of what a long part is at that are shown.
+DETAIL_WIDTH = 100
+#: Lines of a failed command's log that are printed.
+LOG_TAIL_LINES = 30
+
+
+class Failure(Exception):
+    """Raised when a script can't go on: the message says what is wrong and how to cure it."""
+
+
+def interactive() -> bool:
+    """Whether somebody is there to answer: a terminal on both sides, and no CI."""
+    return sys.stdin.isatty() and sys.stdout.isatty() and not os.environ.get("CI")
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def done(text: str) -> None:
+    say(f"  ✓ {text}")
+
+
+def warn(text: str) -> None:
+    say(f"  ! {text}")
+
+
+def fail(error: Failure | str) -> NoReturn:
+    print(f"\n  ✗ {error}", file=sys.stderr, flush=True)
+    raise SystemExit(1)
+
+
+def main(entry: Callable[[], int | None]) -> NoReturn:
+    """Run a script: failures as one readable message, Ctrl-C without a traceback."""
+    try:
+        sys.exit(entry() or 0)
+    except Failure as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("\n  interrupted; what is running goes on, `make down` ends it", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has gone (`make up | head`): nobody to tell.
+        os._exit(141)
+
+
+def confirm(question: str) -> bool:
+    """Ask on a terminal; without one the answer is no."""
+    if not interactive():
+        return False
+    return input(f"  ? {question} [y/N] ").strip().lower() in ("y", "yes")
+
+
+class Progress:
+    """One line that shows that a long part is alive: what it is, what it is at, the time so far."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._detail = ""
+        self._started = time.monotonic()
+        self._ended = threading.Event()
+        self._rewrites = sys.stdout.isatty()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        if not self._rewrites:
+            say(f"  … {self._title}")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._rewrites:
+            print("\r\033[K", end="", flush=True)
+
+    @property
+    def elapsed(self) -> str:
+        seconds = int(time.monotonic() - self._started)
+        return f"{seconds // 60}:{seconds % 60:02d}"
+
+    def at(self, detail: str) -> None:
+        """Say what the part is at now."""
+        self._detail = " ".join(detail.split())[:DETAIL_WIDTH]
+
+    def _show(self) -> None:
+        interval = 0.5 if self._rewrites else QUIET_INTERVAL_SECS
+        while not self._ended.wait(interval):
+            line = f"  … {self._title}  {self.elapsed}" + (f"  {self._detail}" if self._detail else "")
+            if self._rewrites:
+                width = os.get_terminal_size().columns
+                print(f"\r\033[K{line[: width - 1]}", end="", flush=True)
+            else:
+                say(line)
+
+
+def run_logged(
+    title: str,
+    command: Sequence[str],
+    *,
+    detail: Callable[[str], str | None] = lambda line: line,
+    environment: dict[str, str] | None = None,
+    cwd: Path = ROOT,
+) -> None:
+    """Run a long command with a progress line; its output goes to a log, whose end a failure shows.
+
+    `detail` turns a line of output into what the progress line says, or None to keep it.
+    Raises Failure when the command does not end with 0.
+    """
+    LOG_FOLDER.mkdir(parents=True, exist_ok=True)
+    log = LOG_FOLDER / (re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") + ".log")
+    with Progress(title) as progress, log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        assert process.stdout
+        try:
+            for line in process.stdout:
+                file.write(line)
+                text = detail(line.strip())
+                if text:
+                    progress.at(text)
+            process.wait()
+        except BaseException:
+            process.terminate()
+            raise
+        elapsed = progress.elapsed
+    if process.returncode:
+        tail = "\n".join(log.read_text().splitlines()[-LOG_TAIL_LINES:])
+        raise Failure(f"{title} failed after {elapsed}. The end of {log}:\n\n{tail}")
+    done(f"{title} ({elapsed})")

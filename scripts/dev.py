@@ -1,0 +1,138 @@
+"""`make dev`: the same pipelines without Docker. SQLite, local files, one process a step, no service."""
+
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+from scripts import venv
+from scripts.console import LOG_FOLDER, ROOT, Failure, Progress, done, main, say
+
+#: Runs, event log and objects of the embedded mode; `rm -r .dagster` forgets them.
+HOME = ROOT / ".dagster"
+#: Seconds until Dagit must answer; a cold start on 2 cores takes 15.
+START_TIMEOUT_SECS = 120
+#: Seconds that Dagit gets to stop.
+STOP_TIMEOUT_SECS = 20
+
+INSTANCE = """\
+# Written by `make dev` at every start. SQLite and local files; the stack's own is ../dagster.yaml.
+telemetry: {enabled: false}
+nux: {enabled: false}
+"""
+
+#: What would turn the embedded mode into a half of the stack.
+FOREIGN_VARIABLES = ("DAGSTER_STACK_S3_BUCKET", "CELERY_BROKER_URL", "AWS_ENDPOINT_URL_S3")
+
+
+def dev() -> NoReturn:
+    """Become `dagster dev` on this terminal; Ctrl-C ends it and leaves nothing running."""
+    venv.ensure()
+    port = os.environ.get("DAGIT_PORT") or "3000"
+    require_free_port(int(port))
+    say(f"\n  Dagit: http://127.0.0.1:{port} once it says so below; Ctrl-C ends it. Data: {HOME}\n")
+    os.chdir(ROOT)
+    command = dagster_dev(port)
+    os.execve(command[0], command, environment())
+
+
+def demo() -> int:
+    """Run the flights in the embedded mode, to the same report; returns the command line's exit code."""
+    python = venv.ensure()
+    with dagit() as url:
+        command = [str(python), "-m", "dagster_stack", "demo"]
+        code = subprocess.run(command, cwd=ROOT, env={**environment(), "DAGSTER_STACK_DAGIT_URL": url}).returncode
+    say("\n  This was the embedded mode. `make dev` shows the same run in Dagit.")
+    return code
+
+
+@contextmanager
+def dagit() -> Iterator[str]:
+    """Dagit of the embedded mode on a free port while the context lasts; yields its address."""
+    LOG_FOLDER.mkdir(parents=True, exist_ok=True)
+    log = LOG_FOLDER / "dagster-dev.log"
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            dagster_dev(str(port)), cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True
+        )
+    try:
+        wait_until_answers(url, process, log)
+        yield url
+    finally:
+        stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End `dagster dev` with all that it started."""
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_TIMEOUT_SECS)
+    except subprocess.TimeoutExpired:
+        pass
+    try:
+        # It has a session of its own: whatever is left of it goes too, and nothing else.
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def wait_until_answers(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_SECS
+    with Progress("Starting Dagit on this machine"):
+        while time.monotonic() < deadline and process.poll() is None:
+            try:
+                urllib.request.urlopen(f"{url}/server_info", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.3)
+        else:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+            raise Failure(f"Dagit does not start. The end of {log}:\n\n{tail}")
+    done(f"Dagit answers at {url}")
+
+
+def dagster_dev(port: str) -> list[str]:
+    command = [str(venv.PYTHON), "-m", "dagster", "dev", "--module-name", "pipelines"]
+    return [*command, "--working-directory", str(ROOT), "--host", "127.0.0.1", "--port", port]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, made the embedded mode's."""
+    HOME.mkdir(exist_ok=True)
+    (HOME / "dagster.yaml").write_text(INSTANCE)
+    kept = {name: value for name, value in os.environ.items() if name not in FOREIGN_VARIABLES}
+    return {
+        **kept,
+        "DAGSTER_HOME": str(HOME),
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{venv.FOLDER / 'bin'}{os.pathsep}{kept.get('PATH', '')}",
+        "MPLCONFIGDIR": str(Path(tempfile.gettempdir()) / "matplotlib"),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require_free_port(port: int) -> None:
+    from scripts.preflight import is_free
+
+    if not is_free("127.0.0.1", port):
+        raise Failure(f"Port {port} is taken (the stack's own Dagit?): make dev DAGIT_PORT={port + 10}")
+
+
+if __name__ == "__main__":
+    main(dev)

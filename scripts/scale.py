@@ -1,0 +1,27 @@
+"""`make scale N=8`: as many workers, now and after the next `make up`."""
+
+import os
+
+from scripts import compose, env_file
+from scripts.console import Failure, done, main, run_logged
+from scripts.up import wait_until_healthy
+
+#: More is a slip of the finger: each worker takes some 130 MB when idle.
+MOST = 64
+
+
+def scale() -> None:
+    """Set WORKERS in .env and start or stop workers; those that stay go on undisturbed."""
+    compose.require_env_file()
+    text = os.environ.get("N", "")
+    if not text.isdecimal() or int(text) > MOST:
+        raise Failure(f"How many workers? make scale N=8 (0 to {MOST}; found {text or 'nothing'})")
+    env_file.set_value("WORKERS", text)
+    command = ["--progress", "plain", "up", "--detach", "--no-deps", "--no-recreate", "worker"]
+    run_logged(f"Scaling to {text} workers", [*compose.compose(), *command])
+    wait_until_healthy()
+    done(f"{text} workers are healthy; `make workers` shows them")
+
+
+if __name__ == "__main__":
+    main(scale)

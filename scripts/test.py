@@ -1,0 +1,63 @@
+"""`make test`: lint, types and every test; what it needs is installed first, what can't be is said."""
+
+import os
+import subprocess
+import sys
+
+from scripts import apt, engine, venv
+from scripts.console import ROOT, Failure, done, main, say, warn
+
+SHELL_SCRIPTS = ["docker/postgres/start", "docker/rabbitmq/start", ".ci/run"]
+DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster"]
+
+#: What of the tests needs what.
+UNIT = ["tests/unit"]
+STACK = ["tests/stack", "tests/browser"]
+
+
+def test() -> int:
+    """Everything. Without an engine what needs none, and what was left out is named; in CI that fails."""
+    python = str(venv.ensure("dev"))
+    lint()
+    try:
+        engine.ensure()
+    except engine.NoEngine as reason:
+        if os.environ.get("CI"):
+            raise
+        warn(f"Skipped, since they need a Docker engine: {', '.join(STACK)}. {reason}")
+        return pytest(python, UNIT)
+    apt.ensure("Installing Chromium", "chromium", ["chromium"])
+    return pytest(python, [*UNIT, *STACK])
+
+
+def unit() -> int:
+    return pytest(str(venv.ensure("dev")), UNIT)
+
+
+def pytest(python: str, folders: list[str]) -> int:
+    return subprocess.run([python, "-m", "pytest", *folders], cwd=ROOT).returncode
+
+
+def lint() -> int:
+    """Style, types, shell scripts, Dockerfiles; raises Failure with the findings' end."""
+    bin_folder = venv.ensure("dev").parent
+    dockerfiles = [f"docker/{name}/Dockerfile" for name in DOCKERFILES]
+    checks = {
+        "ruff": ["ruff", "check", "."],
+        "ruff format": ["ruff", "format", "--check", "."],
+        "mypy": ["mypy"],
+        "shellcheck": ["shellcheck", *SHELL_SCRIPTS],
+        "hadolint": ["hadolint", *dockerfiles],
+    }
+    say("Lint and types")
+    for name, (program, *arguments) in checks.items():
+        command = [str(bin_folder / program), *arguments]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if result.returncode:
+            raise Failure(f"{name} finds:\n{result.stdout}{result.stderr}")
+        done(name)
+    return 0
+
+
+if __name__ == "__main__":
+    main({"unit": unit, "lint": lint}.get(sys.argv[1], test) if sys.argv[1:] else test)

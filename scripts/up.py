@@ -1,0 +1,127 @@
+"""`make up`: from whatever there is to a healthy stack, and where to look then."""
+
+import subprocess
+import time
+
+from scripts import base_image, compose, engine, env_file, images, preflight
+from scripts.console import Failure, Progress, done, main, run_logged, say
+
+#: Seconds until every service must be healthy; 20 is usual with warm images.
+HEALTHY_TIMEOUT_SECS = 240
+UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
+#: Lines of an unhealthy service's log that are printed.
+LOG_LINES = 25
+
+
+def up() -> None:
+    say("Looking at this machine")
+    preflight.report(preflight.machine())
+    engine.ensure()
+    preflight.report([*preflight.versions(), preflight.disk()])
+    env_file.complete()
+    base_image.ensure()
+    preflight.report(preflight.ports())
+    say("Building images")
+    images.ensure()
+    say("Starting")
+    start()
+    addresses()
+
+
+def start() -> None:
+    """Start what is not up, and wait until all is healthy; raises Failure with the log of what is not."""
+    if is_up():
+        done("all services are up and healthy, with these images and settings: nothing to do")
+        return
+    started = time.monotonic()
+    try:
+        run_logged("Starting the services", [*compose.compose(), *UP], detail=lambda line: line)
+    except Failure as failure:
+        # A one-shot or a store that others wait for: its own words say more than Compose's.
+        unwell = [container for container in compose.containers() if container.state == "exited" and not container.is_well]
+        raise unwell_failure(unwell[0]) if unwell else failure from None
+    wait_until_healthy()
+    done(f"all services are healthy ({time.monotonic() - started:.0f} s)")
+
+
+def is_up() -> bool:
+    """Whether every container runs well with the image and settings that Compose would give it now."""
+    hashes = dict(line.split() for line in compose.output("config", "--hash", "*").splitlines())
+    found = compose.containers()
+    if not all(container.is_well for container in found) or {c.service for c in found} < started_services():
+        return False
+    template = (
+        '{{index .Config.Labels "com.docker.compose.service"}} '
+        '{{index .Config.Labels "com.docker.compose.config-hash"}} {{.Image}} {{.Config.Image}}'
+    )
+    command = [engine.docker(), "inspect", "--format", template, *(container.name for container in found)]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    scales = {service: sum(c.service == service for c in found) for service in hashes}
+    return (
+        len(lines) == len(found)
+        and all(is_current(line.split(), hashes) for line in lines)
+        and all(scales[service] == number for service, number in wanted_scales().items())
+    )
+
+
+def is_current(fields: list[str], hashes: dict[str, str]) -> bool:
+    service, config_hash, image_id, image = fields
+    return hashes.get(service) == config_hash and base_image.image_id(image) == image_id
+
+
+def started_services() -> set[str]:
+    """The services of the active profiles."""
+    return set(compose.output("config", "--services").split())
+
+
+def wanted_scales() -> dict[str, int]:
+    settings = env_file.settings()
+    return {
+        "worker": int(settings.get("WORKERS") or 2),
+        "worker-heavy": int(settings.get("HEAVY_WORKERS") or 1),
+    }
+
+
+def wait_until_healthy() -> None:
+    deadline = time.monotonic() + HEALTHY_TIMEOUT_SECS
+    with Progress("Waiting until all is healthy") as progress:
+        while True:
+            unwell = [container for container in compose.containers() if not container.is_well]
+            if not unwell:
+                return
+            progress.at(", ".join(f"{container.service} {container.condition}" for container in unwell))
+            ended = [container for container in unwell if container.state in ("exited", "dead")]
+            if ended or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+    raise unwell_failure((ended or unwell)[0])
+
+
+def unwell_failure(container: compose.Container) -> Failure:
+    """What is wrong with a container, with the end of its log."""
+    log = compose.output("logs", "--no-color", "--no-log-prefix", "--tail", str(LOG_LINES), container.service)
+    return Failure(
+        f"{container.service} is not well ({container.condition}). The end of its log"
+        f" (all of it: docker compose logs {container.service}):\n\n{log}"
+    )
+
+
+def addresses() -> None:
+    """Where to look, and what to do next."""
+    settings = env_file.settings()
+    name = env_file.env_path().name
+    rows = [("Dagit", f"http://127.0.0.1:{settings.get('DAGIT_PORT') or 3000}", "")]
+    if not settings.get("RABBITMQ_HOST"):
+        port = settings.get("RABBITMQ_PORT") or 15672
+        rows.append(("RabbitMQ", f"http://127.0.0.1:{port}", f"user admin, RABBITMQ_ADMIN_PASSWORD in {name}"))
+    if not settings.get("S3_ENDPOINT_URL"):
+        port = settings.get("MINIO_CONSOLE_PORT") or 9001
+        rows.append(("MinIO", f"http://127.0.0.1:{port}", f"user root, MINIO_ROOT_PASSWORD in {name}"))
+    say("")
+    for title, address, login in rows:
+        say(f"  {title:<9} {address:<24} {login}".rstrip())
+    say("\n  Next: `make demo` runs 336,776 flights through it; `make help` lists the rest.")
+
+
+if __name__ == "__main__":
+    main(up)
