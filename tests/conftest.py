@@ -1,0 +1,55 @@
+"""One copy of the stack for all tests that need one: made by `make up`, removed by `make clean`."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts import env_file
+from scripts.console import BUILD_FOLDER
+from tests.stack.stack import Stack
+
+#: Set to keep the copy for the next session: it is then only looked at by `make up`.
+KEEP = "KEEP_STACK"
+#: Another name is another copy, so that two sessions can run side by side.
+PROJECT = os.environ.get("TEST_PROJECT") or "dagster-celery-stack-test"
+PORTS = ("DAGIT_PORT", "RABBITMQ_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT")
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """A healthy copy of the stack with its own project name, ports and secrets."""
+    stack = Stack(BUILD_FOLDER / PROJECT / ".env")
+    if not stack.env.exists():
+        prepare(stack.env)
+    try:
+        print(stack.make("up", timeout=1800).stdout)
+        yield stack
+    finally:
+        if not os.environ.get(KEEP):
+            stack.make("clean")
+            stack.env.unlink()
+
+
+def prepare(env: Path) -> None:
+    """What this copy decides for itself; `make up` adds the rest."""
+    env.parent.mkdir(parents=True, exist_ok=True)
+    base = env_file.read(env_file.env_path()).get("BASE_IMAGE")
+    values = {"COMPOSE_PROJECT_NAME": PROJECT} | dict(zip(PORTS, free_ports(), strict=True))
+    if base:
+        values["BASE_IMAGE"] = base
+    env.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+
+
+def free_ports() -> list[str]:
+    """As many free ports, all different: they are held until the last one is known."""
+    probes = [socket.socket() for _ in PORTS]
+    try:
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [str(probe.getsockname()[1]) for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()

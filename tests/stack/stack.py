@@ -1,0 +1,287 @@
+"""A running copy of the stack, as the tests touch it: only through what users touch as well."""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import boto3
+import requests
+
+from scripts import env_file
+from scripts.console import ROOT
+from tests.waiting import wait_until
+
+#: Seconds that a container may need to be healthy again after a fault.
+HEALTHY_SECS = 120
+#: Seconds that a small run may take on a busy machine.
+RUN_SECS = 300
+FINAL = ("SUCCESS", "FAILURE", "CANCELED")
+
+LAUNCH = """
+mutation Launch($params: ExecutionParams!) {
+  launchRun(executionParams: $params) {
+    __typename
+    ... on LaunchRunSuccess { run { runId } }
+    ... on PythonError { message }
+    ... on RunConfigValidationInvalid { errors { message } }
+    ... on PipelineNotFoundError { message }
+  }
+}
+"""
+RUN = """
+query Run($id: ID!) {
+  runOrError(runId: $id) {
+    ... on Run {
+      status startTime endTime tags { key value }
+      stepStats { stepKey status startTime endTime attempts { startTime endTime } }
+    }
+  }
+}
+"""
+EVENTS = """
+query Events($id: ID!, $cursor: String) {
+  logsForRun(runId: $id, afterCursor: $cursor, limit: 1000) {
+    ... on EventConnection {
+      cursor hasMore
+      events {
+        __typename
+        ... on MessageEvent { message timestamp stepKey eventType }
+        ... on ExecutionStepFailureEvent { error { message className causes { message className } } }
+        ... on RunFailureEvent { error { message } }
+        ... on LogsCapturedEvent { fileKey stepKeys }
+        ... on DisplayableEvent {
+          metadataEntries {
+            __typename label
+            ... on IntMetadataEntry { intValue }
+            ... on FloatMetadataEntry { floatValue }
+            ... on TextMetadataEntry { text }
+            ... on UrlMetadataEntry { url }
+            ... on PathMetadataEntry { path }
+            ... on MarkdownMetadataEntry { mdStr }
+            ... on JsonMetadataEntry { jsonString }
+          }
+        }
+      }
+    }
+  }
+}
+"""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One copy of the stack: its .env, and every surface that it shows."""
+
+    env: Path
+
+    @cached_property
+    def settings(self) -> dict[str, str]:
+        return env_file.read(self.env)
+
+    @property
+    def project(self) -> str:
+        return self.settings["COMPOSE_PROJECT_NAME"]
+
+    # --- command lines ---------------------------------------------------------------------------------
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """For commands on this host: this copy's .env, and nothing of it from outside."""
+        kept = {name: value for name, value in os.environ.items() if name not in self.settings}
+        return {**kept, "STACK_ENV_FILE": str(self.env), "COMPOSE_ENV_FILES": str(self.env)}
+
+    def make(self, *arguments: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+        """A make target, without a terminal."""
+        return self._run(["make", *arguments], check, timeout)
+
+    def compose(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Plain `docker compose`, as a user types it."""
+        return self._run([docker(), "compose", *arguments], check, timeout)
+
+    def exec(self, service: str, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.compose("exec", "-T", service, *command, check=check)
+
+    def docker(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self._run([docker(), *arguments], check, 120)
+
+    def _run(self, command: list[str], check: bool, timeout: float) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run(
+            command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            timeout=timeout,
+        )  # fmt: skip
+        if check and result.returncode:
+            raise AssertionError(
+                f"`{' '.join(command)}` ended with {result.returncode}\n{result.stdout}\n{result.stderr}"
+            )
+        return result
+
+    # --- containers ------------------------------------------------------------------------------------
+
+    def containers(self, service: str | None = None) -> list[dict[str, Any]]:
+        """`docker compose ps --all` as it prints it."""
+        arguments = ["ps", "--all", "--format", "json", *([service] if service else [])]
+        return [json.loads(line) for line in self.compose(*arguments).stdout.splitlines()]
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """`docker inspect` of one container."""
+        found: dict[str, Any] = json.loads(self.docker("inspect", container).stdout)[0]
+        return found
+
+    def container(self, service: str) -> str:
+        """The name of the first running container of a service."""
+        return str(next(entry["Name"] for entry in self.containers(service) if entry["State"] == "running"))
+
+    def pid(self, container: str) -> int:
+        """The host's process id of a container's main process: killing it is a crash, not a manual stop."""
+        return int(self.inspect(container)["State"]["Pid"])
+
+    def health(self, container: str) -> str:
+        return str(self.inspect(container)["State"]["Health"]["Status"])
+
+    def wait_until_healthy(self, service: str | None = None, timeout: float = HEALTHY_SECS) -> None:
+        """Until every container (of a service) runs and is healthy; `init` counts when it ended with 0."""
+
+        def unwell() -> list[str]:
+            return [
+                f"{entry['Name']} {entry['State']} {entry['Health']}"
+                for entry in self.containers(service)
+                if not (entry["State"] == "running" and entry["Health"] in ("", "healthy"))
+                and not (entry["Service"] == "init" and entry["ExitCode"] == 0)
+            ]
+
+        wait_until(unwell, timeout, f"{service or 'all services'} healthy", until=lambda found: not found)
+
+    # --- Dagit -----------------------------------------------------------------------------------------
+
+    @property
+    def dagit_url(self) -> str:
+        return f"http://127.0.0.1:{self.settings['DAGIT_PORT']}"
+
+    def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
+        response = requests.post(
+            f"{self.dagit_url}/graphql", json={"query": query, "variables": variables}, timeout=60
+        )
+        body = response.json()
+        assert "errors" not in body, body["errors"]
+        data: dict[str, Any] = body["data"]
+        return data
+
+    def launch(self, job: str, config: dict[str, Any] | None = None, tags: dict[str, str] | None = None) -> str:
+        """Launch a job as the Launchpad does; returns the run's id."""
+        selector = {
+            "repositoryLocationName": "pipelines", "repositoryName": "__repository__", "jobName": job,
+        }  # fmt: skip
+        params = {
+            "selector": selector,
+            "runConfigData": config or {},
+            "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in (tags or {}).items()]},
+        }
+        answer = self.graphql(LAUNCH, params=params)["launchRun"]
+        assert answer["__typename"] == "LaunchRunSuccess", answer
+        return str(answer["run"]["runId"])
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        """Status, tags and step statistics of a run."""
+        found: dict[str, Any] = self.graphql(RUN, id=run_id)["runOrError"]
+        return found
+
+    def wait_for_run(self, run_id: str, timeout: float = RUN_SECS) -> dict[str, Any]:
+        """The run once it has ended, however it did."""
+        return wait_until(
+            lambda: self.run(run_id), timeout, f"run {run_id} ended", until=lambda run: run["status"] in FINAL
+        )
+
+    def succeed(self, job: str, config: dict[str, Any] | None = None, tags: dict[str, str] | None = None) -> str:
+        """Run a job to its end and insist on success; returns the run's id."""
+        run_id = self.launch(job, config, tags)
+        run = self.wait_for_run(run_id)
+        assert run["status"] == "SUCCESS", self.failure_texts(run_id)
+        return run_id
+
+    def events(self, run_id: str) -> list[dict[str, Any]]:
+        """Every event of a run, in order."""
+        return list(self._events(run_id))
+
+    def _events(self, run_id: str) -> Iterator[dict[str, Any]]:
+        cursor: str | None = None
+        more = True
+        while more:
+            page = self.graphql(EVENTS, id=run_id, cursor=cursor)["logsForRun"]
+            yield from page["events"]
+            cursor, more = page["cursor"], page["hasMore"]
+
+    def failure_texts(self, run_id: str) -> list[str]:
+        """What went wrong in a run, in its own words."""
+        return [
+            f"{event.get('stepKey')}: {event['message']} {event.get('error')}"
+            for event in self.events(run_id)
+            if "FAILURE" in (event.get("eventType") or "")
+        ]
+
+    def metadata(self, run_id: str, step: str) -> dict[str, Any]:
+        """All metadata that a step's events carry, by label."""
+        values: dict[str, Any] = {}
+        for event in self.events(run_id):
+            if event.get("stepKey") == step:
+                for entry in event.get("metadataEntries") or []:
+                    value = {k: v for k, v in entry.items() if k not in ("__typename", "label")}
+                    values[entry["label"]] = next(iter(value.values()), None)
+        return values
+
+    # --- stores ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def s3(self) -> Any:
+        """S3 with the keys that the stack itself has."""
+        return self.s3_client(self.settings["S3_ACCESS_KEY"], self.settings["S3_SECRET_KEY"])
+
+    @cached_property
+    def s3_root(self) -> Any:
+        """S3 with root's keys, to look at what the stack's user may not see."""
+        return self.s3_client("root", self.settings["MINIO_ROOT_PASSWORD"])
+
+    def s3_client(self, access_key: str, secret_key: str) -> Any:
+        return boto3.client(
+            "s3", endpoint_url=f"http://127.0.0.1:{self.settings['MINIO_PORT']}", region_name="us-east-1",
+            aws_access_key_id=access_key, aws_secret_access_key=secret_key,
+        )  # fmt: skip
+
+    @property
+    def bucket(self) -> str:
+        return self.settings["S3_BUCKET"]
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys in the bucket under a prefix."""
+        pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
+    def broker(self, path: str, user: str = "admin") -> Any:
+        """GET of RabbitMQ's management API."""
+        response = self.broker_response(path, user)
+        response.raise_for_status()
+        return response.json()
+
+    def broker_response(self, path: str, user: str = "admin", password: str | None = None) -> requests.Response:
+        names = {"admin": "RABBITMQ_ADMIN_PASSWORD", "monitor": "RABBITMQ_MONITOR_PASSWORD",
+                 "dagster": "RABBITMQ_PASSWORD"}  # fmt: skip
+        return requests.get(
+            f"http://127.0.0.1:{self.settings['RABBITMQ_PORT']}/api/{path}",
+            auth=(user, password or self.settings[names[user]]), timeout=20,
+        )  # fmt: skip
+
+    def sql(self, statement: str) -> list[list[str]]:
+        """Rows of a statement, as Dagster's own database user."""
+        command = f"PGPASSWORD=$POSTGRES_PASSWORD psql -X -A -t -F '|' -h 127.0.0.1 -U $POSTGRES_USER -d $POSTGRES_DB -c \"{statement}\""
+        output = self.exec("postgres", "sh", "-c", command).stdout
+        return [line.split("|") for line in output.splitlines()]
+
+
+def docker() -> str:
+    from scripts.engine import docker
+
+    return docker()
