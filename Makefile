@@ -1,12 +1,12 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
 # Variables: JOB, CONFIG, TAGS, N (below), PYTHON, STACK_ENV_FILE (another .env: a second copy of the stack).
+# make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
 PYTHON ?= python3
 COMPOSE := $(PYTHON) -m scripts.compose
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-export JOB CONFIG TAGS N DAGIT_PORT
 MAKEFLAGS += --no-print-directory
 
 .PHONY: help up down demo run scale workers logs ps shell dev test test-unit lint lock clean

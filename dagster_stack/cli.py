@@ -1,5 +1,6 @@
 """The command line `dagster-stack`: thin commands, each of which imports what it needs when it is called."""
 
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,33 @@ def workers(as_json: bool) -> ExitCode:
     from dagster_stack.workers import show_workers
 
     return show_workers(sys.stdout, as_json)
+
+
+@cli.command()
+def init() -> None:
+    """Make schema, bucket and S3 user: the service `init`, safe to repeat."""
+    from dagster_stack.provision import provision
+
+    log_to_stdout()
+    provision()
+
+
+@cli.command()
+def daemon() -> None:
+    """Run Dagster's daemon: the service `daemon`."""
+    from dagster_stack.daemon import run_daemon
+
+    log_to_stdout()
+    run_daemon()
+
+
+def log_to_stdout() -> None:
+    """For services: one line an event, time first."""
+    logging.basicConfig(
+        stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    # Its lines repeat what the migration says itself.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def read_config(file: str | None, from_environment: bool, environment: Mapping[str, str] = os.environ) -> str:

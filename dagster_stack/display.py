@@ -155,6 +155,9 @@ class TerminalView(View):
             answer = self._console.input(Text(f"{question} [y/N] ", style="bold"))
         except EOFError:
             answer = ""
+        except KeyboardInterrupt:
+            self._console.print()
+            raise
         if self._live:
             self._live.start(refresh=True)
         return answer.strip().lower() in ("y", "yes")
@@ -232,7 +235,7 @@ def picture(frame: Frame, elapsed: float, spinner: Spinner) -> RenderableType:
             finished_style=colour,
         ),
         Text(steps_of(progress), style="bold", no_wrap=True),
-        Text("  ").join(Text(words, style=style) for style, words in counts(progress)),
+        one_line("  ", "").join(Text(words, style=style) for style, words in counts(progress)),
         Text(f"{frame.rate:.1f} steps/s", no_wrap=True),
         Text(clock(elapsed), style="dim", no_wrap=True),
     )

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_FILE = Path(os.environ.get("DAGSTER_STACK_HEARTBEAT_FILE") or "/tmp/heartbeat")
 #: Seconds between two looks. A look costs a few microseconds.
 PROBE_INTERVAL_SECS = 5
+#: Seconds between looks until the first one that finds all well.
+FIRST_INTERVAL_SECS = 1
 #: Seconds without a sign of life after which the event loop, thus the broker connection, counts as dead.
 LOOP_SILENCE_SECS = 15
 #: Seconds of failed looks after which a worker exits. Longer than a restart of the broker takes: an exit
@@ -55,17 +57,24 @@ class Heartbeat(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
+        try:
+            self._watch()
+        except BaseException:
+            # A process without its watchman would look well, or be taken for dead, for ever.
+            logger.critical("the heartbeat thread died, ending the process", exc_info=True)
+            self._exit(EXIT_CODE)
+
+    def _watch(self) -> None:
         well_at = time.monotonic()
         complaint: str | None = None
-        while not self._stopped.wait(self._interval):
-            try:
-                reason = self._probe()
-            except Exception as error:
-                reason = f"the look itself failed: {error!r}"
+        # The first sign of life ends the wait of `make up`: look for it more often.
+        interval = min(FIRST_INTERVAL_SECS, self._interval)
+        while not self._stopped.wait(interval):
+            reason = self._look()
             if reason is None:
                 if complaint:
                     logger.warning("healthy again")
-                well_at, complaint = time.monotonic(), None
+                well_at, complaint, interval = time.monotonic(), None, self._interval
                 self._file.touch()
                 continue
             silent_for = time.monotonic() - well_at
@@ -74,9 +83,18 @@ class Heartbeat(threading.Thread):
                 complaint = reason
             if self._exit_after is not None and silent_for > self._exit_after:
                 logger.critical("giving up after %.0f s so that the container restarts: %s", silent_for, reason)
-                logging.shutdown()
-                self._exit_process(EXIT_CODE)
+                self._exit(EXIT_CODE)
                 return
+
+    def _look(self) -> str | None:
+        try:
+            return self._probe()
+        except Exception as error:
+            return f"the look itself failed: {error!r}"
+
+    def _exit(self, code: int) -> None:
+        logging.shutdown()
+        self._exit_process(code)
 
     def stop(self) -> None:
         self._stopped.set()

@@ -160,5 +160,5 @@ def attach_policy(admin: MinioAdmin, user: str) -> None:
 def make_schema() -> None:
     """Dagster's tables: made when missing, migrated when they are of an older version."""
     with DagsterInstance.get() as instance:
-        instance.upgrade(print_fn=lambda line: logger.info("%s", line))
+        instance.upgrade(print_fn=lambda line: logger.debug("%s", line))
     logger.info("the database schema is up to date")

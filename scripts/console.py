@@ -2,11 +2,13 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,9 +28,14 @@ class Failure(Exception):
     """Raised when a script can't go on: the message says what is wrong and how to cure it."""
 
 
+def attended() -> bool:
+    """Whether somebody is there to answer (`make clean | tee log` has somebody too)."""
+    return sys.stdin.isatty() and not os.environ.get("CI")
+
+
 def interactive() -> bool:
-    """Whether somebody is there to answer: a terminal on both sides, and no CI."""
-    return sys.stdin.isatty() and sys.stdout.isatty() and not os.environ.get("CI")
+    """Whether there is a terminal on both sides, and no CI."""
+    return attended() and sys.stdout.isatty()
 
 
 def say(text: str) -> None:
@@ -50,10 +57,19 @@ def fail(error: Failure | str) -> NoReturn:
 
 def main(entry: Callable[[], int | None]) -> NoReturn:
     """Run a script: failures as one readable message, Ctrl-C without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # A terminal that knows no ✓ gets a ? in its place.
+            stream.reconfigure(errors="replace")
     try:
         sys.exit(entry() or 0)
     except Failure as error:
         fail(error)
+    except PermissionError as error:
+        fail(
+            f"{error.filename}: this user may not do that. If `sudo make` was used here before, use it again,"
+            f" or take the files back: sudo chown -R $(id -u):$(id -g) {ROOT}"
+        )
     except KeyboardInterrupt:
         print("\n  interrupted; what is running goes on, `make down` ends it", file=sys.stderr)
         sys.exit(130)
@@ -64,9 +80,13 @@ def main(entry: Callable[[], int | None]) -> NoReturn:
 
 def confirm(question: str) -> bool:
     """Ask on a terminal; without one the answer is no."""
-    if not interactive():
+    if not attended():
         return False
-    return input(f"  ? {question} [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"  ? {question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        say("")
+        return False
 
 
 class Progress:
@@ -77,7 +97,7 @@ class Progress:
         self._detail = ""
         self._started = time.monotonic()
         self._ended = threading.Event()
-        self._rewrites = sys.stdout.isatty()
+        self._rewrites = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         self._thread = threading.Thread(target=self._show, daemon=True)
 
     def __enter__(self) -> "Progress":
@@ -106,7 +126,7 @@ class Progress:
         while not self._ended.wait(interval):
             line = f"  … {self._title}  {self.elapsed}" + (f"  {self._detail}" if self._detail else "")
             if self._rewrites:
-                width = os.get_terminal_size().columns
+                width = shutil.get_terminal_size().columns
                 print(f"\r\033[K{line[: width - 1]}", end="", flush=True)
             else:
                 say(line)
@@ -127,17 +147,20 @@ def run_logged(
     """
     LOG_FOLDER.mkdir(parents=True, exist_ok=True)
     log = LOG_FOLDER / (re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-") + ".log")
-    with Progress(title) as progress, log.open("w") as file:
-        process = subprocess.Popen(
-            command,
-            cwd=cwd,
-            env={**os.environ, **(environment or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
+    with Progress(title) as progress, log.open("w", encoding="utf-8") as file:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                env={**os.environ, **(environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                errors="replace",
+            )
+        except FileNotFoundError as error:
+            raise Failure(f"{title} needs the program {command[0]}, which is not on this machine.") from error
         assert process.stdout
         try:
             for line in process.stdout:
@@ -151,6 +174,6 @@ def run_logged(
             raise
         elapsed = progress.elapsed
     if process.returncode:
-        tail = "\n".join(log.read_text().splitlines()[-LOG_TAIL_LINES:])
+        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-LOG_TAIL_LINES:])
         raise Failure(f"{title} failed after {elapsed}. The end of {log}:\n\n{tail}")
     done(f"{title} ({elapsed})")

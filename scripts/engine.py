@@ -1,23 +1,35 @@
 """The Docker engine: found, installed from the distribution where that is possible, and started."""
 
 import os
+import pwd
 import re
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from scripts import apt
-from scripts.console import Failure, Progress, confirm, done, interactive, main, run_logged, warn
+from scripts.console import Failure, Progress, attended, confirm, done, main, run_logged, warn
 
 #: Debian's packages of the engine. Those of Debian 12 lack Compose and BuildKit; trixie's are taken there.
 PACKAGES = ["docker.io", "docker-cli", "docker-buildx", "docker-compose"]
 #: Ubuntu names its Compose and Buildx packages otherwise.
 UBUNTU_PACKAGES = ["docker.io", "docker-buildx", "docker-compose-v2"]
 
-PID_FILES = [Path("/var/run/docker.pid"), Path("/var/run/docker/containerd/containerd.pid")]
+#: What an engine is recognized by, and by its plugins the client that can do what is needed here.
+SOCKET = Path("/var/run/docker.sock")
+PLUGINS = {"Compose": "compose", "BuildKit (buildx)": "buildx"}
+#: The first engine that checks health every second while a container starts (`start_interval`).
+OLDEST_ENGINE = "25.0"
+
+#: The pid files that a killed engine leaves, and whose they are.
+PID_FILES = {
+    Path("/var/run/docker.pid"): "dockerd",
+    Path("/var/run/docker/containerd/containerd.pid"): "containerd",
+}
 DAEMON_LOG = Path("/var/log/dagster-stack-dockerd.log")
 #: Seconds that one attempt to start may take: loading the containers of a killed engine takes a while.
 START_TIMEOUT_SECS = 60
@@ -32,22 +44,31 @@ class NoEngine(Failure):
 
 @cache
 def docker() -> str:
-    """The first docker client on PATH (or Debian's) that has Compose; raises NoEngine."""
-    for client in clients():
-        if answers([client, "compose", "version"]):
+    """The first docker client on PATH (or Debian's) that has Compose and BuildKit; raises NoEngine."""
+    lacking = {client: lacks(client) for client in clients()}
+    for client, plugins in lacking.items():
+        if not plugins:
             return client
-    if clients():
+    for client, plugins in lacking.items():
         raise NoEngine(
-            f"{clients()[0]} has no Compose plugin. Install it (Debian: docker-compose of trixie, Ubuntu:"
-            f" docker-compose-v2, elsewhere: docker-compose-plugin). {WITHOUT_DOCKER}"
+            f"{client} has no {' and no '.join(plugins)} plugin. Install what is missing (Debian 13:"
+            f" {' '.join(PACKAGES[2:])}, Ubuntu: {' '.join(UBUNTU_PACKAGES[1:])}, Docker's own archive:"
+            f" docker-buildx-plugin docker-compose-plugin). {WITHOUT_DOCKER}"
         )
-    raise NoEngine(f"There is no docker on this machine. {WITHOUT_DOCKER}")
+    raise NoEngine(
+        f"There is no docker on this machine. On Debian and Ubuntu `sudo make up` installs it. {WITHOUT_DOCKER}"
+    )
 
 
 def clients() -> list[str]:
     folders = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin"]
-    found = [shutil.which("docker", path=folder) for folder in folders]
+    found = [shutil.which("docker", path=folder) for folder in folders if folder]
     return list(dict.fromkeys(client for client in found if client))
+
+
+def lacks(client: str) -> list[str]:
+    """Which of the two plugins a client does not have."""
+    return [title for title, plugin in PLUGINS.items() if not answers([client, plugin, "version"])]
 
 
 def answers(command: list[str], timeout: float = 20) -> bool:
@@ -64,37 +85,51 @@ def running() -> bool:
 
 def ensure() -> None:
     """Install and start what is missing; raises NoEngine with the reason when that can't be."""
-    if not (running() and has_plugins()):
-        if not has_plugins() or not (shutil.which("dockerd") or is_remote()):
-            install()
-        if not running():
-            start()
+    if not has_plugins() or not (running() or engine_is_here() or named_engine()):
+        install()
+        docker()
+    if not running():
+        start()
     done(f"Docker engine answers: {version()}")
 
 
 def has_plugins() -> bool:
+    return any(not lacks(client) for client in clients())
+
+
+def engine_is_here() -> bool:
+    """Whether this machine has an engine, be it stopped or closed to this user (who has no sbin on PATH)."""
+    return SOCKET.exists() or dockerd() is not None
+
+
+def dockerd() -> str | None:
+    return shutil.which("dockerd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+
+def named_engine() -> str | None:
+    """The engine that the user named: not ours to install or to start."""
+    return os.environ.get("DOCKER_HOST")
+
+
+def is_elsewhere() -> bool:
+    """Whether the engine is on another machine, whose disk and ports can't be looked at from here."""
+    return (named_engine() or "unix:").partition(":")[0] != "unix"
+
+
+def ask(*arguments: str) -> str:
+    """What the client prints; empty when it can't."""
     try:
-        return answers([docker(), "buildx", "version"])
-    except NoEngine:
-        docker.cache_clear()
-        return False
-
-
-def is_remote() -> bool:
-    """Whether the client is told to use an engine elsewhere: not ours to start."""
-    return bool(os.environ.get("DOCKER_HOST"))
+        return subprocess.run([docker(), *arguments], capture_output=True, text=True, timeout=60).stdout.strip()
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 def version() -> str:
-    output = subprocess.run(
-        [docker(), "version", "--format", "{{.Server.Version}}"], capture_output=True, text=True
-    )
-    return output.stdout.strip() or "none"
+    return ask("version", "--format", "{{.Server.Version}}") or "none"
 
 
 def compose_version() -> str:
-    output = subprocess.run([docker(), "compose", "version", "--short"], capture_output=True, text=True)
-    return output.stdout.strip().removeprefix("v") or "none"
+    return ask("compose", "version", "--short").removeprefix("v") or "none"
 
 
 # --- install -------------------------------------------------------------------------------------------
@@ -102,37 +137,38 @@ def compose_version() -> str:
 
 def install() -> None:
     """Install the engine with its plugins from Debian or Ubuntu; raises NoEngine when that can't be."""
-    missing = "no Docker engine with Compose and Buildx"
-    if is_remote():
-        raise NoEngine(
-            f"There is {missing} behind DOCKER_HOST={os.environ['DOCKER_HOST']}. {WITHOUT_DOCKER}"
-        )
+    missing = "no Docker engine with Compose and BuildKit"
+    if named_engine():
+        # What is missing is the client's: docker() says which part.
+        docker()
     if os.environ.get("INSTALL_DOCKER") == "no":
         raise NoEngine(f"There is {missing}, and INSTALL_DOCKER=no forbids to install it. {WITHOUT_DOCKER}")
     distribution = apt.distribution()
     if distribution.id not in ("debian", "ubuntu"):
         raise NoEngine(
-            f"There is {missing}, and it can be installed by itself only on Debian and Ubuntu; this is"
-            f" {distribution.name}. Install Docker Engine 25 or later with its Compose plugin."
-            f" {WITHOUT_DOCKER}"
+            f"There is {missing}, and it can be installed from here only on Debian and Ubuntu; this is"
+            f" {distribution.name}. Install Docker Engine {OLDEST_ENGINE} or later with its Compose and"
+            f" Buildx plugins: https://docs.docker.com/engine/install/. {WITHOUT_DOCKER}"
         )
+    packages = UBUNTU_PACKAGES if distribution.id == "ubuntu" else PACKAGES
     if os.geteuid() != 0:
         raise NoEngine(
             f"There is {missing}, and only root can install it: run `sudo make up`, or ask whoever runs"
-            f" this machine for docker.io, docker-buildx and docker-compose. {WITHOUT_DOCKER}"
+            f" this machine for {', '.join(packages)}. {WITHOUT_DOCKER}"
         )
-    question = f"There is {missing}. Install {distribution.name}'s packages?"
-    if interactive() and not os.environ.get("INSTALL_DOCKER") and not confirm(question):
+    question = f"There is {missing}. Install {distribution.name}'s packages ({', '.join(packages)})?"
+    if attended() and not os.environ.get("INSTALL_DOCKER") and not confirm(question):
         raise NoEngine(f"Nothing was installed. {WITHOUT_DOCKER}")
-    apt.update()
-    if distribution.id == "ubuntu":
-        apt.install("Installing the Docker engine", [*UBUNTU_PACKAGES, "iptables"])
-    elif distribution.major < 13:
-        apt.pin_suite("trixie")
-        apt.install("Installing the Docker engine", [*(f"{name}/trixie" for name in PACKAGES), "iptables"])
-    else:
-        apt.install("Installing the Docker engine", [*PACKAGES, "iptables"])
-    docker.cache_clear()
+    try:
+        # Debian's testing and unstable have no number, and all that is needed.
+        if distribution.id == "debian" and 0 < distribution.major < 13:
+            apt.pin_suite("trixie")
+            packages = [f"{name}/trixie" for name in packages]
+        apt.install("Installing the Docker engine", [*packages, "iptables"])
+    except NoEngine:
+        raise
+    except Failure as failure:
+        raise NoEngine(f"{failure}\n\n  {WITHOUT_DOCKER}") from failure
 
 
 # --- start ---------------------------------------------------------------------------------------------
@@ -140,30 +176,66 @@ def install() -> None:
 
 def start() -> None:
     """Start the engine of this machine; raises NoEngine with the end of its log."""
-    if is_remote():
-        raise NoEngine(f"No engine answers at DOCKER_HOST={os.environ['DOCKER_HOST']}. {WITHOUT_DOCKER}")
-    if os.geteuid() != 0:
+    if named_engine():
         raise NoEngine(
-            "No Docker engine answers. If one runs, this user may not use it: add it to the group `docker`"
-            f" and log in again; else start it: `sudo systemctl start docker`. {WITHOUT_DOCKER}"
+            f"No engine answers at DOCKER_HOST={named_engine()}. Start it, or unset DOCKER_HOST to use this"
+            f" machine's. {WITHOUT_DOCKER}"
         )
+    if os.geteuid() != 0:
+        raise NoEngine(no_access())
     if Path("/run/systemd/system").is_dir():
-        run_logged("Starting the Docker engine", ["systemctl", "start", "docker"])
+        start_by_systemd()
         return
     for attempt in range(1, START_ATTEMPTS + 1):
         remove_stale_pid_files()
         if start_by_hand(attempt):
             return
     tail = "\n".join(DAEMON_LOG.read_text(errors="replace").splitlines()[-15:])
-    raise NoEngine(f"The Docker engine does not start. The end of {DAEMON_LOG}:\n\n{tail}\n\n{WITHOUT_DOCKER}")
+    raise NoEngine(f"The Docker engine does not start. The end of {DAEMON_LOG}:\n\n{tail}\n\n  {WITHOUT_DOCKER}")
+
+
+def no_access(socket: Path = SOCKET) -> str:
+    """Why no engine answers this user, with the cure."""
+    if socket.exists() and not os.access(socket, os.W_OK):
+        return (
+            f"A Docker engine is here, but this user may not use it ({socket} is closed to it). Add it to the"
+            f" group `docker` (sudo usermod -aG docker {user_name()}) and log in again, or run `sudo make up`."
+            f" {WITHOUT_DOCKER}"
+        )
+    return (
+        "No Docker engine answers, and only root can start it: `sudo systemctl start docker`, or `sudo make up`,"
+        f" which starts it where there is no systemd as well. {WITHOUT_DOCKER}"
+    )
+
+
+def user_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return "$(id -un)"
+
+
+def start_by_systemd() -> None:
+    try:
+        run_logged("Starting the Docker engine", ["systemctl", "start", "docker"])
+    except Failure as failure:
+        raise NoEngine(f"{failure}\n\n  Its log: journalctl -u docker. {WITHOUT_DOCKER}") from failure
+    if not running():
+        raise NoEngine(
+            "systemd says that the Docker engine runs, but it does not answer. Its log: journalctl -u docker;"
+            f" often `systemctl restart docker` helps. {WITHOUT_DOCKER}"
+        )
 
 
 def start_by_hand(attempt: int) -> bool:
     """Start dockerd in a session of its own and wait until it answers; False when it gave up."""
+    program = dockerd()
+    if program is None:
+        raise NoEngine(f"There is a docker client, but no engine (dockerd) on this machine. {WITHOUT_DOCKER}")
     with DAEMON_LOG.open("a") as log, Progress("Starting the Docker engine") as progress:
         progress.at(f"log: {DAEMON_LOG}" + (f", attempt {attempt}" if attempt > 1 else ""))
         process = subprocess.Popen(
-            ["dockerd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+            [program], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
         )
         deadline = time.monotonic() + START_TIMEOUT_SECS
         while time.monotonic() < deadline and process.poll() is None:
@@ -180,27 +252,27 @@ def start_by_hand(attempt: int) -> bool:
     return False
 
 
-def remove_stale_pid_files(files: list[Path] = PID_FILES) -> None:
+def remove_stale_pid_files(files: Mapping[Path, str] = PID_FILES) -> None:
     """Remove what a killed engine left: it refuses to start while that pid exists, be it a zombie's or
     another program's that got the same number."""
-    for file in files:
+    for file, program in files.items():
         try:
             pid = int(file.read_text())
         except (FileNotFoundError, ValueError):
             continue
-        if not is_engine(pid):
+        if not is_alive(pid, program):
             warn(f"{file} is left from an engine that was killed: removed")
             file.unlink(missing_ok=True)
 
 
-def is_engine(pid: int) -> bool:
-    """Whether the process is a living dockerd or containerd."""
+def is_alive(pid: int, program: str) -> bool:
+    """Whether the process lives and is that program."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return False
     fields = dict(re.findall(r"^(\w+):\s*(\S+)", status, re.MULTILINE))
-    return fields.get("Name") in ("dockerd", "containerd") and fields.get("State") not in ("Z", "X")
+    return fields.get("Name") == program and fields.get("State") not in ("Z", "X")
 
 
 if __name__ == "__main__":

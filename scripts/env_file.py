@@ -5,7 +5,7 @@ import re
 import secrets
 from pathlib import Path
 
-from scripts.console import ROOT, done
+from scripts.console import ROOT, Failure, done
 
 EXAMPLE = ROOT / ".env.example"
 #: Bytes of randomness in each secret; they are written as twice as many hexadecimal digits.
@@ -20,7 +20,10 @@ SECRETS = (
     "MINIO_ROOT_PASSWORD",
     "S3_SECRET_KEY",
 )
-ASSIGNMENT = re.compile(r"^([A-Z][A-Z0-9_]*)=(.*)$")
+#: A line that sets a variable, as Compose reads it: what stands before the value, its name, the value, the rest.
+ASSIGNMENT = re.compile(
+    r"""(\s*(?:export\s+)?([A-Za-z_]\w*)[ \t]*=)([ \t]*(?:"[^"]*"|'[^']*')|.*?)((?:[ \t]+\#.*)?\s*)""", re.DOTALL
+)
 
 
 def env_path() -> Path:
@@ -28,75 +31,106 @@ def env_path() -> Path:
     return Path(os.environ.get("STACK_ENV_FILE") or ROOT / ".env").resolve()
 
 
+def lines_of(path: Path) -> list[str]:
+    """The lines with their ends, such that joined they are the very file."""
+    return path.read_bytes().decode(errors="surrogateescape").splitlines(keepends=True)
+
+
 def read(path: Path) -> dict[str, str]:
-    """The variables of a file; empty when there is none."""
+    """The variables of a file; empty when there is none. Where one stands twice the last wins, as in Compose."""
     if not path.exists():
         return {}
-    return dict(match.groups() for line in path.read_text().splitlines() if (match := ASSIGNMENT.match(line)))
+    found = (ASSIGNMENT.fullmatch(line) for line in lines_of(path))
+    return {match[2]: unquoted(match[3]) for match in found if match}
+
+
+def unquoted(value: str) -> str:
+    value = value.strip()
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
 
 
 def settings() -> dict[str, str]:
     """What Compose will see: the file, overridden by the environment of this process."""
-    values = read(env_path())
-    return {**values, **{name: os.environ[name] for name in values if name in os.environ}}
+    return {**read(env_path()), **os.environ}
+
+
+def number(name: str, default: int, most: int = 1_000_000) -> int:
+    """A setting that must be a whole number from 0 to `most`; raises Failure that names it."""
+    text = settings().get(name) or str(default)
+    if not (text.isascii() and text.isdecimal() and int(text) <= most):
+        where = "the environment" if name in os.environ else env_path().name
+        raise Failure(f"{name}={text} in {where} is not a whole number from 0 to {most}: change it there.")
+    return int(text)
 
 
 def complete(path: Path | None = None, example: Path = EXAMPLE) -> None:
     """Make the file, or add the variables that it lacks; a value that is there is never changed."""
     path = path or env_path()
-    present = read(path)
-    if not present and not path.exists():
-        write(path, "".join(filled(line) for line in example.read_text().splitlines(keepends=True)))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, "".join(filled(line) for line in lines_of(example)))
         done(f"{path.name} written, with random secrets in it (mode 0600, not in git)")
         return
+    present = read(path)
     for name in SECRETS:
         if present.get(name) == "":
             set_value(name, secrets.token_hex(SECRET_BYTES), path)
             done(f"{path.name} had an empty {name}: generated")
-    missing = [line for line in example.read_text().splitlines() if is_missing(line, present)]
+    missing = [name for name in read(example) if name not in present]
     if missing:
-        text = path.read_text()
-        separator = "" if text.endswith("\n") else "\n"
-        added = "".join(filled(line + "\n") for line in missing)
-        write(path, f"{text}{separator}\n# Added by `make up`, see .env.example.\n{added}")
-        names = ", ".join(line.partition("=")[0] for line in missing)
-        done(f"{path.name} was of an older version: added {names}; nothing else changed")
+        lines = lines_of(path)
+        end = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
+        if lines and not lines[-1].endswith("\n"):
+            lines.append(end)
+        added = [filled(line).rstrip() for line in lines_of(example) if name_of(line) in missing]
+        text = end.join(["", "# Added by `make up`, see .env.example.", *added, ""])
+        write(path, "".join(lines) + text)
+        done(f"{path.name} was of an older version: added {', '.join(missing)}; nothing else changed")
     else:
         path.chmod(0o600)
         done(f"{path.name} is complete, kept as it is")
 
 
-def is_missing(line: str, present: dict[str, str]) -> bool:
-    match = ASSIGNMENT.match(line)
-    return bool(match) and match[1] not in present  # type: ignore[index]
+def name_of(line: str) -> str | None:
+    """The variable that a line sets, if it sets one."""
+    match = ASSIGNMENT.fullmatch(line)
+    return match[2] if match else None
 
 
 def filled(line: str) -> str:
     """A line of the example, with a fresh secret where it wants one."""
-    match = ASSIGNMENT.match(line)
-    if match and match[1] in SECRETS and not match[2]:
-        return f"{match[1]}={secrets.token_hex(SECRET_BYTES)}\n"
+    match = ASSIGNMENT.fullmatch(line)
+    if match and match[2] in SECRETS and not match[3]:
+        return f"{match[1]}{secrets.token_hex(SECRET_BYTES)}{match[4]}"
     return line
 
 
 def set_value(name: str, value: str, path: Path | None = None) -> None:
-    """Set one variable where it stands, or at the end."""
+    """Set one variable where it stands (the last place, which wins), or at the end."""
     path = path or env_path()
-    lines = path.read_text().splitlines()
-    for number, line in enumerate(lines):
-        if line.startswith(f"{name}="):
-            lines[number] = f"{name}={value}"
+    lines = lines_of(path)
+    end = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
+    if lines and not lines[-1].endswith("\n"):
+        lines[-1] += end
+    for index, line in reversed(list(enumerate(lines))):
+        match = ASSIGNMENT.fullmatch(line)
+        if match and match[2] == name:
+            lines[index] = f"{match[1]}{value}{match[4]}"
             break
     else:
-        lines.append(f"{name}={value}")
-    write(path, "\n".join(lines) + "\n")
+        lines.append(f"{name}={value}{end}")
+    write(path, "".join(lines))
 
 
 def write(path: Path, text: str) -> None:
-    """Replace the file at once, readable by its owner alone."""
+    """Replace the file at once, readable by its owner alone: who owned it, or the folder, before."""
+    owner = (path if path.exists() else path.parent).stat()
     scratch = path.with_name(f"{path.name}.new")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(text.encode(errors="surrogateescape"))
     scratch.chmod(0o600)
+    if os.geteuid() == 0:
+        # `sudo make up` must not take the file away from the user who runs `make ps` next.
+        os.chown(scratch, owner.st_uid, owner.st_gid)
     scratch.replace(path)

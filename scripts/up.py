@@ -3,7 +3,7 @@
 import subprocess
 import time
 
-from scripts import base_image, compose, engine, env_file, images, preflight
+from scripts import base_image, code_location, compose, engine, env_file, images, preflight
 from scripts.console import Failure, Progress, done, main, run_logged, say
 
 #: Seconds until every service must be healthy; 20 is usual with warm images.
@@ -26,6 +26,7 @@ def up() -> None:
     say("Starting")
     start()
     addresses()
+    code_location.check(dagit_url())
 
 
 def start() -> None:
@@ -106,11 +107,15 @@ def unwell_failure(container: compose.Container) -> Failure:
     )
 
 
+def dagit_url() -> str:
+    return f"http://127.0.0.1:{env_file.settings().get('DAGIT_PORT') or 3000}"
+
+
 def addresses() -> None:
     """Where to look, and what to do next."""
     settings = env_file.settings()
     name = env_file.env_path().name
-    rows = [("Dagit", f"http://127.0.0.1:{settings.get('DAGIT_PORT') or 3000}", "")]
+    rows = [("Dagit", dagit_url(), "")]
     if not settings.get("RABBITMQ_HOST"):
         port = settings.get("RABBITMQ_PORT") or 15672
         rows.append(("RabbitMQ", f"http://127.0.0.1:{port}", f"user admin, RABBITMQ_ADMIN_PASSWORD in {name}"))

@@ -12,6 +12,10 @@ from scripts.console import BUILD_FOLDER, ROOT, Failure, done, run_logged
 FOLDER = ROOT / ".venv"
 PYTHON = FOLDER / "bin" / "python"
 REQUIREMENTS = ROOT / "requirements"
+#: The first Python that `requires-python` of pyproject.toml leaves out.
+TOO_NEW = (3, 14)
+#: As the environment's folder and Debian's packages spell it.
+VERSION = f"python{sys.version_info.major}.{sys.version_info.minor}"
 
 
 def ensure(lock: str = "stack") -> Path:
@@ -22,7 +26,7 @@ def ensure(lock: str = "stack") -> Path:
     if stamp.exists() and stamp.read_text() == wanted:
         done(f"Python packages in {FOLDER.name} are those of requirements/{lock}.lock")
         return PYTHON
-    if not PYTHON.exists():
+    if not is_usable():
         make()
     pip = [str(PYTHON), "-m", "pip", "install", "--require-hashes", "--no-deps", "--disable-pip-version-check",
            "--progress-bar", "off"]  # fmt: skip
@@ -41,19 +45,36 @@ def fingerprint(files: list[Path]) -> str:
     return digest.hexdigest()
 
 
+def is_usable() -> bool:
+    """Whether there is a whole environment of this Python's version."""
+    return (FOLDER / "lib" / VERSION).is_dir() and PYTHON.exists() and (FOLDER / "bin" / "pip").exists()
+
+
 def make() -> None:
     """A fresh environment. Debian keeps the part of Python that makes them in a package of its own."""
+    if sys.version_info >= TOO_NEW:
+        raise Failure(
+            f"Dagster's packages need Python 3.11 to 3.13, found {sys.version.split()[0]}."
+            " Name one: make PYTHON=/path/to/python3.13 …"
+        )
     command = [sys.executable, "-m", "venv", "--clear", str(FOLDER)]
     BUILD_FOLDER.mkdir(exist_ok=True)
     if subprocess.run([sys.executable, "-c", "import ensurepip"], capture_output=True).returncode:
+        package = f"{VERSION}-venv"
         if os.geteuid() != 0 or apt.distribution().id not in ("debian", "ubuntu"):
-            raise Failure("Python's venv module is incomplete here. Install python3-venv and run this again.")
-        apt.update()
-        apt.install("Installing python3-venv", ["python3-venv"])
+            raise Failure(
+                f"{sys.executable} can't make virtual environments: its ensurepip is missing. On Debian and"
+                f" Ubuntu: sudo apt-get install {package}. Or name another Python 3.11 to 3.13:"
+                " make PYTHON=/path/to/python3 …"
+            )
+        apt.install(f"Installing {package}", [package])
     run_logged(f"Making {FOLDER.name}", command)
 
 
 if __name__ == "__main__":
     from scripts.console import main
 
-    main(lambda: ensure(*sys.argv[1:]) and None)
+    def entry() -> None:
+        ensure(*sys.argv[1:])
+
+    main(entry)

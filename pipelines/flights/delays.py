@@ -1,16 +1,18 @@
 """Delays added up: sums that can be joined, so that a year is the sum of its months."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dagster import Failure
-
+from pipelines.flights.outcome import Outcome
 from pipelines.flights.source import raw_file
-from pipelines.flights.table import connect
+from pipelines.flights.table import connect, read_outcome
 
 #: Minutes of departure delay from which a flight counts as late: the US Department of Transportation's.
 LATE = 15
+
+
+#: The key of flights for whose hour there is no weather.
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -22,10 +24,14 @@ class Scale:
     edges: tuple[float, ...]
     labels: tuple[str, ...]
 
+    def label(self, key: str) -> str:
+        """The name of the class that `sql` calls `key`."""
+        return key if key == UNKNOWN else self.labels[int(key)]
+
     def sql(self) -> str:
         """The number of a value's class, as text that sorts; `unknown` without a value."""
         place = f"len(list_filter({list(self.edges)}, lambda edge: edge <= {self.column})) - 1"
-        return f"CASE WHEN {self.column} IS NULL THEN 'unknown' ELSE ({place})::VARCHAR END"
+        return f"CASE WHEN {self.column} IS NULL THEN '{UNKNOWN}' ELSE ({place})::VARCHAR END"
 
 
 WEATHER = {
@@ -36,13 +42,16 @@ WEATHER = {
         ("0–5", "5–10", "10–15", "15–20", "20–25", "25–30", "30+"),
     ),
     "visibility": Scale(
-        "visib", "Visibility, miles", (0, 1, 2, 4, 6, 8, 10), ("0–1", "1–2", "2–4", "4–6", "6–8", "8–10", "10")
+        "visib",
+        "Visibility, miles",
+        (0, 1, 2, 4, 6, 8, 10),
+        ("0–1", "1–2", "2–4", "4–6", "6–8", "8–10", "10"),
     ),
     "rain": Scale(
         "precip",
         "Rain or snow, inches an hour",
         (0, 0.01, 0.03, 0.06, 0.1, 0.2),
-        ("dry", "0.01–", "0.03–", "0.06–", "0.1–", "0.2+"),
+        ("dry", "<0.03", "<0.06", "<0.1", "<0.2", "0.2+"),
     ),
 }
 
@@ -93,12 +102,9 @@ class Totals:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a table adds up to: where each row went, and the delays of the flights by each dimension."""
+    """What a table adds up to: where its rows went, and its flights' delays by each dimension."""
 
-    used: int = 0
-    cancelled: int = 0
-    #: Rejected rows by reason, such as `month: not between 1 and 12`.
-    reasons: Counter[str] = field(default_factory=Counter)
+    outcome: Outcome = field(default_factory=Outcome)
     #: By dimension and key, such as `("airline", "UA")`.
     totals: dict[tuple[str, str], Totals] = field(default_factory=dict)
 
@@ -106,65 +112,20 @@ class Summary:
         totals = dict(self.totals)
         for key, value in other.totals.items():
             totals[key] = totals.get(key, Totals()) + value
-        return Summary(
-            self.used + other.used, self.cancelled + other.cancelled, self.reasons + other.reasons, totals
-        )
-
-    @property
-    def rejected(self) -> int:
-        return self.reasons.total()
-
-    @property
-    def rows(self) -> int:
-        return self.used + self.cancelled + self.rejected
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Where the rows went, as metadata."""
-        return {
-            "rows": self.rows,
-            "used": self.used,
-            "cancelled": self.cancelled,
-            "rejected": self.rejected,
-        }
+        return Summary(self.outcome + other.outcome, totals)
 
     def by(self, dimension: str) -> dict[str, Totals]:
         """The totals of a dimension, in the order of their keys."""
         return {key: totals for (name, key), totals in sorted(self.totals.items()) if name == dimension}
-
-    def account_for(self, rows: int) -> None:
-        """Raise a Failure unless these are all the rows: none lost, none counted twice."""
-        if self.rows != rows:
-            raise Failure(
-                f"{rows:,} rows came in, and {self.rows:,} are accounted for: {self.used:,} used,"
-                f" {self.cancelled:,} cancelled, {self.rejected:,} rejected.",
-                metadata={"expected": rows, **self.counts},
-                allow_retries=False,
-            )
 
 
 def summarize(checked: Path) -> Summary:
     """Add up a file that `table.check` wrote, each flight beside the weather at its airport in its hour."""
     with connect(checked.parent) as database:
         parameters = {"checked": str(checked), "weather": str(raw_file("weather.csv"))}
-        statuses = dict(
-            database.execute(
-                "SELECT status, count(*) FROM read_parquet(?) GROUP BY status", [str(checked)]
-            ).fetchall()
-        )
-        reasons = database.execute(
-            """
-            SELECT concat_ws(': ', nullif(fault.column, ''), fault.reason), count(*)
-            FROM read_parquet(?) WHERE status = 'rejected' GROUP BY ALL
-            """,
-            [str(checked)],
-        ).fetchall()
         totals = database.execute(totals_query(), parameters).fetchall()
     return Summary(
-        statuses.get("used", 0),
-        statuses.get("cancelled", 0),
-        Counter(dict(reasons)),
-        {(dimension, key): Totals(*sums) for dimension, key, *sums in totals},
+        read_outcome(checked), {(dimension, key): Totals(*sums) for dimension, key, *sums in totals}
     )
 
 
@@ -174,7 +135,7 @@ def totals_query() -> str:
     names = " ".join(f"WHEN grouping({name}_key) = 0 THEN '{name}'" for name in DIMENSIONS)
     key = ", ".join(f"{name}_key" for name in DIMENSIONS)
     sets = ", ".join(f"({name}_key)" for name in DIMENSIONS)
-    # The weather file has gusts of 1,048 mph: a wind that no instrument measures is not known.
+    # The weather file has one wind of 1,048 mph: such a wind is as good as unknown.
     return f"""
         WITH weather AS (
             SELECT origin, time_hour, visib, precip,

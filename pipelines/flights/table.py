@@ -1,4 +1,4 @@
-"""The flights' CSV schema: what a good row is, and what is wrong with a bad one.
+"""A flights CSV, checked: each row is used, cancelled or rejected.
 
 DuckDB does the work, because it streams a file of any size through bounded memory on both cores in SQL.
 Its CSV reader's reject tables are not used: they take 0.2 ms for each bad value and number records, not
@@ -6,7 +6,7 @@ lines. So the rows reach it as numbered text, and SQL casts and judges them.
 """
 
 import csv
-import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +15,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, TYPE_CHECKING
 
-from dagster import Failure
+from dagster import Failure, MetadataValue
 
 from dagster_stack import ObjectNotFound, ObjectStore
+from pipelines.flights.outcome import Outcome
+from pipelines.flights.schema import COLUMNS, fault_sql, values_sql
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -41,99 +43,29 @@ MALFORMATIONS = (TOO_LONG, NOT_UTF8, CARRIAGE_RETURN, OPEN_QUOTE, WRONG_COUNT)
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A whole number from `low` to `high`."""
-
-    low: int
-    high: int
-    required: bool = True
-
-    def problem(self, column: str) -> str:
-        """SQL: what is wrong with a value that is not NULL, else NULL."""
-        # By pattern, since a cast would round 1.5.
-        return f"""CASE WHEN NOT regexp_full_match({column}, '[+-]?[0-9]{{1,9}}') THEN 'not a whole number'
-            WHEN {column}::INTEGER NOT BETWEEN {self.low} AND {self.high}
-            THEN 'not between {self.low} and {self.high}' END"""
-
-    def value(self, column: str) -> str:
-        return f"TRY_CAST({column} AS INTEGER)"
-
-
-@dataclass(frozen=True)
-class Code:
-    """A text that matches `pattern` as a whole; `meaning` says so to people."""
-
-    pattern: str
-    meaning: str
-    required: bool = True
-
-    def problem(self, column: str) -> str:
-        """SQL: what is wrong with a value that is not NULL, else NULL."""
-        return f"CASE WHEN NOT regexp_full_match({column}, '{self.pattern}') THEN 'not {self.meaning}' END"
-
-    def value(self, column: str) -> str:
-        return column
-
-
-@dataclass(frozen=True)
-class Time:
-    """An ISO 8601 time, kept as UTC."""
-
-    required: bool = True
-
-    def problem(self, column: str) -> str:
-        """SQL: what is wrong with a value that is not NULL, else NULL."""
-        return f"CASE WHEN TRY_CAST({column} AS TIMESTAMP) IS NULL THEN 'not a time' END"
-
-    def value(self, column: str) -> str:
-        return f"TRY_CAST({column} AS TIMESTAMP)"
-
-
-AIRPORT = Code("[A-Z]{3}", "an airport code of 3 letters")
-CLOCK = Whole(0, 2400)
-#: Minutes; below 0 is early. A flight that is off by more than two days is an error of its row.
-DELAY = Whole(-1440, 2880, required=False)
-
-#: A cancelled flight has neither times nor delays, so these are not required.
-COLUMNS: dict[str, Whole | Code | Time] = {
-    "year": Whole(1900, 2100),
-    "month": Whole(1, 12),
-    "day": Whole(1, 31),
-    "dep_time": Whole(0, 2400, required=False),
-    "sched_dep_time": CLOCK,
-    "dep_delay": DELAY,
-    "arr_time": Whole(0, 2400, required=False),
-    "sched_arr_time": CLOCK,
-    "arr_delay": DELAY,
-    "carrier": Code("[A-Z0-9]{2}", "an airline code of 2 characters"),
-    "flight": Whole(1, 9999),
-    "tailnum": Code("[A-Z0-9]{1,6}", "a tail number", required=False),
-    "origin": AIRPORT,
-    "dest": AIRPORT,
-    "air_time": Whole(1, 1440, required=False),
-    "distance": Whole(1, 12_500),
-    "hour": Whole(0, 23),
-    "minute": Whole(0, 59),
-    "time_hour": Time(),
-}
-
-#: What no single value shows: condition, the column to name, reason. The first that holds is given.
-ROW_RULES = (
-    ("TRY_CAST(concat_ws('-', year, month, day) AS DATE) IS NULL", "day", "not a day of its month"),
-    ("dep_time IS NOT NULL AND dep_delay IS NULL", "dep_delay", "departed without a departure delay"),
-    ("dep_time IS NOT NULL AND arr_delay IS NULL", "arr_delay", "departed without an arrival delay: diverted"),
-    ("dep_time IS NULL AND arr_delay IS NOT NULL", "dep_time", "arrived without having departed"),
-)
-
-
-@dataclass(frozen=True)
 class CheckedTable:
-    """A Parquet file with a row for each row of a CSV, used or not; see `check` for its columns."""
+    """A Parquet file with a row for each row of the CSV object `key`; see `check` for its columns."""
 
+    key: str
     path: Path
-    #: As counted while reading the text, so that DuckDB's own counts can be compared with it.
-    rows: int
+    outcome: Outcome
+    #: Columns of the CSV that the schema does not know; nothing is done with them.
     extra_columns: list[str]
+
+    def save_rejected(self, store: ObjectStore, version: str = "") -> dict[str, MetadataValue]:
+        """Put the rejected rows, if any, into the store as CSV; returns what to show about them."""
+        if not self.outcome.rejected:
+            return {}
+        key = "/".join(filter(None, ("rejected", self.key, version))).removesuffix(".csv") + ".csv"
+        target = self.path.with_name("rejected.csv")
+        write_rejected(self, target)
+        with target.open("rb") as file:
+            store.put(key, file, "text/csv; charset=utf-8")
+        return {
+            "rejected_by_reason": MetadataValue.md(self.outcome.reasons_table()),
+            "rejected_rows": MetadataValue.url(store.link(key)),
+            "rejected_key": MetadataValue.text(key),
+        }
 
 
 def connect(folder: Path) -> "DuckDBPyConnection":
@@ -172,7 +104,10 @@ def check(file: IO[bytes], name: str, folder: Path) -> CheckedTable:
     with connect(folder) as database:
         database.sql(check_query(header), params=[str(text)]).write_parquet(str(result))
     text.unlink()
-    return CheckedTable(result, rows, [column for column in header if column not in COLUMNS])
+    outcome = read_outcome(result)
+    # Counted twice, by Python's reading of the text and by DuckDB's: no row may be lost in between.
+    outcome.account_for(rows)
+    return CheckedTable(name, result, outcome, [column for column in header if column not in COLUMNS])
 
 
 def read_header(file: IO[bytes], name: str) -> list[str]:
@@ -187,14 +122,18 @@ def read_header(file: IO[bytes], name: str) -> list[str]:
     try:
         text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise failure(f"not a CSV file: its first line is not UTF-8 text (byte {error.start + 1}).") from error
+        raise failure(
+            f"not a CSV file: its first line is not UTF-8 text (byte {error.start + 1})."
+        ) from error
     if "\0" in text or len(line) == LONGEST_LINE:
         raise failure("not a CSV file: its first line is binary, or longer than 64 KiB.")
     header = [column.strip().lower() for column in next(csv.reader([text]), [])]
     missing = [column for column in COLUMNS if column not in header]
     if missing:
         found = ", ".join(header[:30])[:300]
-        raise failure(f"not a flights table: missing columns: {', '.join(missing)}. Its first line has: {found}")
+        raise failure(
+            f"not a flights table: missing columns: {', '.join(missing)}. Its first line has: {found}"
+        )
     twice = sorted({column for column in header if column in COLUMNS and header.count(column) > 1})
     if twice:
         raise failure(f"columns that appear twice: {', '.join(twice)}.")
@@ -257,50 +196,41 @@ def check_query(header: list[str]) -> str:
     """SQL over the numbered text, whose path is its parameter."""
     # A column that the schema does not know gets a name of ours: theirs may be anything.
     names = [name if name in COLUMNS else f"extra_{place}" for place, name in enumerate(header)]
-    types = ", ".join(f"'{name}': 'VARCHAR'" for name in ["malformation", *names])
-    faults = [
-        f"""CASE WHEN malformation IS NOT NULL
-            THEN {{'column': '', 'value': '', 'reason': {list(MALFORMATIONS)}[malformation::INTEGER]}} END"""
-    ]
-    for name, kind in COLUMNS.items():
-        problem = f"CASE WHEN {name} IS NULL THEN 'empty' ELSE {kind.problem(name)} END"
-        if not kind.required:
-            problem = kind.problem(name)
-        faults.append(fault(name, problem))
-    faults += [
-        fault(column, f"CASE WHEN {condition} THEN '{reason}' END") for condition, column, reason in ROW_RULES
-    ]
-    values = ", ".join(f"{kind.value(name)} AS {name}" for name, kind in COLUMNS.items())
+    types = ", ".join(f"'{name}': 'VARCHAR'" for name in names)
     return f"""
         WITH judged AS (
-            SELECT *, COALESCE({", ".join(faults)}) AS fault
+            SELECT *, CASE WHEN malformation IS NULL THEN {fault_sql()} ELSE
+                {{'column': '', 'value': '', 'reason': {list(MALFORMATIONS)}[malformation]}} END AS fault
             FROM read_csv(?, auto_detect = false, header = false, delim = '{SEPARATOR.decode()}', quote = '',
                 escape = '', nullstr = ['', 'NA'], null_padding = true, max_line_size = {4 * LONGEST_LINE},
-                columns = {{'line': 'BIGINT', {types}}})
+                columns = {{'line': 'BIGINT', 'malformation': 'INTEGER', {types}}})
         )
         SELECT line, CASE WHEN fault IS NOT NULL THEN 'rejected' WHEN dep_time IS NULL THEN 'cancelled'
-            ELSE 'used' END AS status, fault, {values}
+            ELSE 'used' END AS status, fault, {values_sql()}
         FROM judged
     """
 
 
-def fault(column: str, problem: str) -> str:
-    """SQL: the fault of a column when `problem` is not NULL, else NULL."""
-    return f"""CASE WHEN ({problem}) IS NOT NULL
-        THEN {{'column': '{column}', 'value': COALESCE({column}, ''), 'reason': {problem}}} END"""
+def read_outcome(checked: Path) -> Outcome:
+    """Where the rows of a checked file went."""
+    with connect(checked.parent) as database:
+        counts = database.execute(
+            """
+            SELECT status, concat_ws(': ', nullif(fault.column, ''), fault.reason), count(*)
+            FROM read_parquet(?) GROUP BY ALL
+            """,
+            [str(checked)],
+        ).fetchall()
+    number = {status: count for status, _, count in counts}
+    reasons = {reason: count for status, reason, count in counts if status == "rejected"}
+    return Outcome(number.get("used", 0), number.get("cancelled", 0), Counter(reasons))
 
 
-def write_rejected(table: CheckedTable, name: str, target: Path) -> None:
-    """Write the rejected rows of the CSV file `name` as CSV: file, line, column, value, reason."""
+def write_rejected(table: CheckedTable, target: Path) -> None:
+    """Write the rejected rows as CSV: file, line, column, value, reason."""
+    query = f"""
+        SELECT ? AS file, line, fault.column AS column, left(fault.value, 200) AS value, fault.reason AS reason
+        FROM read_parquet(?) WHERE status = 'rejected' LIMIT {MOST_LISTED}
+    """
     with connect(target.parent) as database:
-        query = f"""
-            SELECT ? AS file, line, fault.column AS column, left(fault.value, 200) AS value,
-                fault.reason AS reason
-            FROM read_parquet(?) WHERE status = 'rejected' LIMIT {MOST_LISTED}
-        """
-        database.sql(query, params=[name, str(table.path)]).write_csv(str(target))
-
-
-def rejected_key(key: str, version: str) -> str:
-    """Where the rejected rows of a version of the object `key` lie."""
-    return f"rejected/{key}/{re.sub(r'[^0-9A-Za-z_-]', '_', version)}.csv"
+        database.sql(query, params=[table.key, str(table.path)]).write_csv(str(target))
