@@ -28,9 +28,13 @@ class S3ComputeLogs(S3ComputeLogManager):
 
     @classmethod
     def config_type(cls) -> Mapping[str, Any]:
-        return {**super().config_type(), "public_url": Field(StringSource, is_required=False)}
+        return {
+            **super().config_type(),  # type: ignore[no-untyped-call]
+            "public_url": Field(StringSource, is_required=False),
+        }
 
     def download_url_for_type(self, log_key: Sequence[str], io_type: ComputeIOType) -> str | None:
         if not self.is_capture_complete(log_key):
             return None
-        return presigned_link(self._public_url, self._s3_bucket, self._s3_key(log_key, io_type))
+        key = self._s3_key(log_key, io_type)  # type: ignore[no-untyped-call]
+        return presigned_link(self._public_url, self._s3_bucket, key)

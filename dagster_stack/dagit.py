@@ -72,7 +72,7 @@ query Run($id: ID!, $cursor: String, $limit: Int!, $withPlan: Boolean!) {
       endTime
       tags { key value }
       executionPlan @include(if: $withPlan) {
-        steps { key kind inputs { dependsOn { key kind } } }
+        steps { key kind metadata { key value } inputs { dependsOn { key kind } } }
       }
       eventConnection(afterCursor: $cursor, limit: $limit) {
         cursor

@@ -1,6 +1,8 @@
 """The executor of every job: Celery in the stack, Dagster's own processes without it."""
 
 import os
+from collections.abc import Mapping
+from typing import Any
 
 from dagster import (
     ExecutorDefinition,
@@ -29,13 +31,11 @@ CONFIG_SCHEMA = {
 }
 
 
-@executor(
-    name="celery", config_schema=CONFIG_SCHEMA, requirements=multiple_process_executor_requirements()
-)
+@executor(name="celery", config_schema=CONFIG_SCHEMA, requirements=multiple_process_executor_requirements())
 def stack_celery_executor(context: InitExecutorContext) -> CeleryExecutor:
     """dagster-celery's executor; what a job's config leaves open comes from `celery.yaml`."""
     defaults = CeleryConfig.load(Settings.from_environment().celery_yaml)
-    config = context.executor_config
+    config: Mapping[str, Any] = context.executor_config
     if not (config.get("broker") or defaults.broker or os.environ.get(BROKER_VARIABLE)):
         raise SettingsError(
             f"No broker: set {BROKER_VARIABLE} (compose.yaml does), `broker` in celery.yaml,"

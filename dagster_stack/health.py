@@ -103,7 +103,7 @@ class Heartbeat(threading.Thread):
         return f"; exits for a restart if that lasts {self._exit_after:.0f} s" if self._exit_after else ""
 
 
-class Watchdog(bootsteps.StartStopStep):  # type: ignore[misc]
+class Watchdog(bootsteps.StartStopStep):
     """Proves that a Celery worker's event loop turns, its broker connection stands and its pool lives.
 
     The loop turns only while the connection stands: Celery leaves it to reconnect, and AMQP's own

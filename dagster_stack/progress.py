@@ -22,6 +22,10 @@ SHOWN_FRAMES = 3
 #: Dagster's wrappers around a user's exception, which say nothing that the step's name does not say.
 WRAPPERS = frozenset({"DagsterExecutionStepExecutionError", "RetryRequestedFromPolicy"})
 
+#: The tag that puts a step on another queue than the one below; Dagit shows a step's tags as metadata.
+QUEUE_TAG = "dagster-celery/queue"
+DEFAULT_QUEUE = "dagster"
+
 #: What Dagster puts for "one per mapping key" into the key of a step that is not yet resolved.
 UNRESOLVED = "[?]"
 
@@ -83,6 +87,7 @@ class PlanStep:
 
     key: str
     source: str | None = None
+    queue: str = DEFAULT_QUEUE
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,11 @@ class Progress:
         return sum(len(self._keys(step)) for step in self.plan)
 
     @property
+    def waiting_on(self) -> frozenset[str]:
+        """The queues of the steps that have not yet begun."""
+        return frozenset(step.queue for step in self.plan if self._keys(step) - set(self.steps))
+
+    @property
     def known(self) -> bool:
         """Whether the total is final: every dynamic output has told all its mapping keys."""
         return all(step.source is None or self.steps.get(step.source) in ENDED for step in self.plan)
@@ -198,7 +208,11 @@ def read_plan(plan: Mapping[str, Any]) -> tuple[PlanStep, ...]:
         return upstream[0]["key"] if upstream else None
 
     return tuple(
-        PlanStep(key, source(key) if step["kind"] == "UNRESOLVED_MAPPED" else None)
+        PlanStep(
+            key,
+            source(key) if step["kind"] == "UNRESOLVED_MAPPED" else None,
+            next((tag["value"] for tag in step["metadata"] if tag["key"] == QUEUE_TAG), DEFAULT_QUEUE),
+        )
         for key, step in steps.items()
     )
 
@@ -246,14 +260,19 @@ def waiting_for(progress: Progress, queue: RunQueue | None, backlog: Sequence[Qu
         case "STARTING":
             return "The run's process is starting: it loads the code."
         case "CANCELING":
-            return "Terminating: waiting for the running steps to stop."
+            return (
+                "Terminating: waiting for the running steps to stop."
+                " Ctrl-C leaves the run alone; its page in Dagit can force the end."
+            )
         case "STARTED":
-            unserved = [depth for depth in backlog if depth.ready and not depth.consumers]
+            # Others may have left messages in a queue that this run does not use.
+            unserved = [
+                depth.name
+                for depth in backlog
+                if depth.ready and not depth.consumers and depth.name in progress.waiting_on
+            ]
             if unserved:
-                return " ".join(
-                    f"No worker listens on the queue {depth.name}: {depth.ready} steps wait there."
-                    for depth in unserved
-                )
+                return f"No worker listens on the queue {' or '.join(unserved)}: start one for it."
             if progress.count(StepState.RUNNING):
                 return ""
             if retrying := progress.in_state(StepState.RETRYING):

@@ -13,7 +13,7 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from dagster import DagsterInstance
 from minio import MinioAdmin
-from minio.credentials import StaticProvider
+from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException
 from sqlalchemy.exc import OperationalError
 from urllib3.exceptions import HTTPError
@@ -50,9 +50,10 @@ def provision() -> None:
     settings = Settings.from_environment()
     if settings.s3 is None:
         raise ProvisionError("There is no bucket to make: DAGSTER_STACK_S3_BUCKET is not set.")
+    bucket = settings.s3.bucket
     root = minio_root()
     if root:
-        patiently("MinIO", lambda: make_bucket(boto3_client(root), settings.s3.bucket, settings.log_prefix))
+        patiently("MinIO", lambda: make_bucket(boto3_client(root), bucket, settings.log_prefix))
         patiently("MinIO", lambda: make_user(root, settings))
     else:
         logger.info("S3 is an outside store: its keys are used as they are")
@@ -124,12 +125,15 @@ def make_outside_bucket(settings: Settings) -> None:
     try:
         set_log_expiry(client, bucket, settings.log_prefix)
     except (ClientError, BotoCoreError) as error:
-        logger.warning("the outside store takes no expiry rule, old step logs stay until you delete them: %s", error)
+        logger.warning(
+            "the outside store takes no expiry rule, old step logs stay until you delete them: %s", error
+        )
 
 
 def make_user(root: MinioRoot, settings: Settings) -> None:
     """The stack's own S3 user, restricted to its bucket."""
-    assert settings.s3 is not None and settings.s3.endpoint_url
+    assert settings.s3 is not None
+    assert settings.s3.endpoint_url
     endpoint = urlsplit(settings.s3.endpoint_url)
     admin = MinioAdmin(
         endpoint=endpoint.netloc,

@@ -73,23 +73,31 @@ class CeleryConfig:
 
     @staticmethod
     def load(path: Path) -> "CeleryConfig":
-        """Read `path`; raises SettingsError for a missing file, bad YAML or an unknown field."""
+        """Read `path`; raises SettingsError for a missing file, bad YAML, an unknown field or a wrong type."""
         import yaml
+        from dagster._config import process_config
+        from dagster_celery.executor import CELERY_CONFIG
 
         try:
-            content = yaml.safe_load(path.read_text()) or {}
-        except (OSError, yaml.YAMLError) as error:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise SettingsError(f"{path} can't be read: {error}") from error
-        block = (content.get("execution") or {}).get("config") or {}
-        unknown = set(block) - {"broker", "backend", "include", "config_source", "retries"}
-        if unknown:
-            raise SettingsError(
-                f"{path} has fields that Celery's executor does not know under"
-                f" execution.config: {', '.join(sorted(unknown))}."
-            )
+        block = content
+        for key in ("execution", "config"):
+            if not isinstance(block, dict | None):
+                raise SettingsError(
+                    f"{path} must hold `execution: config: …`, as `dagster-celery worker start -y` reads it."
+                )
+            block = (block or {}).get(key)
+        # The stock command line checks and resolves (`broker: {env: …}`) it the same way.
+        result = process_config(CELERY_CONFIG, block or {})
+        if not result.success:
+            reasons = "; ".join(error.message for error in result.errors or [])
+            raise SettingsError(f"{path}, under execution.config: {reasons}")
+        given = {key: value for key, value in (result.value or {}).items() if key in (block or {})}
         return CeleryConfig(
-            broker=block.get("broker"),
-            backend=block.get("backend"),
-            include=block.get("include") or [],
-            config_source=block.get("config_source") or {},
+            broker=given.get("broker"),
+            backend=given.get("backend"),
+            include=given.get("include") or [],
+            config_source=given.get("config_source") or {},
         )

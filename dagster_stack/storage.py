@@ -4,10 +4,10 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from hashlib import md5
+from functools import cache, lru_cache
+from hashlib import file_digest, md5
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -22,6 +22,8 @@ from dagster_stack.settings import Settings
 
 #: Seconds that a link given to a browser stays valid: the longest that S3 signatures allow, 7 days.
 LINK_LIFETIME_SECS = 7 * 24 * 3600
+#: How the name of a local file starts that is still being written.
+UNFINISHED = ".unfinished-"
 
 
 @dataclass(frozen=True)
@@ -122,31 +124,39 @@ class LocalObjectStore(ObjectStore):
         path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Into place by a rename: a reader must not meet half an object.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            if isinstance(data, bytes):
-                file.write(data)
-            else:
-                shutil.copyfileobj(data, file)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=UNFINISHED, delete=False) as file:
+            try:
+                if isinstance(data, bytes):
+                    file.write(data)
+                else:
+                    shutil.copyfileobj(data, file)
+            except BaseException:
+                Path(file.name).unlink()
+                raise
         Path(file.name).replace(path)
 
     def download(self, key: str, file: IO[bytes]) -> None:
         try:
             with self._path(key).open("rb") as source:
                 shutil.copyfileobj(source, file)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise ObjectNotFound(f"There is no {self.uri(key)}.") from error
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         root = Path(self.folder)
-        for path in sorted(root.rglob("*")):
-            key = path.relative_to(root).as_posix()
-            if key.startswith(prefix) and path.is_file() and not path.name.startswith("."):
-                stat = path.stat()
-                version = md5(f"{stat.st_mtime_ns}:{stat.st_size}".encode(), usedforsecurity=False)
-                yield StoredObject(key, stat.st_size, version.hexdigest())
+        # By the whole key, as S3 does: paths would sort `a/b` before `a-b`.
+        for key, path in sorted((path.relative_to(root).as_posix(), path) for path in root.rglob("*")):
+            if key.startswith(prefix) and not path.name.startswith(UNFINISHED):
+                # It may go, or be a folder.
+                with suppress(FileNotFoundError, IsADirectoryError):
+                    stat = path.stat()
+                    yield StoredObject(
+                        key, stat.st_size, content_version(path, stat.st_mtime_ns, stat.st_size)
+                    )
 
     def delete(self, key: str) -> None:
-        self._path(key).unlink(missing_ok=True)
+        with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            self._path(key).unlink()
 
     def uri(self, key: str) -> str:
         return self._path(key).as_uri()
@@ -157,9 +167,16 @@ class LocalObjectStore(ObjectStore):
     def _path(self, key: str) -> Path:
         root = Path(self.folder).resolve()
         path = (root / key).resolve()
-        if not path.is_relative_to(root):
+        if root not in path.parents:
             raise ObjectNotFound(f"The key {key!r} leaves the store's folder {root}.")
         return path
+
+
+@lru_cache(maxsize=10_000)
+def content_version(path: Path, modified_ns: int, size: int) -> str:
+    """A file's ETag: of its content, as S3's, so that the same bytes put again are no new object."""
+    with path.open("rb") as file:
+        return file_digest(file, lambda: md5(usedforsecurity=False)).hexdigest()
 
 
 @cache

@@ -95,9 +95,10 @@ def ask_workers(broker: str) -> list[Worker]:
                 names, timeout=ANSWER_TIMEOUT_SECS, connection=connection, limit=len(names)
             )
             queues, active, stats = inspect.active_queues(), inspect.active(), inspect.stats()
-    except (OSError, KombuError) as error:
+    except (OSError, KombuError, *app.connection_for_write().connection_errors) as error:
         raise BrokerUnreachable(
-            f"The broker does not answer at {app.connection_for_write().as_uri()} ({error})."
+            # as_uri leaves the password out.
+            f"The broker can't be used at {app.connection_for_write().as_uri()} ({error})."
             f" `make up` starts the stack; {BROKER_VARIABLE} says where the broker is."
         ) from error
     return [
@@ -120,7 +121,8 @@ def read_worker(
         processes=(stats.get("pool") or {}).get("max-concurrency"),
         uptime=stats.get("uptime"),
         doing=tuple(read_activity(task) for task in active or ()),
-        done=sum((stats.get("total") or {}).values()),
+        # Celery counts a task when it begins.
+        done=max(0, sum((stats.get("total") or {}).values()) - len(active or ())),
     )
 
 
@@ -135,12 +137,12 @@ def read_activity(task: Mapping[str, Any]) -> Activity:
     packed = arguments.get("execute_step_args_packed") if isinstance(arguments, Mapping) else None
     if not isinstance(packed, Mapping):
         return Activity(task.get("name") or "?", *search_arguments(repr(task.get("args") or "")))
+    # Dagster's serializer still writes the field's name of old.
+    run_id = packed.get("run_id") or packed.get("pipeline_run_id")
     steps = packed.get("step_keys_to_execute") or []
     if isinstance(steps, Mapping):  # A sequence that Dagster's serializer wrapped.
         steps = steps.get("__seq__") or steps.get("__set__") or []
-    return Activity(
-        task.get("name") or "?", packed.get("run_id"), ", ".join(str(step) for step in steps) or None
-    )
+    return Activity(task.get("name") or "?", run_id, ", ".join(str(step) for step in steps) or None)
 
 
 def search_arguments(text: str) -> tuple[str | None, str | None]:

@@ -6,18 +6,21 @@ Heavy libraries are imported inside the functions that use them, so that a worke
 from dagster import Definitions
 
 from dagster_stack import celery_executor, stack_resources
-from pipelines.flights.assets import ASSETS, delay_report_accounts_for_all_rows, flights_by_month
-from pipelines.flights.inbox import inbox, inbox_flights
-from pipelines.flights.job import flights, nightly_flights
-from pipelines.parallel import parallel_pipeline
-from pipelines.queues import queues
+from pipelines import parallel, queues
+from pipelines.flights import assets, inbox, job
 
 defs = Definitions(
-    jobs=[parallel_pipeline, queues, flights, flights_by_month, inbox_flights],
-    assets=ASSETS,
-    asset_checks=[delay_report_accounts_for_all_rows],
-    schedules=[nightly_flights],
-    sensors=[inbox],
+    jobs=[
+        parallel.parallel_pipeline,
+        queues.queues,
+        job.flights,
+        assets.flights_by_month,
+        inbox.inbox_flights,
+    ],
+    assets=assets.ASSETS,
+    asset_checks=[assets.delay_report_accounts_for_all_rows],
+    schedules=[job.nightly_flights],
+    sensors=[inbox.inbox],
     resources=stack_resources(),
     executor=celery_executor,
 )

@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 from scripts import apt, env_file
 from scripts.console import Failure, done, run_logged
@@ -55,8 +56,11 @@ def make() -> None:
             f"{PUBLIC_IMAGE} can't be pulled, and only root on Debian or Ubuntu can make it: run"
             " `sudo make up`, or set BASE_IMAGE in .env to a Debian trixie image that can be pulled here."
         )
-    apt.ensure("Installing mmdebstrap", "mmdebstrap", ["mmdebstrap", "debian-archive-keyring"])
-    script = f"set -o pipefail; mmdebstrap --variant=minbase {SUITE} - \"$@\" | {docker()} import - {LOCAL_IMAGE}"
+    if not (shutil.which("mmdebstrap") and Path(apt.KEYRING).exists()):
+        apt.install("Installing mmdebstrap", ["mmdebstrap", "debian-archive-keyring"])
+    script = (
+        f'set -o pipefail; mmdebstrap --variant=minbase {SUITE} - "$@" | {docker()} import - {LOCAL_IMAGE}'
+    )
     run_logged(f"Making the base image {LOCAL_IMAGE}", ["bash", "-c", script, "bash", *archives()])
 
 
@@ -75,4 +79,4 @@ def archives() -> list[str]:
 def image_id(image: str) -> str:
     """The id of an image; empty when it is not here."""
     command = [docker(), "image", "inspect", "--format", "{{.Id}}", image]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()

@@ -1,20 +1,34 @@
 """`make clean`: the stack and all its data, gone for good."""
 
+import os
+
 from scripts import compose, engine, env_file
-from scripts.console import confirm, done, interactive, main, run_logged, say
+from scripts.console import attended, confirm, done, main, run_logged, say
 
 
 def clean() -> None:
-    """Remove containers and volumes of this project; on a terminal only after a yes."""
+    """Remove containers and volumes of this project; on a terminal only after a yes, or with FORCE=1."""
     compose.require_env_file()
-    engine.ensure()
-    project = env_file.settings().get("COMPOSE_PROJECT_NAME") or "dagster-celery-stack"
-    if interactive() and not confirm(f"Delete all runs, logs and data of {project}? There is no way back."):
+    project = compose.project()
+    asks = attended() and not os.environ.get("FORCE")
+    if asks and not confirm(f"Delete all runs, logs and data of {project}? There is no way back."):
         say("  nothing was deleted")
         return
+    engine.ensure()
     run_logged(
         f"Removing {project}",
-        [*compose.compose(), "--progress", "plain", "--profile", "*", "down", "--volumes", "--remove-orphans"],
+        [
+            *compose.compose(),
+            "--progress",
+            "plain",
+            "--profile",
+            "*",
+            "down",
+            "--volumes",
+            "--remove-orphans",
+        ],
+        # Where `make up` ended before it had a base image there is none to name, and none is needed.
+        environment={"BASE_IMAGE": env_file.settings().get("BASE_IMAGE") or "none"},
     )
     done("all data is gone; images and .env are kept, `make up` starts afresh")
 

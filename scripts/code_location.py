@@ -41,7 +41,9 @@ def workspace(dagit_url: str) -> dict:
             with urllib.request.urlopen(request, timeout=LOAD_TIMEOUT_SECS) as response:
                 answer: dict = json.load(response)["data"]["workspaceOrError"]
         except OSError as error:
-            raise Failure(f"Dagit at {dagit_url} does not answer: {error}. See `docker compose logs dagit`.") from error
+            raise Failure(
+                f"Dagit at {dagit_url} does not answer: {error}. See `docker compose logs dagit`."
+            ) from error
         loading = any(entry["locationOrLoadError"] is None for entry in answer.get("locationEntries", []))
         if not loading or time.monotonic() > deadline:
             return answer

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import NoReturn
 
 from scripts import env_file
 from scripts.console import ROOT, Failure, main
-from scripts.engine import docker
+from scripts.engine import ask, docker
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,6 @@ class Container:
     state: str
     health: str
     exit_code: int
-    ports: frozenset[int]
 
     @property
     def is_well(self) -> bool:
@@ -53,17 +53,19 @@ def become(*arguments: str) -> NoReturn:
 
 def output(*arguments: str) -> str:
     """What Compose prints; raises Failure with its own words."""
-    result = subprocess.run([*compose(), *arguments], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run([*compose(), *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
         raise Failure(f"`docker compose {' '.join(arguments)}` failed:\n{result.stderr.strip()}")
     return result.stdout
 
 
 def containers() -> list[Container]:
-    """The project's containers, ended ones too."""
+    """The project's containers, ended ones too; not those of `docker compose run`, which come and go."""
     found = []
     for line in output("ps", "--all", "--format", "json").splitlines():
         entry = json.loads(line)
+        if "com.docker.compose.oneoff=True" in entry["Labels"].split(","):
+            continue
         found.append(
             Container(
                 name=entry["Name"],
@@ -71,18 +73,30 @@ def containers() -> list[Container]:
                 state=entry["State"],
                 health=entry["Health"],
                 exit_code=entry["ExitCode"],
-                ports=frozenset(
-                    port["PublishedPort"] for port in entry.get("Publishers") or [] if port["PublishedPort"]
-                ),
             )
         )
     return found
 
 
+def published_ports() -> set[int]:
+    """The ports of this host that the project's containers hold. Asks the engine: no image is needed yet."""
+    label = f"label=com.docker.compose.project={project()}"
+    # Neighbours are printed as a range: 127.0.0.1:9000-9001->9000-9001/tcp.
+    ranges = re.findall(r":(\d+)(?:-(\d+))?->", ask("ps", "--filter", label, "--format", "{{.Ports}}"))
+    return {port for first, last in ranges for port in range(int(first), int(last or first) + 1)}
+
+
+def project() -> str:
+    return env_file.settings().get("COMPOSE_PROJECT_NAME") or "dagster-celery-stack"
+
+
 def require_env_file() -> None:
     """Raises Failure when `make up` has not run yet."""
     if not env_file.env_path().exists():
-        raise Failure(f"There is no {env_file.env_path().name} yet: run `make up` first, it writes one.")
+        raise Failure(
+            f"There is no {env_file.env_path().name} yet, so no stack was started from here."
+            " `make up` writes it and starts one."
+        )
 
 
 if __name__ == "__main__":

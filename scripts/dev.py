@@ -8,12 +8,13 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from scripts import venv
 from scripts.console import LOG_FOLDER, ROOT, Failure, Progress, done, main, say
+from scripts.preflight import HIGHEST_PORT, bind_problem
 
 #: Runs, event log and objects of the embedded mode; `rm -r .dagster` forgets them.
 HOME = ROOT / ".dagster"
@@ -34,9 +35,9 @@ FOREIGN_VARIABLES = ("DAGSTER_STACK_S3_BUCKET", "CELERY_BROKER_URL", "AWS_ENDPOI
 
 def dev() -> NoReturn:
     """Become `dagster dev` on this terminal; Ctrl-C ends it and leaves nothing running."""
-    venv.ensure()
     port = os.environ.get("DAGIT_PORT") or "3000"
-    require_free_port(int(port))
+    require_free_port(port)
+    venv.ensure()
     say(f"\n  Dagit: http://127.0.0.1:{port} once it says so below; Ctrl-C ends it. Data: {HOME}\n")
     os.chdir(ROOT)
     command = dagster_dev(port)
@@ -48,7 +49,9 @@ def demo() -> int:
     python = venv.ensure()
     with dagit() as url:
         command = [str(python), "-m", "dagster_stack", "demo"]
-        code = subprocess.run(command, cwd=ROOT, env={**environment(), "DAGSTER_STACK_DAGIT_URL": url}).returncode
+        code = subprocess.run(
+            command, cwd=ROOT, env={**environment(), "DAGSTER_STACK_DAGIT_URL": url}, check=False
+        ).returncode
     say("\n  This was the embedded mode. `make dev` shows the same run in Dagit.")
     return code
 
@@ -62,7 +65,12 @@ def dagit() -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     with log.open("w") as file:
         process = subprocess.Popen(
-            dagster_dev(str(port)), cwd=ROOT, env=environment(), stdout=file, stderr=file, start_new_session=True
+            dagster_dev(str(port)),
+            cwd=ROOT,
+            env=environment(),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
         )
     try:
         wait_until_answers(url, process, log)
@@ -74,15 +82,11 @@ def dagit() -> Iterator[str]:
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End `dagster dev` with all that it started."""
     process.send_signal(signal.SIGINT)
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(STOP_TIMEOUT_SECS)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
+    with suppress(ProcessLookupError):
         # It has a session of its own: whatever is left of it goes too, and nothing else.
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -127,11 +131,14 @@ def free_port() -> int:
         return port
 
 
-def require_free_port(port: int) -> None:
-    from scripts.preflight import is_free
-
-    if not is_free("127.0.0.1", port):
-        raise Failure(f"Port {port} is taken (the stack's own Dagit?): make dev DAGIT_PORT={port + 10}")
+def require_free_port(text: str) -> None:
+    if not text.isdecimal() or not 0 < int(text) <= HIGHEST_PORT:
+        raise Failure(f"DAGIT_PORT={text} is no port: make dev DAGIT_PORT=3010")
+    problem = bind_problem("127.0.0.1", int(text))
+    if problem:
+        raise Failure(
+            f"Port {text} is {problem} (the stack's own Dagit?). Another one: make dev DAGIT_PORT=3010"
+        )
 
 
 if __name__ == "__main__":

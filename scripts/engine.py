@@ -19,11 +19,11 @@ PACKAGES = ["docker.io", "docker-cli", "docker-buildx", "docker-compose"]
 #: Ubuntu names its Compose and Buildx packages otherwise.
 UBUNTU_PACKAGES = ["docker.io", "docker-buildx", "docker-compose-v2"]
 
+#: Where Debian's client and engine are, for users and services that have them not on PATH.
+SYSTEM_FOLDERS = ["/usr/bin", "/usr/sbin", "/usr/local/sbin"]
 #: What an engine is recognized by, and by its plugins the client that can do what is needed here.
 SOCKET = Path("/var/run/docker.sock")
 PLUGINS = {"Compose": "compose", "BuildKit (buildx)": "buildx"}
-#: The first engine that checks health every second while a container starts (`start_interval`).
-OLDEST_ENGINE = "25.0"
 
 #: The pid files that a killed engine leaves, and whose they are.
 PID_FILES = {
@@ -45,25 +45,35 @@ class NoEngine(Failure):
 @cache
 def docker() -> str:
     """The first docker client on PATH (or Debian's) that has Compose and BuildKit; raises NoEngine."""
-    lacking = {client: lacks(client) for client in clients()}
-    for client, plugins in lacking.items():
-        if not plugins:
+    for client in clients():
+        if not lacks(client):
             return client
-    for client, plugins in lacking.items():
-        raise NoEngine(
-            f"{client} has no {' and no '.join(plugins)} plugin. Install what is missing (Debian 13:"
-            f" {' '.join(PACKAGES[2:])}, Ubuntu: {' '.join(UBUNTU_PACKAGES[1:])}, Docker's own archive:"
-            f" docker-buildx-plugin docker-compose-plugin). {WITHOUT_DOCKER}"
-        )
     raise NoEngine(
-        f"There is no docker on this machine. On Debian and Ubuntu `sudo make up` installs it. {WITHOUT_DOCKER}"
+        f"{what_is_missing()} On Debian and Ubuntu `sudo make up` installs it; elsewhere these are Docker's"
+        f" own packages docker-ce, docker-buildx-plugin and docker-compose-plugin. {WITHOUT_DOCKER}"
     )
 
 
+def what_is_missing() -> str:
+    """A sentence that says what of client, plugins and engine is not here."""
+    found = clients()
+    if not found:
+        return "There is no Docker engine on this machine."
+    plugins = lacks(found[0])
+    if plugins:
+        return f"The docker client {found[0]} has no {' and no '.join(plugins)}."
+    return f"There is a docker client ({found[0]}), but no engine on this machine."
+
+
 def clients() -> list[str]:
-    folders = [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin"]
-    found = [shutil.which("docker", path=folder) for folder in folders if folder]
-    return list(dict.fromkeys(client for client in found if client))
+    return everywhere("docker")
+
+
+def everywhere(program: str) -> list[str]:
+    """Each place where a program is, in the order of PATH."""
+    folders = [*os.environ.get("PATH", "").split(os.pathsep), *SYSTEM_FOLDERS]
+    found = [shutil.which(program, path=folder) for folder in folders if folder]
+    return list(dict.fromkeys(path for path in found if path))
 
 
 def lacks(client: str) -> list[str]:
@@ -73,7 +83,7 @@ def lacks(client: str) -> list[str]:
 
 def answers(command: list[str], timeout: float = 20) -> bool:
     try:
-        return subprocess.run(command, capture_output=True, timeout=timeout).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=timeout, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -87,7 +97,7 @@ def ensure() -> None:
     """Install and start what is missing; raises NoEngine with the reason when that can't be."""
     if not has_plugins() or not (running() or engine_is_here() or named_engine()):
         install()
-        docker()
+    docker()
     if not running():
         start()
     done(f"Docker engine answers: {version()}")
@@ -99,11 +109,7 @@ def has_plugins() -> bool:
 
 def engine_is_here() -> bool:
     """Whether this machine has an engine, be it stopped or closed to this user (who has no sbin on PATH)."""
-    return SOCKET.exists() or dockerd() is not None
-
-
-def dockerd() -> str | None:
-    return shutil.which("dockerd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    return SOCKET.exists() or bool(everywhere("dockerd"))
 
 
 def named_engine() -> str | None:
@@ -119,7 +125,9 @@ def is_elsewhere() -> bool:
 def ask(*arguments: str) -> str:
     """What the client prints; empty when it can't."""
     try:
-        return subprocess.run([docker(), *arguments], capture_output=True, text=True, timeout=60).stdout.strip()
+        return subprocess.run(
+            [docker(), *arguments], capture_output=True, text=True, timeout=60, check=False
+        ).stdout.strip()
     except subprocess.TimeoutExpired:
         return ""
 
@@ -137,26 +145,23 @@ def compose_version() -> str:
 
 def install() -> None:
     """Install the engine with its plugins from Debian or Ubuntu; raises NoEngine when that can't be."""
-    missing = "no Docker engine with Compose and BuildKit"
-    if named_engine():
-        # What is missing is the client's: docker() says which part.
-        docker()
+    missing = what_is_missing()
     if os.environ.get("INSTALL_DOCKER") == "no":
-        raise NoEngine(f"There is {missing}, and INSTALL_DOCKER=no forbids to install it. {WITHOUT_DOCKER}")
+        raise NoEngine(f"{missing} INSTALL_DOCKER=no forbids to install it. {WITHOUT_DOCKER}")
     distribution = apt.distribution()
     if distribution.id not in ("debian", "ubuntu"):
         raise NoEngine(
-            f"There is {missing}, and it can be installed from here only on Debian and Ubuntu; this is"
-            f" {distribution.name}. Install Docker Engine {OLDEST_ENGINE} or later with its Compose and"
+            f"{missing} It can be installed from here only on Debian and Ubuntu, and this is"
+            f" {distribution.name}: install Docker Engine 25 or later with its Compose and"
             f" Buildx plugins: https://docs.docker.com/engine/install/. {WITHOUT_DOCKER}"
         )
     packages = UBUNTU_PACKAGES if distribution.id == "ubuntu" else PACKAGES
     if os.geteuid() != 0:
         raise NoEngine(
-            f"There is {missing}, and only root can install it: run `sudo make up`, or ask whoever runs"
+            f"{missing} Only root can install it: run `sudo make up`, or ask whoever runs"
             f" this machine for {', '.join(packages)}. {WITHOUT_DOCKER}"
         )
-    question = f"There is {missing}. Install {distribution.name}'s packages ({', '.join(packages)})?"
+    question = f"{missing} Install {distribution.name}'s packages ({', '.join(packages)})?"
     if attended() and not os.environ.get("INSTALL_DOCKER") and not confirm(question):
         raise NoEngine(f"Nothing was installed. {WITHOUT_DOCKER}")
     try:
@@ -165,8 +170,6 @@ def install() -> None:
             apt.pin_suite("trixie")
             packages = [f"{name}/trixie" for name in packages]
         apt.install("Installing the Docker engine", [*packages, "iptables"])
-    except NoEngine:
-        raise
     except Failure as failure:
         raise NoEngine(f"{failure}\n\n  {WITHOUT_DOCKER}") from failure
 
@@ -191,14 +194,16 @@ def start() -> None:
         if start_by_hand(attempt):
             return
     tail = "\n".join(DAEMON_LOG.read_text(errors="replace").splitlines()[-15:])
-    raise NoEngine(f"The Docker engine does not start. The end of {DAEMON_LOG}:\n\n{tail}\n\n  {WITHOUT_DOCKER}")
+    raise NoEngine(
+        f"The Docker engine does not start. The end of {DAEMON_LOG}:\n\n{tail}\n\n  {WITHOUT_DOCKER}"
+    )
 
 
-def no_access(socket: Path = SOCKET) -> str:
+def no_access() -> str:
     """Why no engine answers this user, with the cure."""
-    if socket.exists() and not os.access(socket, os.W_OK):
+    if SOCKET.exists() and not os.access(SOCKET, os.W_OK):
         return (
-            f"A Docker engine is here, but this user may not use it ({socket} is closed to it). Add it to the"
+            f"A Docker engine is here, but this user may not use it ({SOCKET} is closed to it). Add it to the"
             f" group `docker` (sudo usermod -aG docker {user_name()}) and log in again, or run `sudo make up`."
             f" {WITHOUT_DOCKER}"
         )
@@ -229,13 +234,13 @@ def start_by_systemd() -> None:
 
 def start_by_hand(attempt: int) -> bool:
     """Start dockerd in a session of its own and wait until it answers; False when it gave up."""
-    program = dockerd()
-    if program is None:
+    programs = everywhere("dockerd")
+    if not programs:
         raise NoEngine(f"There is a docker client, but no engine (dockerd) on this machine. {WITHOUT_DOCKER}")
     with DAEMON_LOG.open("a") as log, Progress("Starting the Docker engine") as progress:
         progress.at(f"log: {DAEMON_LOG}" + (f", attempt {attempt}" if attempt > 1 else ""))
         process = subprocess.Popen(
-            [program], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
+            programs[:1], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
         )
         deadline = time.monotonic() + START_TIMEOUT_SECS
         while time.monotonic() < deadline and process.poll() is None:

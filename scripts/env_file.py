@@ -22,7 +22,8 @@ SECRETS = (
 )
 #: A line that sets a variable, as Compose reads it: what stands before the value, its name, the value, the rest.
 ASSIGNMENT = re.compile(
-    r"""(\s*(?:export\s+)?([A-Za-z_]\w*)[ \t]*=)([ \t]*(?:"[^"]*"|'[^']*')|.*?)((?:[ \t]+\#.*)?\s*)""", re.DOTALL
+    r"""(\s*(?:export\s+)?([A-Za-z_]\w*)[ \t]*=)([ \t]*(?:"[^"]*"|'[^']*')|.*?)((?:[ \t]+\#.*)?\s*)""",
+    re.DOTALL,
 )
 
 

@@ -1,7 +1,6 @@
 """The stack's own images: built when their inputs changed, with the certificates of the host's network."""
 
 import hashlib
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import base_image, env_file
-from scripts.compose import compose
+from scripts.compose import compose, project
 from scripts.console import BUILD_FOLDER, ROOT, done, run_logged
 from scripts.engine import docker
 
@@ -39,7 +38,7 @@ class Image:
         """Changes when the base image or any input changes."""
         digest = hashlib.sha256(base_id.encode())
         for file in self.files():
-            digest.update(f"{file.relative_to(ROOT)}\0{os.access(file, os.X_OK)}\0".encode())
+            digest.update(f"{file.relative_to(ROOT)}\0{bool(file.stat().st_mode & 0o111)}\0".encode())
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()
 
@@ -50,12 +49,11 @@ class Image:
 
 def images() -> list[Image]:
     """Every image of the stack. The Dagster image belongs to one project, since it holds the user's code."""
-    project = env_file.settings().get("COMPOSE_PROJECT_NAME") or "dagster-celery-stack"
     return [
         Image("dagster-celery-stack/postgres", "postgres", ("docker/postgres",)),
         Image("dagster-celery-stack/rabbitmq", "rabbitmq", ("docker/rabbitmq",)),
         Image(
-            f"{project}/dagster",
+            f"{project()}/dagster",
             "init",
             ("docker/dagster", "requirements", "dagster.yaml", "workspace.yaml", "celery.yaml", "dagster_stack",
              "pipelines"),
@@ -68,14 +66,12 @@ def ensure() -> None:
     """Build the images whose inputs changed; say which ones were left alone."""
     write_certificates()
     base_id = base_image.image_id(env_file.settings()["BASE_IMAGE"])
-    profiles = env_file.settings().get("COMPOSE_PROFILES", "").split(",")
-    wanted = [image for image in images() if image.service == "init" or is_started(image.service, profiles)]
-    digests = {image: image.digest(base_id) for image in wanted}
-    stale = [image for image in wanted if built_from(image) != digests[image]]
-    fresh = [image.name for image in wanted if image not in stale]
+    digests = {image: image.digest(base_id) for image in wanted()}
+    stale = [image for image, digest in digests.items() if built_from(image) != digest]
+    fresh = [image.name for image in digests if image not in stale]
     if fresh:
         done(f"unchanged, not built again: {', '.join(fresh)}")
-    environment = {image.variable: digests[image] for image in wanted}
+    environment = {image.variable: digest for image, digest in digests.items()}
     for number, image in enumerate(stale, 1):
         note = f" ({image.note})" if image.note else ""
         run_logged(
@@ -86,17 +82,24 @@ def ensure() -> None:
         )
 
 
-def is_started(store: str, profiles: list[str]) -> bool:
+def wanted() -> list[Image]:
+    """Dagster's image, and those of the stores that are not outside ones."""
+    return [image for image in images() if image.service == "init" or is_started(image.service)]
+
+
+def is_started(store: str) -> bool:
     """Whether a store's own container is part of the stack, or an outside one is named."""
     outside = {"postgres": "POSTGRES_HOST", "rabbitmq": "RABBITMQ_HOST", "minio": "S3_ENDPOINT_URL"}[store]
-    return store in profiles and not env_file.settings().get(outside)
+    settings = env_file.settings()
+    profiles = [profile.strip() for profile in settings.get("COMPOSE_PROFILES", "").split(",")]
+    return store in profiles and not settings.get(outside)
 
 
 def built_from(image: Image) -> str:
     """The digest that the image was built from; empty when there is no such image."""
     template = f'{{{{index .Config.Labels "{INPUTS_LABEL}"}}}}'
     command = [docker(), "image", "inspect", "--format", template, image.name]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def build_step(line: str) -> str | None:
@@ -108,8 +111,9 @@ def build_step(line: str) -> str | None:
 def write_certificates(folder: Path = CERTIFICATES_FOLDER, file: Path = CERTIFICATES_FILE) -> None:
     """Collect the host's extra certificates for the builds; an empty file when there are none."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    found = sorted(folder.glob("**/*.crt")) if folder.is_dir() else []
-    text = "".join(path.read_text().rstrip("\n") + "\n" for path in found)
+    found = [path.read_bytes() for path in sorted(folder.glob("**/*.crt")) if path.is_file()]
+    # Anything that is not PEM (a binary certificate, a broken link) would spoil the whole bundle.
+    content = b"".join(text.rstrip() + b"\n" for text in found if b"-----BEGIN CERTIFICATE-----" in text)
     # Left alone when it is the same: its time stamp must not invalidate anything.
-    if not file.exists() or file.read_text() != text:
-        file.write_text(text)
+    if not file.exists() or file.read_bytes() != content:
+        file.write_bytes(content)

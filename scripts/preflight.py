@@ -1,5 +1,6 @@
 """What the machine must have before anything is changed: what is required and what was found."""
 
+import errno
 import os
 import re
 import shutil
@@ -22,6 +23,9 @@ ENGINE_VERSION = "25.0"
 #: The first Compose with optional dependencies and several merges in one mapping.
 COMPOSE_VERSION = "2.24"
 
+HIGHEST_PORT = 65535
+TAKEN = "taken by another program"
+NO_ADDRESS = "not to be had at that address"
 PORT_VARIABLES = {
     "DAGIT_PORT": ("Dagit", 3000),
     "RABBITMQ_PORT": ("RabbitMQ's management UI", 15672),
@@ -43,7 +47,7 @@ class Finding:
 
 def machine() -> list[Finding]:
     """Cores and memory: too little is said, and left to the user."""
-    cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = total_memory_gb()
     return [
         Finding("cores", f"{CORES}", f"{cores}", "all will be slow" if cores < CORES else "", fatal=False),
@@ -51,28 +55,35 @@ def machine() -> list[Finding]:
             "memory",
             f"{MEMORY_GB} GB",
             f"{memory:.1f} GB",
-            "containers may be killed: lower WORKERS and MAX_CONCURRENT_RUNS in .env" if memory < MEMORY_GB else "",
+            "containers may be killed: lower WORKERS and MAX_CONCURRENT_RUNS in .env"
+            if memory < MEMORY_GB
+            else "",
             fatal=False,
         ),
     ]
 
 
-def disk() -> Finding:
-    """Room where the engine keeps images; less is needed once they are built."""
-    folder = engine_folder()
-    built = all(images.built_from(image) for image in images.images()) if env_file.env_path().exists() else False
-    required = int(os.environ.get("REQUIRED_DISK_GB") or (DISK_LATER_GB if built else DISK_FIRST_GB))
-    free = shutil.disk_usage(folder).free / 1e9
-    cure = f"make room in {folder}, for example with `docker system df` and `docker image prune`"
-    return Finding("free disk", f"{required} GB", f"{free:.1f} GB", cure if free < required else "")
+def disk() -> list[Finding]:
+    """Room where the engine keeps images; less is needed once they are built. Nothing for one elsewhere."""
+    if engine.is_elsewhere():
+        return []
+    built = env_file.env_path().exists() and all(images.built_from(image) for image in images.wanted())
+    required = env_file.number("REQUIRED_DISK_GB", DISK_LATER_GB if built else DISK_FIRST_GB)
+    folder = Path(engine.ask("info", "--format", "{{.DockerRootDir}}") or "/var/lib/docker")
+    free = free_gb(folder)
+    cure = (
+        f"make room in {folder}: `docker system df` shows what lies there, `docker builder prune` and"
+        " `docker image prune` remove what nobody uses (REQUIRED_DISK_GB=… asks for less, at your risk)"
+    )
+    return [Finding("free disk", f"{required} GB", f"{free:.1f} GB", cure if free < required else "")]
 
 
-def engine_folder() -> Path:
-    """Where the engine keeps its data; its nearest existing parent when it is not there yet."""
-    folder = Path("/var/lib/docker")
-    while not folder.exists():
-        folder = folder.parent
-    return folder
+def free_gb(folder: Path) -> float:
+    """Free room in a folder; in its nearest parent that this user can look at."""
+    try:
+        return shutil.disk_usage(folder).free / 1e9
+    except OSError:
+        return free_gb(folder.parent)
 
 
 def versions() -> list[Finding]:
@@ -80,9 +91,11 @@ def versions() -> list[Finding]:
         ("Docker engine", ENGINE_VERSION, engine.version()),
         ("Docker Compose", COMPOSE_VERSION, engine.compose_version()),
     ]
-    cure = "too old: upgrade it, on Debian 12 from the trixie suite"
+    cure = "too old: upgrade it (Debian 12: from the trixie suite; else: https://docs.docker.com/engine/install/)"
     return [
-        Finding(subject, f"{required} or later", version, cure if numbers(version) < numbers(required) else "")
+        Finding(
+            subject, f"{required} or later", version, cure if numbers(version) < numbers(required) else ""
+        )
         for subject, required, version in found
     ]
 
@@ -91,20 +104,28 @@ def ports() -> list[Finding]:
     """The addresses that the stack publishes: free, or already its own."""
     settings = env_file.settings()
     address = settings.get("BIND_ADDRESS") or "127.0.0.1"
-    own = {port for container in compose.containers() for port in container.ports}
+    file = env_file.env_path().name
+    own = compose.published_ports()
     findings = []
     chosen: dict[int, str] = {}
     for variable, (subject, default) in PORT_VARIABLES.items():
         if is_outside(variable, settings):
             continue
-        port = int(settings.get(variable) or default)
-        cure = ""
+        port = env_file.number(variable, default, HIGHEST_PORT)
+        found, cure = "free", ""
         if port in chosen:
-            cure = f"{chosen[port]} has the same: change one of them in {env_file.env_path().name}"
-        elif port not in own and not is_free(address, port):
-            cure = f"taken by another program: set {variable} in {env_file.env_path().name} to a free port"
+            found, cure = (
+                "asked for twice",
+                f"{chosen[port]} and {variable} are the same: change one in {file}",
+            )
+        elif port in own:
+            found = "this stack's own"
+        elif not engine.is_elsewhere() and (problem := bind_problem(address, port)):
+            found, cure = problem, f"set {variable} in {file} to a free port"
+            if problem == NO_ADDRESS:
+                cure = f"BIND_ADDRESS={address} in {file} is no address of this machine: correct it"
         chosen[port] = variable
-        findings.append(Finding(f"port {port}", f"free for {subject}", "free" if not cure else "taken", cure))
+        findings.append(Finding(f"port {port}", f"free for {subject}", found, cure))
     return findings
 
 
@@ -129,20 +150,24 @@ def report(findings: list[Finding]) -> None:
         raise Failure(f"This machine is not ready, and nothing was started:\n{reasons}")
 
 
-def is_free(address: str, port: int) -> bool:
-    with socket.socket() as probe:
+def bind_problem(address: str, port: int) -> str | None:
+    """Why nothing can listen there; None when it can."""
+    address = address.strip("[]")
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         # As the engine's own proxy binds: a port in TIME_WAIT is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address, port))
-        except OSError:
-            return False
-    return True
+        except PermissionError:
+            # A low port: not this user's to open, but the engine's.
+            return None
+        except OSError as error:
+            return TAKEN if error.errno == errno.EADDRINUSE else NO_ADDRESS
+    return None
 
 
 def total_memory_gb() -> float:
-    match = re.search(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    return int(match[1]) * 1024 / 1e9 if match else 0
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 
 def numbers(version: str) -> tuple[int, ...]:

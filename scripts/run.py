@@ -15,7 +15,8 @@ CONFIG_VARIABLE = "RUN_CONFIG"
 def run() -> NoReturn:
     job = os.environ.get("JOB")
     if not job:
-        raise Failure("Which job? For example: make run JOB=parallel_pipeline")
+        raise Failure("Which job? For example: make run JOB=parallel_pipeline (Dagit lists all of them)")
+    compose.require_env_file()
     options = ["--tags", os.environ["TAGS"]] if os.environ.get("TAGS") else []
     if os.environ.get("CONFIG"):
         os.environ[CONFIG_VARIABLE] = read_config(Path(os.environ["CONFIG"]))
@@ -26,9 +27,13 @@ def run() -> NoReturn:
 def read_config(file: Path) -> str:
     """The file's content; raises Failure when it can't be read."""
     try:
-        return file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise Failure(f"CONFIG={file} can't be read: {error}") from error
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Failure(
+            f"CONFIG={file} can't be read: {error.strerror}. Give a YAML file with run config."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise Failure(f"CONFIG={file} is no text in UTF-8: {error}") from error
 
 
 def command_line(*arguments: str) -> NoReturn:

@@ -14,11 +14,15 @@ def scale() -> None:
     """Set WORKERS in .env and start or stop workers; those that stay go on undisturbed."""
     compose.require_env_file()
     text = os.environ.get("N", "")
-    if not text.isdecimal() or int(text) > MOST:
+    if not (text.isascii() and text.isdecimal()) or int(text) > MOST:
         raise Failure(f"How many workers? make scale N=8 (0 to {MOST}; found {text or 'nothing'})")
+    running = compose.containers()
     env_file.set_value("WORKERS", text)
+    if not any(container.state == "running" for container in running):
+        done(f"the stack is down: `make up` will start {text} workers")
+        return
     command = ["--progress", "plain", "up", "--detach", "--no-deps", "--no-recreate", "worker"]
-    run_logged(f"Scaling to {text} workers", [*compose.compose(), *command])
+    run_logged(f"Scaling to {text} workers", [*compose.compose(), *command], environment={"WORKERS": text})
     wait_until_healthy()
     done(f"{text} workers are healthy; `make workers` shows them")
 

@@ -35,7 +35,7 @@ def unit() -> int:
 
 
 def pytest(python: str, folders: list[str]) -> int:
-    return subprocess.run([python, "-m", "pytest", *folders], cwd=ROOT).returncode
+    return subprocess.run([python, "-m", "pytest", *folders], cwd=ROOT, check=False).returncode
 
 
 def lint() -> int:
@@ -52,7 +52,7 @@ def lint() -> int:
     say("Lint and types")
     for name, (program, *arguments) in checks.items():
         command = [str(bin_folder / program), *arguments]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if result.returncode:
             raise Failure(f"{name} finds:\n{result.stdout}{result.stderr}")
         done(name)

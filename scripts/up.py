@@ -17,10 +17,10 @@ def up() -> None:
     say("Looking at this machine")
     preflight.report(preflight.machine())
     engine.ensure()
-    preflight.report([*preflight.versions(), preflight.disk()])
+    preflight.report([*preflight.versions(), *preflight.disk()])
     env_file.complete()
-    base_image.ensure()
     preflight.report(preflight.ports())
+    base_image.ensure()
     say("Building images")
     images.ensure()
     say("Starting")
@@ -39,7 +39,11 @@ def start() -> None:
         run_logged("Starting the services", [*compose.compose(), *UP], detail=lambda line: line)
     except Failure as failure:
         # A one-shot or a store that others wait for: its own words say more than Compose's.
-        unwell = [container for container in compose.containers() if container.state == "exited" and not container.is_well]
+        unwell = [
+            container
+            for container in compose.containers()
+            if container.state == "exited" and not container.is_well
+        ]
         raise unwell_failure(unwell[0]) if unwell else failure from None
     wait_until_healthy()
     done(f"all services are healthy ({time.monotonic() - started:.0f} s)")
@@ -49,14 +53,16 @@ def is_up() -> bool:
     """Whether every container runs well with the image and settings that Compose would give it now."""
     hashes = dict(line.split() for line in compose.output("config", "--hash", "*").splitlines())
     found = compose.containers()
-    if not all(container.is_well for container in found) or {c.service for c in found} < started_services():
+    if not all(container.is_well for container in found) or not started_services() <= {
+        c.service for c in found
+    }:
         return False
     template = (
         '{{index .Config.Labels "com.docker.compose.service"}} '
         '{{index .Config.Labels "com.docker.compose.config-hash"}} {{.Image}} {{.Config.Image}}'
     )
     command = [engine.docker(), "inspect", "--format", template, *(container.name for container in found)]
-    lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
     scales = {service: sum(c.service == service for c in found) for service in hashes}
     return (
         len(lines) == len(found)
@@ -76,11 +82,7 @@ def started_services() -> set[str]:
 
 
 def wanted_scales() -> dict[str, int]:
-    settings = env_file.settings()
-    return {
-        "worker": int(settings.get("WORKERS") or 2),
-        "worker-heavy": int(settings.get("HEAVY_WORKERS") or 1),
-    }
+    return {"worker": env_file.number("WORKERS", 2), "worker-heavy": env_file.number("HEAVY_WORKERS", 1)}
 
 
 def wait_until_healthy() -> None:
@@ -118,7 +120,9 @@ def addresses() -> None:
     rows = [("Dagit", dagit_url(), "")]
     if not settings.get("RABBITMQ_HOST"):
         port = settings.get("RABBITMQ_PORT") or 15672
-        rows.append(("RabbitMQ", f"http://127.0.0.1:{port}", f"user admin, RABBITMQ_ADMIN_PASSWORD in {name}"))
+        rows.append(
+            ("RabbitMQ", f"http://127.0.0.1:{port}", f"user admin, RABBITMQ_ADMIN_PASSWORD in {name}")
+        )
     if not settings.get("S3_ENDPOINT_URL"):
         port = settings.get("MINIO_CONSOLE_PORT") or 9001
         rows.append(("MinIO", f"http://127.0.0.1:{port}", f"user root, MINIO_ROOT_PASSWORD in {name}"))

@@ -59,7 +59,9 @@ def make() -> None:
         )
     command = [sys.executable, "-m", "venv", "--clear", str(FOLDER)]
     BUILD_FOLDER.mkdir(exist_ok=True)
-    if subprocess.run([sys.executable, "-c", "import ensurepip"], capture_output=True).returncode:
+    if subprocess.run(
+        [sys.executable, "-c", "import ensurepip"], capture_output=True, check=False
+    ).returncode:
         package = f"{VERSION}-venv"
         if os.geteuid() != 0 or apt.distribution().id not in ("debian", "ubuntu"):
             raise Failure(

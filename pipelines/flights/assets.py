@@ -3,6 +3,7 @@
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from dagster import (
     AssetCheckResult,
@@ -15,7 +16,6 @@ from dagster import (
     MonthlyPartitionsDefinition,
     ObserveResult,
     Output,
-    RawMetadataValue,
     SourceAsset,
     asset,
     asset_check,
@@ -40,7 +40,7 @@ def raw_table(name: str, file: str, description: str) -> SourceAsset:
     def observed() -> ObserveResult:
         path = source.raw_file(file)
         version = DataVersion(sha256(path.read_bytes()).hexdigest()[:16])
-        metadata: dict[str, RawMetadataValue] = {"bytes": path.stat().st_size, "file": file}
+        metadata: dict[str, Any] = {"bytes": path.stat().st_size, "file": file}
         if path.suffix == ".csv":
             lines = path.read_text().splitlines()
             metadata |= {"dagster/row_count": len(lines) - 1, "preview": preview(lines)}
@@ -128,7 +128,7 @@ def delay_report(
 ) -> Output[Summary]:
     """The year's report over all months."""
     year = sum(monthly_delays.values(), Summary())
-    prefix = f"reports/delay_report/{context.run_id}"
+    prefix = f"reports/delay_report/{context.run.run_id}"
     metadata = publish(store, year, prefix, "Delays of flights from New York")
     return Output(year, metadata={**metadata, "months": len(monthly_delays)})
 
@@ -158,6 +158,5 @@ ASSETS: list[AssetsDefinition | SourceAsset] = [
 flights_by_month = define_asset_job(
     "flights_by_month",
     selection=[raw_flights, checked_flights, monthly_delays],
-    partitions_def=MONTHS,
     description="A month from raw rows to delays. Backfill all 12 months, then materialize `delay_report`.",
 )

@@ -72,13 +72,16 @@ def connect(folder: Path) -> "DuckDBPyConnection":
     """A database in memory that spills into `folder`."""
     import duckdb
 
-    return duckdb.connect(
+    database = duckdb.connect(
         config={
             "threads": DUCKDB_THREADS,
             "memory_limit": DUCKDB_MEMORY,
             "temp_directory": str(folder / "spill"),
         }
     )
+    # It would fill the step's log.
+    database.execute("SET enable_progress_bar = false")
+    return database
 
 
 @contextmanager

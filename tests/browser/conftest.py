@@ -1,0 +1,38 @@
+"""A headless Chromium (Debian's) with a page, as the browser tests need it."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from scripts.console import ROOT
+
+#: Where screenshots are kept: README and docs show these very files when `make screenshots` copies them.
+SCREENSHOTS = ROOT / ".build" / "screenshots"
+#: As root there is no sandbox; the rest keeps Chromium from calling home.
+ARGUMENTS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+#: Milliseconds that one step of the page may take on a busy machine.
+PATIENCE_MS = 60_000
+
+
+@pytest.fixture(scope="session")
+def screenshots() -> Path:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    return SCREENSHOTS
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    chromium = shutil.which("chromium")
+    assert chromium, "Chromium is missing: `make test` installs it, or apt-get install chromium"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        page.set_default_timeout(PATIENCE_MS)
+        yield page
+        browser.close()

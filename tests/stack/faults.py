@@ -1,0 +1,59 @@
+"""Faults, each by the means that the real one has: signals from this host, a cut network."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from tests.stack.stack import Stack
+
+
+def children(stack: Stack, container: str, pid: int) -> list[int]:
+    """The processes of a container that this one started, as this host numbers them."""
+    lines = stack.docker("top", container, "-o", "pid,ppid").stdout.splitlines()[1:]
+    return [int(child) for child, parent in map(str.split, lines) if int(parent) == pid]
+
+
+def main_process(stack: Stack, container: str) -> int:
+    """The service's own process: the one that the container's init (tini) looks after."""
+    return children(stack, container, stack.pid(container))[0]
+
+
+def broker_process(stack: Stack, container: str) -> int:
+    """RabbitMQ itself: its main process is a shell script that waits for it."""
+    return children(stack, container, main_process(stack, container))[0]
+
+
+def pool_process(stack: Stack, container: str) -> int:
+    """The process of a Celery worker that executes steps."""
+    return children(stack, container, main_process(stack, container))[0]
+
+
+def crash(pid: int) -> None:
+    """What the kernel does to a process when memory runs out."""
+    os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def frozen(*pids: int) -> Iterator[None]:
+    """Processes that are there and do nothing any more; afterwards they go on."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            # One that was replaced in the meantime needs no continuing.
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def cut_off(stack: Stack, container: str, network: str) -> Iterator[None]:
+    """A container without one of its networks: packets get no answer, no connection is closed."""
+    name = f"{stack.project}_{network}"
+    stack.docker("network", "disconnect", name, container)
+    try:
+        yield
+    finally:
+        stack.docker("network", "connect", name, container)

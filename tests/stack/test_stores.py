@@ -1,0 +1,78 @@
+"""The settings of the three stores that runs rely on, as the running stores have them."""
+
+import re
+
+from tests.stack.stack import Stack
+
+MIB = 1024**2
+
+
+def memory_limit(stack: Stack, service: str) -> int:
+    limit: int = stack.inspect(stack.container(service))["HostConfig"]["Memory"]
+    return limit
+
+
+def test_a_step_may_run_for_years_before_it_is_acknowledged(stack: Stack) -> None:
+    # Given RabbitMQ's limit for late acknowledgements, which is half an hour when nobody lifts it
+    answer = stack.exec("rabbitmq", "rabbitmqctl", "eval", "application:get_env(rabbit, consumer_timeout).").stdout
+    match = re.search(r"ok,(\d+)", answer)
+    assert match, answer
+    # Then it is years
+    assert int(match[1]) / 1000 > 5 * 365 * 24 * 3600
+
+
+def test_the_broker_holds_publishers_back_before_its_container_is_full(stack: Stack) -> None:
+    node = stack.broker("nodes")[0]
+    # Then its memory alarm is well below what the kernel would kill it for, and not so low that it is always on
+    assert memory_limit(stack, "rabbitmq") * 0.4 < node["mem_limit"] < memory_limit(stack, "rabbitmq") * 0.75
+    # And it stops before the disk is full
+    assert 256 * MIB < node["disk_free_limit"] < 1024 * MIB
+    # And none of the two is on
+    assert not node["mem_alarm"]
+    assert not node["disk_free_alarm"]
+
+
+def test_the_queues_of_steps_are_durable_and_know_ten_priorities(stack: Stack) -> None:
+    queues = {queue["name"]: queue for queue in stack.broker(f"queues/{stack.settings['RABBITMQ_VHOST']}")}
+    for name in ("dagster", "heavy"):
+        assert queues[name]["type"] == "classic"
+        assert queues[name]["durable"]
+        assert not queues[name]["auto_delete"]
+        assert queues[name]["arguments"] == {"x-max-priority": 10}
+
+
+def test_there_is_one_bucket_without_versions_whose_step_logs_expire(stack: Stack) -> None:
+    root = stack.s3_root
+    assert [entry["Name"] for entry in root.list_buckets()["Buckets"]] == [stack.bucket]
+    # Then a deleted object is gone and no old version takes room
+    assert "Status" not in root.get_bucket_versioning(Bucket=stack.bucket)
+    # And only step logs go by themselves
+    rules = root.get_bucket_lifecycle_configuration(Bucket=stack.bucket)["Rules"]
+    assert [(rule["Status"], rule["Filter"], rule["Expiration"]) for rule in rules] == [
+        ("Enabled", {"Prefix": "logs/"}, {"Days": 30})
+    ]
+
+
+def test_postgres_has_the_settings_that_the_stack_is_sized_for(stack: Stack) -> None:
+    wanted = {
+        "data_checksums": "on",
+        "max_connections": "200",
+        "password_encryption": "scram-sha-256",
+        # The event log is the truth: a commit is on disk before it is acknowledged.
+        "fsync": "on",
+        "full_page_writes": "on",
+        "synchronous_commit": "on",
+        "shared_buffers": "256MB",
+        "TimeZone": "UTC",
+    }
+    names = ", ".join(f"'{name}'" for name in wanted)
+    rows = stack.sql(f"SELECT name, current_setting(name) FROM pg_settings WHERE name IN ({names})")
+    assert {name: value for name, value in rows} == wanted
+
+
+def test_a_parallel_query_finds_room_to_share_memory(stack: Stack) -> None:
+    # Given that the engine gives a container 64 MB of shared memory when nobody asks for more
+    size = stack.exec("postgres", "df", "--block-size=1M", "--output=size", "/dev/shm").stdout.split()[-1]
+    # Then there is more, and Postgres uses it
+    assert int(size) >= 128
+    assert stack.sql("SHOW dynamic_shared_memory_type") == [["posix"]]

@@ -1,0 +1,60 @@
+"""Fixtures of the unit tests: machines that lack things, and an environment without the developer's own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts import apt, console, engine, env_file
+from tests.unit import machines
+from tests.unit.machines import Machine
+
+#: What the stack and its scripts read from the environment.
+OWN_VARIABLES = tuple(env_file.read(env_file.EXAMPLE)) + (
+    "STACK_ENV_FILE", "INSTALL_DOCKER", "REQUIRED_DISK_GB", "DOCKER_HOST", "CI", "FORCE", "JOB", "CONFIG", "TAGS", "N",
+    "CELERY_BROKER_URL", "DAGSTER_STACK_S3_BUCKET", "DAGSTER_STACK_S3_PUBLIC_URL", "DAGSTER_STACK_CELERY_YAML",
+    "DAGSTER_STACK_STORE", "DAGSTER_HOME", "AWS_ENDPOINT_URL_S3",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OWN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """A copy of the project on a machine with nothing on its PATH."""
+    with machines.machine() as machine:
+        yield machine
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that is all of PATH for this process; the real engine is out of reach."""
+    folder = tmp_path / "programs"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(engine, "SYSTEM_FOLDERS", [])
+    monkeypatch.setattr(engine, "SOCKET", tmp_path / "docker.sock")
+    monkeypatch.setattr(engine, "PID_FILES", {})
+    monkeypatch.setattr(engine, "DAEMON_LOG", tmp_path / "dockerd.log")
+    monkeypatch.setattr(apt, "APT_FOLDER", tmp_path / "apt")
+    monkeypatch.setattr(console, "LOG_FOLDER", tmp_path / "logs")
+    engine.docker.cache_clear()
+    apt.update.cache_clear()
+    yield folder
+    engine.docker.cache_clear()
+    apt.update.cache_clear()
+
+
+@pytest.fixture
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The .env in use: a file of this test, not there yet."""
+    path = tmp_path / "stack" / ".env"
+    path.parent.mkdir()
+    monkeypatch.setenv("STACK_ENV_FILE", str(path))
+    return path
+
+
