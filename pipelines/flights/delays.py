@@ -30,7 +30,7 @@ class Scale:
 
     def sql(self) -> str:
         """The number of a value's class, as text that sorts; `unknown` without a value."""
-        place = f"len(list_filter({list(self.edges)}, lambda edge: edge < {self.column})) - 1"
+        place = f"len(list_filter({list(self.edges)}, lambda edge: edge <= {self.column})) - 1"
         return f"CASE WHEN {self.column} IS NULL THEN '{UNKNOWN}' ELSE ({place})::VARCHAR END"
 
 

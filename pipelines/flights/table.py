@@ -64,6 +64,7 @@ class CheckedTable:
         return {
             "rejected_by_reason": MetadataValue.md(self.outcome.reasons_table()),
             "rejected_rows": MetadataValue.url(store.link(key)),
+            "rejected_rows_listed": MetadataValue.int(min(self.outcome.rejected, MOST_LISTED)),
             "rejected_key": MetadataValue.text(key),
         }
 
