@@ -1,5 +1,6 @@
 """The Celery app of every worker: the target of `celery -A` and `dagster-celery worker start -A`."""
 
+import importlib
 import importlib.util
 
 from dagster_celery.executor import CeleryExecutor
@@ -23,7 +24,9 @@ app = make_app(
     ).app_args()
 )
 if importlib.util.find_spec(STARTED_WITH):
-    app.config_from_object(STARTED_WITH)
+    # Above what stands already: a broker or backend given to the app would win over a configuration object.
+    started_with = vars(importlib.import_module(STARTED_WITH))
+    app.conf.update({name: value for name, value in started_with.items() if not name.startswith("_")})
 
 execute_plan = create_task(app)
 execute_job = create_execute_job_task(app)

@@ -51,7 +51,17 @@ mutation Launch($params: ExecutionParams!) {
   launchRun(executionParams: $params) {
     __typename
     ... on LaunchRunSuccess { run { runId } }
-    ... on RunConfigValidationInvalid { errors { message path reason } }
+    ... on RunConfigValidationInvalid {
+      errors {
+        message
+        stack {
+          entries {
+            ... on EvaluationStackPathEntry { fieldName }
+            ... on EvaluationStackListItemEntry { listIndex }
+          }
+        }
+      }
+    }
     ... on InvalidStepError { invalidStepKey }
     ... on InvalidOutputError { stepKey invalidOutputName }
     ... on Error { message }
@@ -354,35 +364,42 @@ def choose_job(jobs: Sequence[Job], unloaded: Mapping[str, str], name: str, loca
     raise LaunchRefused("\n".join(lines))
 
 
+def config_problem(problem: Mapping[str, Any]) -> str:
+    """A validation error with its path, which most messages hold already (the field `path` never does)."""
+    entries = problem["stack"]["entries"]
+    steps = [str(entry.get("fieldName", entry.get("listIndex", "?"))) for entry in entries]
+    path, message = ":".join(["root", *steps]), problem["message"].strip()
+    return message if path in message or not steps else f"{path}: {message}"
+
+
 def launch_error(job: str, answer: Mapping[str, Any]) -> DagitError:
     """The exception for each way in which Dagit answers a launch with something else than a run."""
     kind = answer["__typename"]
     message = (answer.get("message") or "").strip()
+    error: type[DagitError] = LaunchRefused
     match kind:
         case "RunConfigValidationInvalid":
             lines = [f"The run config does not fit the job {job!r}:"]
-            for error in answer["errors"]:
-                lines.append(f"  {':'.join(['root', *error['path']])}: {error['message'].strip()}")
-            return LaunchRefused("\n".join(lines))
+            lines += [f"  {config_problem(problem)}" for problem in answer["errors"]]
         case "InvalidStepError":
-            return LaunchRefused(f"The job {job!r} has no step {answer['invalidStepKey']!r}.")
+            lines = [f"The job {job!r} has no step {answer['invalidStepKey']!r}."]
         case "InvalidOutputError":
-            return LaunchRefused(
-                f"The step {answer['stepKey']!r} has no output {answer['invalidOutputName']!r}."
-            )
+            lines = [f"The step {answer['stepKey']!r} has no output {answer['invalidOutputName']!r}."]
         case "PipelineNotFoundError":
-            return LaunchRefused(f"The job {job!r} is gone from its code location: {message}")
+            lines = [f"The job {job!r} is gone from its code location: {message}"]
         case (
             "InvalidSubsetError"
             | "PresetNotFoundError"
             | "NoModeProvidedError"
             | "ConflictingExecutionParamsError"
         ):
-            return LaunchRefused(f"Dagit can't launch the job {job!r}: {message}")
+            lines = [f"Dagit can't launch the job {job!r}: {message}"]
         case "RunConflict":
-            return DagitError(f"Dagit has such a run already: {message}")
+            error, lines = DagitError, [f"Dagit has such a run already: {message}"]
         case "UnauthorizedError":
-            return DagitError(f"This Dagit lets nobody launch runs (is it read-only?): {message}")
-    causes = [cause["message"].strip() for cause in answer.get("causes") or []]
-    lines = [f"Dagit can't launch the job {job!r}: {message or kind}"]
-    return DagitError("\n".join(lines + [f"  caused by {cause}" for cause in causes]))
+            error, lines = DagitError, [f"This Dagit lets nobody launch runs (is it read-only?): {message}"]
+        case _:
+            causes = [cause["message"].strip() for cause in answer.get("causes") or []]
+            lines = [f"Dagit can't launch the job {job!r}: {message or kind}"]
+            error, lines = DagitError, lines + [f"  caused by {cause}" for cause in causes]
+    return error("\n".join(lines))

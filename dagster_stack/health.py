@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,9 @@ class Heartbeat(threading.Thread):
                 logger.warning("unhealthy: %s%s", reason, self._outlook())
                 complaint = reason
             if self._exit_after is not None and silent_for > self._exit_after:
-                logger.critical("giving up after %.0f s so that the container restarts: %s", silent_for, reason)
+                logger.critical(
+                    "giving up after %.0f s so that the container restarts: %s", silent_for, reason
+                )
                 self._exit(EXIT_CODE)
                 return
 
@@ -150,8 +153,24 @@ def pool_complaint(pids: list[int]) -> str | None:
 
 def process_state(pid: int) -> str:
     """The state letter of a process from /proc; X when it is gone."""
+    return (process_fields(pid) or ["X"])[0]
+
+
+def process_fields(pid: int) -> list[str] | None:
+    """State, parent's id and the rest that /proc tells of a process; None when it is gone."""
     try:
         # The command's name stands in parentheses and may itself hold spaces and parentheses.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return "X"
+        return None
+
+
+def child_processes(parent: int) -> dict[int, list[str]]:
+    """The command lines of a process's children, by their ids; a zombie's is empty."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        fields = process_fields(int(folder.name))
+        if fields and int(fields[1]) == parent:
+            with suppress(FileNotFoundError, ProcessLookupError):
+                found[int(folder.name)] = (folder / "cmdline").read_text().split("\0")[:-1]
+    return found

@@ -16,6 +16,9 @@ FINISHED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
 #: Seconds over which the rate is averaged: longer than most steps, short enough to show a stall.
 RATE_WINDOW_SECS = 10.0
 
+#: Names of steps that wait for another try.
+SHOWN_RETRYING = 5
+
 #: Stack frames shown of an exception: the user's own code is at the end.
 SHOWN_FRAMES = 3
 
@@ -259,28 +262,33 @@ def waiting_for(progress: Progress, queue: RunQueue | None, backlog: Sequence[Qu
             return waiting_in_queue(queue)
         case "STARTING":
             return "The run's process is starting: it loads the code."
+        case "STARTED":
+            return waiting_for_steps(progress, backlog)
         case "CANCELING":
             return (
                 "Terminating: waiting for the running steps to stop."
                 " Ctrl-C leaves the run alone; its page in Dagit can force the end."
             )
-        case "STARTED":
-            # Others may have left messages in a queue that this run does not use.
-            unserved = [
-                depth.name
-                for depth in backlog
-                if depth.ready and not depth.consumers and depth.name in progress.waiting_on
-            ]
-            if unserved:
-                return f"No worker listens on the queue {' or '.join(unserved)}: start one for it."
-            if progress.count(StepState.RUNNING):
-                return ""
-            if retrying := progress.in_state(StepState.RETRYING):
-                return f"Waiting to try again: {', '.join(retrying[:5])}."
-            if progress.plan and len(progress.steps) >= progress.total and progress.known:
-                return "All steps have ended: waiting for the run to end."
-            return "Waiting for the next step to start."
     return ""
+
+
+def waiting_for_steps(progress: Progress, backlog: Sequence[QueueDepth]) -> str:
+    """Why no step is at work, or why some never will be."""
+    # Others may have left messages in a queue that this run does not use.
+    unserved = [
+        depth.name
+        for depth in backlog
+        if depth.ready and not depth.consumers and depth.name in progress.waiting_on
+    ]
+    if unserved:
+        return f"No worker listens on the queue {' or '.join(unserved)}: start one for it."
+    if progress.count(StepState.RUNNING):
+        return ""
+    if retrying := progress.in_state(StepState.RETRYING):
+        return f"Waiting to try again: {', '.join(retrying[:SHOWN_RETRYING])}."
+    if progress.plan and progress.known and not progress.waiting_on:
+        return "All steps have ended: waiting for the run to end."
+    return "Waiting for the next step to start."
 
 
 def waiting_in_queue(queue: RunQueue | None) -> str:

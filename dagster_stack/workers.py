@@ -85,6 +85,10 @@ def ask_workers(broker: str) -> list[Worker]:
     # One try: a person waits.
     app.conf.update(broker_connection_timeout=CONNECT_TIMEOUT_SECS, broker_connection_retry=False)
     try:
+        transport = app.connection_for_write().transport
+    except KeyError as error:
+        raise UsageError(f"{BROKER_VARIABLE} must start with amqp:// or amqps://.") from error
+    try:
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_TIMEOUT_SECS)
             inspect = app.control.inspect(timeout=ANSWER_TIMEOUT_SECS, connection=connection)
@@ -95,7 +99,7 @@ def ask_workers(broker: str) -> list[Worker]:
                 names, timeout=ANSWER_TIMEOUT_SECS, connection=connection, limit=len(names)
             )
             queues, active, stats = inspect.active_queues(), inspect.active(), inspect.stats()
-    except (OSError, KombuError, *app.connection_for_write().connection_errors) as error:
+    except (OSError, KombuError, *transport.connection_errors, *transport.channel_errors) as error:
         raise BrokerUnreachable(
             # as_uri leaves the password out.
             f"The broker can't be used at {app.connection_for_write().as_uri()} ({error})."

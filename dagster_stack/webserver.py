@@ -1,0 +1,50 @@
+"""The `dagit` service: Dagster's webserver, which ends itself when the process with the user's code is gone.
+
+Dagit loads the code in a child process of its own (the code server) and never looks at it again. That one ends
+when it crashes, when memory runs out, and by itself when Dagit was silent for 45 s (a paused container, a
+laptop that slept). Dagit then serves its pages and fails every launch until somebody presses Reload.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+from dagster_webserver.cli import cli
+
+from dagster_stack.health import LIFELESS_STATES, Heartbeat, child_processes, process_state
+
+#: Words of a code server's command line.
+CODE_SERVER = ("api", "grpc")
+#: Seconds without a code server after which Dagit exits for a restart. A reload in Dagit starts the new one
+#: before the old one ends.
+EXIT_AFTER_SECS = 20
+
+
+class CodeServerProbe:
+    """Tells what is wrong with this process's code server, once there has been one.
+
+    Until then Dagster's own start-up timeout decides, and Dagit shows why the code can't be loaded.
+    """
+
+    def __init__(self, children: Callable[[int], dict[int, list[str]]] = child_processes) -> None:
+        self._children = children
+        self._seen = False
+
+    def __call__(self) -> str | None:
+        servers = [
+            pid for pid, command in self._children(os.getpid()).items() if set(CODE_SERVER) <= set(command)
+        ]
+        if any(process_state(pid) not in LIFELESS_STATES for pid in servers):
+            self._seen = True
+            return None
+        return "the process that loads the code is gone, no run can be launched" if self._seen else None
+
+
+def main() -> None:
+    """Run Dagster's webserver with the arguments of this process until it is stopped."""
+    Heartbeat(CodeServerProbe(), exit_after=EXIT_AFTER_SECS).start()
+    cli(sys.argv[1:], auto_envvar_prefix="DAGSTER_WEBSERVER")
+
+
+if __name__ == "__main__":
+    main()

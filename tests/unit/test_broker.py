@@ -1,0 +1,184 @@
+"""What the broker tells: queue depths from RabbitMQ 4's management API, workers from Celery 5's answers."""
+
+import io
+import json
+from typing import Any
+
+import pytest
+
+from dagster_stack.backlog import BrokerApi, QueueDepth, work_queues
+from dagster_stack.errors import BrokerUnreachable, ExitCode, UsageError
+from dagster_stack.workers import Activity, Worker, read_activity, read_worker, show_workers, table
+
+RUN = "1f0c8e0a-7a4e-4f4c-9b5e-4a1d2c3b4e5f"
+
+
+def queue(name: str, **more: Any) -> dict[str, Any]:
+    entry = {"name": name, "durable": True, "auto_delete": False, "exclusive": False}
+    return {**entry, "messages_ready": 0, "messages_unacknowledged": 0, "consumers": 1, **more}
+
+
+def test_work_queues_are_named_with_their_depth_in_order() -> None:
+    answer = [queue("heavy"), queue("dagster", messages_ready=12, messages_unacknowledged=4, consumers=2)]
+
+    assert work_queues(answer) == (QueueDepth("dagster", 12, 4, 2), QueueDepth("heavy", 0, 0, 1))
+
+
+def test_celerys_own_queues_are_no_backlog() -> None:
+    answer = [
+        queue("celery@host.celery.pidbox", durable=False, auto_delete=True),
+        queue("celeryev.1b", auto_delete=True),
+        queue("8f6c-reply", exclusive=True),
+        queue("dagster"),
+    ]
+
+    assert [depth.name for depth in work_queues(answer)] == ["dagster"]
+
+
+def test_a_queue_that_rabbitmq_has_not_yet_counted_is_empty() -> None:
+    answer = [{"name": "new", "durable": True, "auto_delete": False, "exclusive": False}]
+
+    assert work_queues(answer) == (QueueDepth("new", 0, 0, 0),)
+
+
+def test_without_a_management_address_there_is_no_backlog() -> None:
+    assert BrokerApi.from_environment({}) is None
+    assert BrokerApi.from_environment({"DAGSTER_STACK_BROKER_API_URL": ""}) is None
+
+
+def stock_task(**packed: Any) -> dict[str, Any]:
+    """A task as `inspect active` shows it: dagster-celery's `execute_plan` with keyword arguments."""
+    arguments = {
+        "execute_step_args_packed": {"__class__": "ExecuteStepArgs", **packed},
+        "executable_dict": {},
+    }
+    return {"name": "execute_plan", "args": [], "kwargs": arguments}
+
+
+def test_a_running_step_is_told_by_run_and_key() -> None:
+    activity = read_activity(stock_task(pipeline_run_id=RUN, step_keys_to_execute=["load_january"]))
+
+    assert activity == Activity("execute_plan", RUN, "load_january")
+    assert str(activity) == "1f0c8e0a load_january"
+
+
+def test_a_running_step_is_told_from_arguments_that_came_as_text() -> None:
+    task = stock_task(run_id=RUN, step_keys_to_execute=["a"])
+    task["kwargs"] = repr(task["kwargs"])
+
+    assert read_activity(task) == Activity("execute_plan", RUN, "a")
+
+
+def test_a_running_step_is_told_as_far_as_truncated_arguments_hold_it() -> None:
+    task = stock_task(pipeline_run_id=RUN, step_keys_to_execute=["a"], x="y" * 500)
+    task["kwargs"] = repr(task["kwargs"])[:200] + "..."
+
+    assert read_activity(task) == Activity("execute_plan", RUN, "a")
+
+
+@pytest.mark.parametrize("arguments", [None, "", "{'a': ...", {}, {"execute_step_args_packed": "…"}, []])
+def test_a_task_without_readable_arguments_is_told_by_its_name(arguments: Any) -> None:
+    activity = read_activity({"name": "other_task", "args": None, "kwargs": arguments})
+
+    assert activity == Activity("other_task", None, None)
+    assert str(activity) == "other_task"
+
+
+def test_a_worker_is_read_from_its_answers_and_running_tasks_are_not_done() -> None:
+    worker = read_worker(
+        "celery@a",
+        [{"name": "dagster"}, {"name": "heavy"}],
+        [stock_task(run_id=RUN, step_keys_to_execute=["a"])],
+        {"pool": {"max-concurrency": 2}, "uptime": 61, "total": {"execute_plan": 11, "other": 2}},
+    )
+
+    assert worker == Worker(
+        "celery@a", ("dagster", "heavy"), 2, 61, (Activity("execute_plan", RUN, "a"),), done=12
+    )
+
+
+def test_a_worker_that_answered_only_the_first_question_is_still_shown() -> None:
+    worker = read_worker("celery@a", None, None, None)
+
+    assert worker == Worker("celery@a", (), None, None, (), 0)
+    assert table([worker]).row_count == 1
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
+    """The workers that `ask_workers` finds; a real broker is asked in the stack's tests."""
+    workers: list[Worker] = []
+    monkeypatch.setattr("dagster_stack.workers.ask_workers", lambda broker: workers)
+    return workers
+
+
+BROKER = {"CELERY_BROKER_URL": "amqp://u:p@broker/v"}
+
+
+def test_workers_are_shown_as_a_table_without_control_characters_in_a_pipe(found: list[Worker]) -> None:
+    found.append(
+        Worker(
+            "celery@a",
+            ("dagster",),
+            2,
+            75,
+            (Activity("execute_plan", RUN, "a"), Activity("x", None, None)),
+            3,
+        )
+    )
+    out = io.StringIO()
+
+    code = show_workers(out, as_json=False, environment=BROKER)
+
+    assert code is ExitCode.SUCCESS
+    header, first, second = out.getvalue().splitlines()
+    assert header.split() == ["WORKER", "QUEUES", "PROCESSES", "UPTIME", "DONE", "DOING"]
+    assert first.split() == ["celery@a", "dagster", "2", "1", "min", "15", "s", "3", "1f0c8e0a", "a"]
+    assert second.split() == ["x"]
+    assert "\x1b" not in out.getvalue()
+
+
+def test_workers_as_json_hold_whole_run_ids(found: list[Worker]) -> None:
+    found.append(Worker("celery@a", ("dagster",), 2, 75, (Activity("execute_plan", RUN, "a"),), 3))
+    out = io.StringIO()
+
+    show_workers(out, as_json=True, environment=BROKER)
+
+    assert json.loads(out.getvalue()) == [
+        {
+            "name": "celery@a",
+            "queues": ["dagster"],
+            "processes": 2,
+            "uptime": 75,
+            "doing": [{"task": "execute_plan", "run_id": RUN, "step": "a"}],
+            "done": 3,
+        }
+    ]
+
+
+@pytest.mark.usefixtures("found")
+def test_no_worker_alive_is_a_failure_with_a_cure() -> None:
+    out = io.StringIO()
+
+    code = show_workers(out, as_json=False, environment=BROKER)
+
+    assert code is ExitCode.FAILED
+    assert "docker compose up -d" in out.getvalue()
+
+
+def test_workers_without_a_broker_say_which_variable_is_missing() -> None:
+    with pytest.raises(UsageError, match="CELERY_BROKER_URL is not set"):
+        show_workers(io.StringIO(), as_json=False, environment={})
+
+
+def test_an_unreachable_broker_is_named_without_its_password() -> None:
+    with pytest.raises(BrokerUnreachable) as caught:
+        show_workers(io.StringIO(), False, {"CELERY_BROKER_URL": "amqp://u:secret@127.0.0.1:1/v"})
+
+    assert "127.0.0.1:1" in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_broker_address_of_no_known_kind_is_wrong_usage() -> None:
+    with pytest.raises(UsageError, match="amqp://"):
+        show_workers(io.StringIO(), False, {"CELERY_BROKER_URL": "nothing://broker"})
