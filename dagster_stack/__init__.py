@@ -3,8 +3,27 @@
 `pipelines` may import the names below, and nothing else of this package.
 """
 
-from dagster_stack.errors import ObjectNotFound
-from dagster_stack.executor import celery_executor
-from dagster_stack.storage import ObjectStore, StoredObject, stack_resources
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dagster_stack.errors import ObjectNotFound
+    from dagster_stack.executor import celery_executor
+    from dagster_stack.storage import ObjectStore, StoredObject, stack_resources
 
 __all__ = ["ObjectNotFound", "ObjectStore", "StoredObject", "celery_executor", "stack_resources"]
+
+HOMES = {
+    "ObjectNotFound": "errors",
+    "ObjectStore": "storage",
+    "StoredObject": "storage",
+    "celery_executor": "executor",
+    "stack_resources": "storage",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: the command line must not wait 2 s for Dagster."""
+    if name in HOMES:
+        return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

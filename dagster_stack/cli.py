@@ -36,10 +36,10 @@ def run(
     """Launch JOB through Dagit and show its progress until it ends."""
     request_config, request_tags = read_config(config, env_config), parse_tags(tags)
 
-    from dagster_stack.backlog import BrokerApi
-    from dagster_stack.dagit import Dagit
-    from dagster_stack.display import choose_view
-    from dagster_stack.watch import Request, Watch
+    from dagster_stack.client.backlog import BrokerApi
+    from dagster_stack.client.dagit import Dagit
+    from dagster_stack.client.display import choose_view
+    from dagster_stack.client.watch import Request, Watch
 
     watch = Watch(Dagit.from_environment(), choose_view(sys.stdout, sys.stdin), BrokerApi.from_environment())
     return watch.run(Request(job, request_config, request_tags, location))
@@ -48,10 +48,10 @@ def run(
 @cli.command()
 def demo() -> ExitCode:
     """Run the flights job and print its totals and where its report is."""
-    from dagster_stack import demo as demonstration
-    from dagster_stack.backlog import BrokerApi
-    from dagster_stack.dagit import Dagit
-    from dagster_stack.display import choose_view
+    from dagster_stack.client import demo as demonstration
+    from dagster_stack.client.backlog import BrokerApi
+    from dagster_stack.client.dagit import Dagit
+    from dagster_stack.client.display import choose_view
 
     view = choose_view(sys.stdout, sys.stdin)
     return demonstration.demo(Dagit.from_environment(), view, BrokerApi.from_environment())
@@ -61,7 +61,7 @@ def demo() -> ExitCode:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def workers(as_json: bool) -> ExitCode:
     """Show who is alive, on which queue, doing what."""
-    from dagster_stack.workers import show_workers
+    from dagster_stack.client.workers import show_workers
 
     return show_workers(sys.stdout, as_json)
 

@@ -161,17 +161,17 @@ def run_logged(
             )
         except FileNotFoundError as error:
             raise Failure(f"{title} needs the program {command[0]}, which is not on this machine.") from error
-        assert process.stdout
-        try:
-            for line in process.stdout:
-                file.write(line)
-                text = detail(line.strip())
-                if text:
-                    progress.at(text)
-            process.wait()
-        except BaseException:
-            process.terminate()
-            raise
+        with process:
+            assert process.stdout
+            try:
+                for line in process.stdout:
+                    file.write(line)
+                    text = detail(line.strip())
+                    if text:
+                        progress.at(text)
+            except BaseException:
+                process.terminate()
+                raise
         elapsed = progress.elapsed
     if process.returncode:
         tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-LOG_TAIL_LINES:])

@@ -6,13 +6,13 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
 from scripts import venv
+from scripts.code_location import DIRECTLY
 from scripts.console import LOG_FOLDER, ROOT, Failure, Progress, done, main, say
 from scripts.preflight import HIGHEST_PORT, bind_problem
 
@@ -95,7 +95,7 @@ def wait_until_answers(url: str, process: subprocess.Popen[bytes], log: Path) ->
     with Progress("Starting Dagit on this machine"):
         while time.monotonic() < deadline and process.poll() is None:
             try:
-                urllib.request.urlopen(f"{url}/server_info", timeout=2).close()
+                DIRECTLY.open(f"{url}/server_info", timeout=2).close()
                 break
             except OSError:
                 time.sleep(0.3)
@@ -119,6 +119,11 @@ def environment() -> dict[str, str]:
         **kept,
         "DAGSTER_HOME": str(HOME),
         "PYTHONPATH": str(ROOT),
+        # All is on this host: nothing of it may go through a company's proxy.
+        **{
+            name: ",".join(filter(None, ["127.0.0.1,localhost", kept.get(name)]))
+            for name in ("no_proxy", "NO_PROXY")
+        },
         "PATH": f"{venv.FOLDER / 'bin'}{os.pathsep}{kept.get('PATH', '')}",
         "MPLCONFIGDIR": str(Path(tempfile.gettempdir()) / "matplotlib"),
     }

@@ -23,6 +23,8 @@ UBUNTU_PACKAGES = ["docker.io", "docker-buildx", "docker-compose-v2"]
 SYSTEM_FOLDERS = ["/usr/bin", "/usr/sbin", "/usr/local/sbin"]
 #: What an engine is recognized by, and by its plugins the client that can do what is needed here.
 SOCKET = Path("/var/run/docker.sock")
+#: There while systemd is this machine's first process.
+SYSTEMD = Path("/run/systemd/system")
 PLUGINS = {"Compose": "compose", "BuildKit (buildx)": "buildx"}
 
 #: The pid files that a killed engine leaves, and whose they are.
@@ -186,7 +188,7 @@ def start() -> None:
         )
     if os.geteuid() != 0:
         raise NoEngine(no_access())
-    if Path("/run/systemd/system").is_dir():
+    if SYSTEMD.is_dir():
         start_by_systemd()
         return
     for attempt in range(1, START_ATTEMPTS + 1):

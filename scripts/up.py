@@ -26,7 +26,8 @@ def up() -> None:
     say("Starting")
     start()
     addresses()
-    code_location.check(dagit_url())
+    if not engine.is_elsewhere():
+        code_location.check(dagit_url())
 
 
 def start() -> None:
@@ -53,9 +54,9 @@ def is_up() -> bool:
     """Whether every container runs well with the image and settings that Compose would give it now."""
     hashes = dict(line.split() for line in compose.output("config", "--hash", "*").splitlines())
     found = compose.containers()
-    if not all(container.is_well for container in found) or not started_services() <= {
-        c.service for c in found
-    }:
+    if started_services() - {container.service for container in found}:
+        return False
+    if not all(container.is_well for container in found):
         return False
     template = (
         '{{index .Config.Labels "com.docker.compose.service"}} '
@@ -110,7 +111,15 @@ def unwell_failure(container: compose.Container) -> Failure:
 
 
 def dagit_url() -> str:
-    return f"http://127.0.0.1:{env_file.settings().get('DAGIT_PORT') or 3000}"
+    return f"http://{host()}:{env_file.settings().get('DAGIT_PORT') or 3000}"
+
+
+def host() -> str:
+    """The host in the pages' addresses: where they are bound, this very host where that is everywhere."""
+    address = (env_file.settings().get("BIND_ADDRESS") or "127.0.0.1").strip("[]")
+    if address in ("0.0.0.0", "::"):
+        return "127.0.0.1"
+    return f"[{address}]" if ":" in address else address
 
 
 def addresses() -> None:
@@ -120,12 +129,10 @@ def addresses() -> None:
     rows = [("Dagit", dagit_url(), "")]
     if not settings.get("RABBITMQ_HOST"):
         port = settings.get("RABBITMQ_PORT") or 15672
-        rows.append(
-            ("RabbitMQ", f"http://127.0.0.1:{port}", f"user admin, RABBITMQ_ADMIN_PASSWORD in {name}")
-        )
+        rows.append(("RabbitMQ", f"http://{host()}:{port}", f"user admin, RABBITMQ_ADMIN_PASSWORD in {name}"))
     if not settings.get("S3_ENDPOINT_URL"):
         port = settings.get("MINIO_CONSOLE_PORT") or 9001
-        rows.append(("MinIO", f"http://127.0.0.1:{port}", f"user root, MINIO_ROOT_PASSWORD in {name}"))
+        rows.append(("MinIO", f"http://{host()}:{port}", f"user root, MINIO_ROOT_PASSWORD in {name}"))
     say("")
     for title, address, login in rows:
         say(f"  {title:<9} {address:<24} {login}".rstrip())

@@ -10,7 +10,7 @@ import pytest
 import requests
 from botocore.exceptions import ClientError
 from minio import MinioAdmin
-from minio.credentials import StaticProvider
+from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException
 
 from scripts.images import CERTIFICATES_FILE
@@ -70,7 +70,9 @@ def test_no_process_of_a_service_is_root_or_has_a_privilege(stack: Stack, servic
     # When every process of the container is asked, its first one included
     text = stack.exec(service, "sh", "-c", "cat /proc/[0-9]*/status 2>/dev/null || true").stdout
     # Then none is root, none has or can get a capability, and none gains rights by a set-uid program
-    assert "0" not in {user for line in re.findall(r"^Uid:\t(.*)$", text, re.MULTILINE) for user in line.split()}
+    assert "0" not in {
+        user for line in re.findall(r"^Uid:\t(.*)$", text, re.MULTILINE) for user in line.split()
+    }
     for field in ("CapEff", "CapPrm", "CapInh", "CapBnd", "CapAmb"):
         assert {int(mask, 16) for mask in re.findall(rf"^{field}:\t(\w+)$", text, re.MULTILINE)} == {0}, field
     assert set(re.findall(r"^NoNewPrivs:\t(\d)$", text, re.MULTILINE)) == {"1"}
@@ -87,7 +89,13 @@ def test_no_container_has_more_of_this_host_than_it_is_given(
     assert host["CapDrop"] == ["ALL"]
     assert not host["CapAdd"]
     assert not host["Devices"]
-    assert "host" not in {host["PidMode"], host["IpcMode"], host["UTSMode"], host["NetworkMode"], host["UsernsMode"]}
+    assert "host" not in {
+        host["PidMode"],
+        host["IpcMode"],
+        host["UTSMode"],
+        host["NetworkMode"],
+        host["UsernsMode"],
+    }
     assert not [option for option in host["SecurityOpt"] if "unconfined" in option]
     # And no folder or file of the host, the engine's socket least of all: named volumes alone
     assert {mount["Type"] for mount in container["Mounts"]} <= {"volume"}
@@ -160,10 +168,13 @@ def test_a_service_reaches_the_stores_that_it_needs_and_no_other(
     stack: Stack, containers: dict[str, dict[str, Any]], service: str
 ) -> None:
     # Given every address of every store, since a name that is not known hides nothing
-    doors = [(store, address, port) for store, port in PORTS.items() for address in addresses(containers[store])]
+    doors = [
+        (store, address, port) for store, port in PORTS.items() for address in addresses(containers[store])
+    ]
     # When the service tries all of them at once
     attempts = " ".join(
-        f"(timeout 2 bash -c '</dev/tcp/{address}/{port}' && echo {store}) &" for store, address, port in doors
+        f"(timeout 2 bash -c '</dev/tcp/{address}/{port}' && echo {store}) &"
+        for store, address, port in doors
     )
     found = stack.exec(service, "bash", "-c", f"exec 2>/dev/null; {attempts} wait").stdout.split()
     # Then it gets through to its own stores alone
@@ -171,7 +182,9 @@ def test_a_service_reaches_the_stores_that_it_needs_and_no_other(
 
 
 @pytest.mark.parametrize("service", STORES)
-def test_a_store_has_no_way_out_of_this_host(stack: Stack, containers: dict[str, dict[str, Any]], service: str) -> None:
+def test_a_store_has_no_way_out_of_this_host(
+    stack: Stack, containers: dict[str, dict[str, Any]], service: str
+) -> None:
     # Given the networks of the store
     names = containers[service]["NetworkSettings"]["Networks"]
     for network in json.loads(stack.docker("network", "inspect", *names).stdout):
@@ -224,8 +237,12 @@ def test_an_image_holds_no_secret_and_no_certificate_of_the_building_network(
     script = "ls -d /opt/*/.env* /opt/*/.build /tmp/ca.pem /run/secrets /usr/local/share/ca-certificates/* 2>/dev/null"
     assert stack.exec(service, "sh", "-c", script, check=False).stdout == ""
     # And the certificates that it trusts are Debian's
-    trusted = stack.exec(service, "sh", "-c", "cat /etc/ssl/certs/ca-certificates.crt 2>/dev/null || true").stdout
-    bodies = re.findall(r"BEGIN CERTIFICATE-----\s*(.*?)\s*-----END", CERTIFICATES_FILE.read_text(), re.DOTALL)
+    trusted = stack.exec(
+        service, "sh", "-c", "cat /etc/ssl/certs/ca-certificates.crt 2>/dev/null || true"
+    ).stdout
+    bodies = re.findall(
+        r"BEGIN CERTIFICATE-----\s*(.*?)\s*-----END", CERTIFICATES_FILE.read_text(), re.DOTALL
+    )
     assert not [body for body in bodies if body in trusted]
 
 
@@ -246,18 +263,15 @@ def test_an_image_runs_as_a_numeric_user_and_brings_no_tool_to_build_with(
     assert stack.exec(service, "sh", "-c", script, check=False).stdout == ""
 
 
-@pytest.mark.parametrize(
-    ("service", "command", "version"),
-    [
-        ("postgres", "postgres --version", r"PostgreSQL\) 17\."),
-        ("rabbitmq", "rabbitmq-server --version 2>/dev/null || dpkg-query -W rabbitmq-server", r"\b4\."),
-        ("worker", "python --version", r"Python 3\.13\."),
-        ("worker", "dagster --version", r"version 1\.13\."),
-        ("worker", "celery --version", r"^5\.7\."),
-    ],
-)
-def test_the_promised_versions_are_inside(stack: Stack, service: str, command: str, version: str) -> None:
-    assert re.search(version, stack.exec(service, "sh", "-c", command).stdout)
+def test_the_promised_versions_are_inside(stack: Stack) -> None:
+    versions = {
+        "postgres": stack.sql("SHOW server_version")[0][0],
+        "rabbitmq": stack.broker("overview")["rabbitmq_version"],
+        "dagster": stack.graphql("{ version }")["version"],
+        "python": stack.exec("worker", "python", "--version").stdout.removeprefix("Python "),
+    }
+    wanted = {"postgres": "17.", "rabbitmq": "4.", "dagster": "1.13.", "python": "3.13."}
+    assert {name: versions[name][: len(start)] for name, start in wanted.items()} == wanted
 
 
 def test_dagster_sends_no_telemetry(stack: Stack) -> None:
@@ -311,7 +325,12 @@ def test_s3_user_can_not_change_the_rules_of_its_bucket(stack: Stack) -> None:
     everybody = {
         "Version": "2012-10-17",
         "Statement": [
-            {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": f"arn:aws:s3:::{stack.bucket}/*"}
+            {
+                "Effect": "Allow",
+                "Principal": "*",
+                "Action": "s3:GetObject",
+                "Resource": f"arn:aws:s3:::{stack.bucket}/*",
+            }
         ],
     }
     refused(stack.s3.put_bucket_policy, **bucket, Policy=json.dumps(everybody))
@@ -322,8 +341,8 @@ def test_s3_user_can_not_change_the_rules_of_its_bucket(stack: Stack) -> None:
 
 def test_s3_user_is_no_administrator(stack: Stack) -> None:
     admin = MinioAdmin(
-        f"127.0.0.1:{stack.settings['MINIO_PORT']}",
-        StaticProvider(stack.settings["S3_ACCESS_KEY"], stack.settings["S3_SECRET_KEY"]),
+        endpoint=f"127.0.0.1:{stack.settings['MINIO_PORT']}",
+        credentials=StaticProvider(stack.settings["S3_ACCESS_KEY"], stack.settings["S3_SECRET_KEY"]),
         secure=False,
     )
     for call in (admin.user_list, admin.policy_list, admin.info, lambda: admin.user_add("eve", "password12")):
@@ -341,7 +360,9 @@ def test_s3_refuses_strangers(stack: Stack) -> None:
         assert requests.get(f"{address}?list-type=2", timeout=20).status_code == 403
         assert requests.put(f"{address}/security/theirs", b"x", timeout=20).status_code == 403
         # And a wrong key is no key
-        refused(stack.s3_client(stack.settings["S3_ACCESS_KEY"], "wrong" * 8).list_objects_v2, Bucket=stack.bucket)
+        refused(
+            stack.s3_client(stack.settings["S3_ACCESS_KEY"], "wrong" * 8).list_objects_v2, Bucket=stack.bucket
+        )
     finally:
         stack.s3.delete_object(Bucket=stack.bucket, Key="security/private")
 
@@ -351,12 +372,12 @@ def test_s3_refuses_strangers(stack: Stack) -> None:
 
 def test_the_stacks_broker_user_has_no_management_and_no_other_vhost(stack: Stack) -> None:
     # Given that its password is right: it works from where workers are
-    connect = "import os, kombu; kombu.Connection(os.environ['CELERY_BROKER_URL']{}).connect()"
-    assert stack.exec("worker", "python", "-c", connect.format("")).returncode == 0
+    connect = "import os, kombu; kombu.Connection(os.environ['CELERY_BROKER_URL'].rpartition('/')[0] + '/{}').connect()"
+    assert stack.exec("worker", "python", "-c", connect.format("dagster")).returncode == 0
     # Then the management API is closed to it
     assert stack.broker_response("overview", "dagster").status_code == 401
     # And so is the default vhost
-    answer = stack.exec("worker", "python", "-c", connect.format(", virtual_host='/'"), check=False)
+    answer = stack.exec("worker", "python", "-c", connect.format("%2F"), check=False)
     assert answer.returncode != 0
     assert re.search(r"NOT_ALLOWED|NotAllowed|not found", answer.stderr)
 
@@ -388,7 +409,8 @@ def test_the_monitor_user_sees_figures_and_changes_nothing(stack: Stack) -> None
         requests.put(f"{api}/users/eve", json={"password": "x", "tags": "administrator"}, auth=login, timeout=20),
     ]  # fmt: skip
     # Then each is refused, and the broker is as it was
-    assert [answer.status_code for answer in attempts] == [401] * len(attempts), [a.text for a in attempts]
+    assert [answer for answer in attempts if answer.status_code not in (400, 401, 403)] == []
+    assert [answer.text for answer in attempts if not re.search("refused|authorised", answer.text)] == []
     assert "mine" not in {queue["name"] for queue in stack.broker("queues")}
 
 
@@ -438,5 +460,18 @@ def psql_from_a_worker(stack: Stack, password: str, database: str = "dagster") -
 
 
 def superuser_sql(stack: Stack, statement: str) -> list[list[str]]:
-    command = ["psql", "-X", "-A", "-t", "-F", "|", "-h", "/run/postgresql", "-U", "postgres", "-c", statement]
+    command = [
+        "psql",
+        "-X",
+        "-A",
+        "-t",
+        "-F",
+        "|",
+        "-h",
+        "/run/postgresql",
+        "-U",
+        "postgres",
+        "-c",
+        statement,
+    ]
     return [line.split("|") for line in stack.exec("postgres", *command).stdout.splitlines()]

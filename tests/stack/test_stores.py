@@ -14,7 +14,9 @@ def memory_limit(stack: Stack, service: str) -> int:
 
 def test_a_step_may_run_for_years_before_it_is_acknowledged(stack: Stack) -> None:
     # Given RabbitMQ's limit for late acknowledgements, which is half an hour when nobody lifts it
-    answer = stack.exec("rabbitmq", "rabbitmqctl", "eval", "application:get_env(rabbit, consumer_timeout).").stdout
+    answer = stack.exec(
+        "rabbitmq", "rabbitmqctl", "eval", "application:get_env(rabbit, consumer_timeout)."
+    ).stdout
     match = re.search(r"ok,(\d+)", answer)
     assert match, answer
     # Then it is years
@@ -38,7 +40,7 @@ def test_the_queues_of_steps_are_durable_and_know_ten_priorities(stack: Stack) -
         assert queues[name]["type"] == "classic"
         assert queues[name]["durable"]
         assert not queues[name]["auto_delete"]
-        assert queues[name]["arguments"] == {"x-max-priority": 10}
+        assert queues[name]["arguments"]["x-max-priority"] == 10
 
 
 def test_there_is_one_bucket_without_versions_whose_step_logs_expire(stack: Stack) -> None:
@@ -67,7 +69,7 @@ def test_postgres_has_the_settings_that_the_stack_is_sized_for(stack: Stack) -> 
     }
     names = ", ".join(f"'{name}'" for name in wanted)
     rows = stack.sql(f"SELECT name, current_setting(name) FROM pg_settings WHERE name IN ({names})")
-    assert {name: value for name, value in rows} == wanted
+    assert dict(rows) == wanted
 
 
 def test_a_parallel_query_finds_room_to_share_memory(stack: Stack) -> None:

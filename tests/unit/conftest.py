@@ -10,7 +10,8 @@ from tests.unit import machines
 from tests.unit.machines import Machine
 
 #: What the stack and its scripts read from the environment.
-OWN_VARIABLES = tuple(env_file.read(env_file.EXAMPLE)) + (
+OWN_VARIABLES = (
+    *env_file.read(env_file.EXAMPLE),
     "STACK_ENV_FILE", "INSTALL_DOCKER", "REQUIRED_DISK_GB", "DOCKER_HOST", "CI", "FORCE", "JOB", "CONFIG", "TAGS", "N",
     "CELERY_BROKER_URL", "DAGSTER_STACK_S3_BUCKET", "DAGSTER_STACK_S3_PUBLIC_URL", "DAGSTER_STACK_CELERY_YAML",
     "DAGSTER_STACK_STORE", "DAGSTER_HOME", "AWS_ENDPOINT_URL_S3",
@@ -56,5 +57,3 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.parent.mkdir()
     monkeypatch.setenv("STACK_ENV_FILE", str(path))
     return path
-
-

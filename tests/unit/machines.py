@@ -13,7 +13,15 @@ from pathlib import Path
 from scripts.console import ROOT
 
 #: What the scripts need of the project.
-PROJECT_FILES = ("scripts", "docker", "requirements", ".env.example", "Makefile", "compose.yaml", "celery.yaml")
+PROJECT_FILES = (
+    "scripts",
+    "docker",
+    "requirements",
+    ".env.example",
+    "Makefile",
+    "compose.yaml",
+    "celery.yaml",
+)
 
 #: Run before a script in its process: nothing of the real machine's engine is found, and no engine started.
 HIDE_REAL_ENGINE = """

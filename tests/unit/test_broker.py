@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from dagster_stack.backlog import BrokerApi, QueueDepth, work_queues
+from dagster_stack.client.backlog import BrokerApi, QueueDepth, work_queues
+from dagster_stack.client.workers import Activity, Worker, read_activity, read_worker, show_workers, table
 from dagster_stack.errors import BrokerUnreachable, ExitCode, UsageError
-from dagster_stack.workers import Activity, Worker, read_activity, read_worker, show_workers, table
 
 RUN = "1f0c8e0a-7a4e-4f4c-9b5e-4a1d2c3b4e5f"
 
@@ -108,7 +108,7 @@ def test_a_worker_that_answered_only_the_first_question_is_still_shown() -> None
 def found(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
     """The workers that `ask_workers` finds; a real broker is asked in the stack's tests."""
     workers: list[Worker] = []
-    monkeypatch.setattr("dagster_stack.workers.ask_workers", lambda broker: workers)
+    monkeypatch.setattr("dagster_stack.client.workers.ask_workers", lambda broker: workers)
     return workers
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from dagster_stack import dagit, watch
 from dagster_stack.cli import cli, main, parse_tags, read_config
+from dagster_stack.client import dagit, watch
 from dagster_stack.errors import ExitCode, UsageError
 from tests.unit.dagit_stub import RUN_ID, DagitStub, event
 

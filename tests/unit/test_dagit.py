@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from graphql import GraphQLSchema, parse, validate
 
-from dagster_stack import dagit as module
-from dagster_stack.dagit import Dagit, Job, choose_job, launch_error, load_errors
+from dagster_stack.client import dagit as module
+from dagster_stack.client.dagit import Dagit, Job, choose_job, launch_error, load_errors
 from dagster_stack.errors import DagitError, DagitUnreachable, ExitCode, LaunchRefused
 from tests.unit.dagit_stub import RUN_ID, DagitStub, event
 

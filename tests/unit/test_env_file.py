@@ -14,7 +14,9 @@ from tests.unit.machines import is_root
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
     file = tmp_path / "example"
-    file.write_text("# A comment.\nDAGIT_PORT=3000\nWORKERS=2\n#POSTGRES_HOST=db\nPOSTGRES_PASSWORD=\nS3_SECRET_KEY=\n")
+    file.write_text(
+        "# A comment.\nDAGIT_PORT=3000\nWORKERS=2\n#POSTGRES_HOST=db\nPOSTGRES_PASSWORD=\nS3_SECRET_KEY=\n"
+    )
     return file
 
 
@@ -64,7 +66,13 @@ def test_an_older_env_gets_what_it_lacks_and_keeps_every_byte_that_it_has(
     # Then what was there is there, first; what was missing is added and named
     text = env.read_text()
     assert text.startswith(old)
-    assert env_file.read(env).keys() == {"DAGIT_PORT", "POSTGRES_PASSWORD", "OWN_VARIABLE", "WORKERS", "S3_SECRET_KEY"}
+    assert env_file.read(env).keys() == {
+        "DAGIT_PORT",
+        "POSTGRES_PASSWORD",
+        "OWN_VARIABLE",
+        "WORKERS",
+        "S3_SECRET_KEY",
+    }
     assert env_file.read(env)["S3_SECRET_KEY"]
     assert "added WORKERS, S3_SECRET_KEY" in capsys.readouterr().out
 
@@ -215,7 +223,9 @@ def test_sudo_does_not_take_the_file_from_its_owner(env: Path, example: Path) ->
     assert mode(env) == 0o600
 
 
-def test_the_file_is_replaced_whole_or_not_at_all(env: Path, example: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_is_replaced_whole_or_not_at_all(
+    env: Path, example: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Given a machine that dies before the new file is in place
     env_file.complete(example=example)
     before = env.read_bytes()

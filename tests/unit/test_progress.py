@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from dagster_stack.backlog import QueueDepth
-from dagster_stack.dagit import RunQueue
-from dagster_stack.progress import (
+from dagster_stack.client.backlog import QueueDepth
+from dagster_stack.client.dagit import RunQueue
+from dagster_stack.client.progress import (
     ErrorReport,
     Progress,
     Rate,

@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 from rich.spinner import Spinner
 
-from dagster_stack.backlog import QueueDepth
-from dagster_stack.display import (
+from dagster_stack.client.backlog import QueueDepth
+from dagster_stack.client.display import (
     PLAIN_INTERVAL_SECS,
     Frame,
     PlainView,
@@ -17,7 +17,7 @@ from dagster_stack.display import (
     picture,
     printable,
 )
-from dagster_stack.progress import PlanStep, Progress, StepState
+from dagster_stack.client.progress import PlanStep, Progress, StepState
 
 
 def running(done: int, total: int = 50, status: str = "STARTED", **more: Any) -> Progress:
@@ -112,7 +112,7 @@ def test_printable_keeps_ordinary_text(text: str) -> None:
 
 def test_plain_view_asks_nobody(view: PlainView) -> None:
     assert view.interactive is False
-    assert view.ask("Terminate?") is False
+    assert view.ask("Terminate?", lambda stream: None) is False
 
 
 def drawn(frame: Frame, width: int = 110) -> str:

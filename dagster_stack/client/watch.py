@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import requests
 
-from dagster_stack.backlog import BrokerApi, QueueDepth
-from dagster_stack.dagit import Dagit, RunQueue
-from dagster_stack.display import Frame, View
+from dagster_stack.client.backlog import BrokerApi, QueueDepth
+from dagster_stack.client.dagit import Dagit, RunQueue
+from dagster_stack.client.display import Frame, View
+from dagster_stack.client.interrupts import SIGNALS, Interrupts
+from dagster_stack.client.progress import Progress, Rate, clock, failure_report, summary, waiting_for
 from dagster_stack.errors import DagitError, DagitUnreachable, ExitCode
-from dagster_stack.interrupts import SIGNALS, Interrupts
-from dagster_stack.progress import Progress, Rate, clock, failure_report, summary, waiting_for
 
 #: Seconds between two questions to Dagit: a step's end shows soon, and an answer costs Dagit some 20 ms.
 POLL_INTERVAL_SECS = 0.5
@@ -158,7 +158,7 @@ class Watch:
         received = interrupts.received
         if received != SIGNALS[0] or not self._view.interactive:
             return False
-        if not self._view.ask("Terminate the run?"):
+        if not self._view.ask("Terminate the run?", interrupts.wait_for_input):
             return False
         interrupts.forget()
         give_up_at = self._now() + TERMINATE_LIMIT_SECS

@@ -10,7 +10,7 @@ import os
 import select
 import signal
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -44,15 +44,29 @@ class Interrupts:
         """Return after `seconds`, at once when a signal has come that was not yet forgotten."""
         select.select([self._pipe[0]], [], [], seconds)
 
+    def wait_for_input(self, stream: TextIO) -> None:
+        """Return once `stream` can be read; raise KeyboardInterrupt for a signal that comes meanwhile.
+
+        A plain read would go on waiting when the signal comes just before it.
+        """
+        self._drain()
+        ready, _, _ = select.select([self._pipe[0], stream], [], [])
+        if self._pipe[0] in ready:
+            raise KeyboardInterrupt
+
     def forget(self) -> None:
         """The signal was dealt with. The next one is still a second one: it leaves at once."""
         self.received = None
+        self._drain()
+
+    def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(self._pipe[0], 64)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._count += 1
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._pipe[1], b"!")
         if self._count > 1:
             raise KeyboardInterrupt
         self.received = signal.Signals(number)
-        os.write(self._pipe[1], b"!")

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from dagster_stack.backlog import BrokerApi
-from dagster_stack.dagit import Dagit
-from dagster_stack.display import View
+from dagster_stack.client.backlog import BrokerApi
+from dagster_stack.client.dagit import Dagit
+from dagster_stack.client.display import View
+from dagster_stack.client.watch import Request, Watch
 from dagster_stack.errors import ExitCode
-from dagster_stack.watch import Request, Watch
 
 JOB = "flights"
 #: The step whose output carries the totals and the report's address.

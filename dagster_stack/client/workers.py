@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dagster_stack.display import printable
+from dagster_stack.client.display import printable
+from dagster_stack.client.progress import clock
 from dagster_stack.errors import BrokerUnreachable, ExitCode, UsageError
-from dagster_stack.progress import clock
 from dagster_stack.settings import BROKER_VARIABLE
 
 #: Seconds for the first question, which waits in full as nobody knows how many will answer.

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +18,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from dagster_stack.backlog import QueueDepth
-from dagster_stack.progress import Progress, StepState, clock
+from dagster_stack.client.backlog import QueueDepth
+from dagster_stack.client.progress import Progress, StepState, clock
 
 #: Seconds between two plain lines, at least: a log that somebody reads later must not be flooded.
 PLAIN_INTERVAL_SECS = 2.0
@@ -69,8 +70,11 @@ class View(ABC):
         """While entered, `show` may draw over what it drew before."""
         yield
 
-    def ask(self, question: str) -> bool:
-        """A yes-or-no question; no without somebody to answer it."""
+    def ask(self, question: str, await_answer: Callable[[TextIO], None]) -> bool:
+        """A yes-or-no question; no without somebody to answer it.
+
+        `await_answer` returns once the terminal has an answer, or raises KeyboardInterrupt.
+        """
         return False
 
 
@@ -143,7 +147,7 @@ class TerminalView(View):
         for name, value in links.items():
             self.say(f"{name}: {value}")
 
-    def ask(self, question: str) -> bool:
+    def ask(self, question: str, await_answer: Callable[[TextIO], None]) -> bool:
         if not self.interactive:
             return False
         if self._live:
@@ -151,13 +155,13 @@ class TerminalView(View):
             self._live.transient = True
             self._live.stop()
             self._live.transient = False
+        self._console.print(Text(f"{question} [y/N] ", style="bold"), end="")
         try:
-            answer = self._console.input(Text(f"{question} [y/N] ", style="bold"))
-        except EOFError:
-            answer = ""
+            await_answer(sys.stdin)
         except KeyboardInterrupt:
             self._console.print()
             raise
+        answer = sys.stdin.readline()
         if self._live:
             self._live.start(refresh=True)
         return answer.strip().lower() in ("y", "yes")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from dagster_stack.backlog import QueueDepth
-from dagster_stack.dagit import RunQueue
+from dagster_stack.client.backlog import QueueDepth
+from dagster_stack.client.dagit import RunQueue
 
 #: Statuses after which nothing more happens.
 FINISHED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})

@@ -1,0 +1,140 @@
+"""Queues and priorities, by what runs show of them: when each step began, and where."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+
+from tests.stack import runs
+from tests.stack.stack import Stack
+
+#: Holds the only worker until the second run has sent its step. It is the first to go: its priority is 10.
+BLOCKER = "light_04_priority_10"
+BLOCKER_SECS = 25
+HEAVY_SECS = 9
+#: The step of the second run, and what its run adds to its priority.
+LATECOMER = "light_03_priority_01"
+RUN_PRIORITY = 6
+
+
+@dataclass(frozen=True)
+class TwoRuns:
+    """`queues` on a single worker, and one step of a second, later run with a priority of its own."""
+
+    first: str
+    second: str
+
+
+@pytest.fixture(scope="module")
+def two_runs(stack: Stack) -> Iterator[TwoRuns]:
+    stack.compose("scale", "worker=1")
+    try:
+        runs.wait_for_workers(stack, 1)
+        light = [f"light_{place:02}_priority_{priority:02}" for place, priority in enumerate(LIGHT, start=1)]
+        seconds = dict.fromkeys(light, 0) | {BLOCKER: BLOCKER_SECS}
+        seconds |= {f"heavy_{number}": HEAVY_SECS for number in range(1, 5)}
+        config = {"ops": {step: {"config": {"seconds": secs}} for step, secs in seconds.items()}}
+        first = stack.launch("queues", config)
+        runs.wait_for_event(stack, first, "STEP_START", BLOCKER)
+        second = runs.launch(
+            stack, "queues", {"dagster-celery/run_priority": str(RUN_PRIORITY)}, solidSelection=[LATECOMER]
+        )
+        runs.wait_until_submitted(stack, second, 1)
+        assert BLOCKER not in runs.count_events(stack, first, "STEP_SUCCESS"), "too late: nothing waits any more"
+        for run_id in (first, second):
+            assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+        yield TwoRuns(first, second)
+    finally:
+        stack.compose("scale", "worker=2")
+        runs.wait_for_workers(stack, 2)
+
+
+#: The priorities of the light steps, as their names say.
+LIGHT = (3, 7, 1, 10, 5, 8, 2, 9, 4, 6, 10, 1)
+
+
+def priority(step: str) -> int:
+    return int(step[-2:])
+
+
+def test_waiting_steps_start_by_falling_priority(stack: Stack, two_runs: TwoRuns) -> None:
+    # Given twelve steps of one run that waited for one worker process
+    # When they are listed by their starts
+    order = [priority(step) for step in runs.spans(stack, two_runs.first, "light_")]
+
+    # Then none began before one of a higher priority
+    assert order == sorted(LIGHT, reverse=True)
+
+
+def test_a_runs_priority_is_added_to_that_of_its_steps(stack: Stack, two_runs: TwoRuns) -> None:
+    # Given a step of priority 1 in a later run of priority 6, sent while the first run's steps waited
+    first = runs.spans(stack, two_runs.first, "light_")
+    ((late, _),) = runs.spans(stack, two_runs.second).values()
+
+    # When its start is put among those of the first run's steps
+    before = [priority(step) for step, (start, _) in first.items() if start < late]
+    after = [priority(step) for step, (start, _) in first.items() if start > late]
+
+    # Then it went as one of priority 7: after those of 7 and more, before the lower ones
+    assert min(before) == priority(LATECOMER) + RUN_PRIORITY
+    assert max(after) == 6
+
+
+def test_heavy_steps_run_on_worker_heavy_and_light_ones_never_do(stack: Stack, two_runs: TwoRuns) -> None:
+    # Given a finished run of queues
+    # When its steps name who executed them
+    executed = runs.workers(stack, two_runs.first)
+
+    # Then each queue has its own worker
+    heavy = stack.inspect(stack.container("worker-heavy"))["Config"]["Hostname"]
+    light = stack.inspect(stack.container("worker"))["Config"]["Hostname"]
+    for step, names in executed.items():
+        assert names == ({f"heavy@{heavy}"} if step.startswith("heavy_") else {f"dagster@{light}"}), step
+    assert len(executed) == 12 + 4 + 1
+
+
+def test_heavy_steps_run_one_at_a_time(stack: Stack, two_runs: TwoRuns) -> None:
+    # Given four heavy steps that were ready at once
+    # When their times are laid side by side
+    spans = list(runs.spans(stack, two_runs.first, "heavy_").values())
+
+    # Then each began after the one before it had ended
+    assert len(spans) == 4
+    for (_, end), (start, _) in pairwise(spans):
+        assert start >= end
+
+
+def test_long_heavy_steps_hold_up_no_light_ones(stack: Stack, two_runs: TwoRuns) -> None:
+    # Given heavy steps that were still running or waiting when the light worker was free again
+    last_heavy_end = max(end for _, end in runs.spans(stack, two_runs.first, "heavy_").values())
+
+    # When the light steps' times are compared with theirs
+    light_ends = [end for _, end in runs.spans(stack, two_runs.first, "light_").values()]
+
+    # Then all the light ones ended while heavy work was going on
+    assert max(light_ends) < last_heavy_end
+
+
+def test_the_last_step_shows_the_order_in_dagit(stack: Stack, two_runs: TwoRuns) -> None:
+    # Given a finished run of queues
+    # When its last step's table is read
+    lines = stack.metadata(two_runs.first, "start_order")["order"].splitlines()[2:]
+
+    # Then it lists all steps as they began
+    listed = [line.split("|")[5].strip() for line in lines]
+    assert [step for step in listed if step.startswith("light_")] == list(
+        runs.spans(stack, two_runs.first, "light_")
+    )
+    assert len(listed) == 16
+
+
+def test_queues_are_durable_and_take_ten_priorities(stack: Stack) -> None:
+    # Given a stack that has run steps
+    # When RabbitMQ's management API lists the queues of steps
+    queues = {entry["name"]: entry for entry in stack.broker(f"queues/{stack.settings['RABBITMQ_VHOST']}")}
+
+    # Then both are durable priority queues, and nothing is left in them
+    for name in ("dagster", "heavy"):
+        assert queues[name]["durable"], name
+        assert queues[name]["arguments"].get("x-max-priority") == 10, name

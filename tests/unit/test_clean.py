@@ -1,0 +1,65 @@
+"""`make clean` destroys data: it asks whoever is there."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts import clean
+from scripts.console import Failure
+from tests.unit.machines import FakeDocker, calls
+
+
+@pytest.fixture
+def stack(programs: Path, env: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stack with an .env, and somebody at the terminal."""
+    FakeDocker().install(programs)
+    env.write_text("COMPOSE_PROJECT_NAME=second\nBASE_IMAGE=x\n")
+    monkeypatch.setattr(clean, "attended", lambda: True)
+    return programs
+
+
+def removals(programs: Path) -> list[str]:
+    return [call for call in calls(programs) if " down " in call]
+
+
+def test_a_no_deletes_nothing(
+    stack: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(clean, "confirm", asked.append)
+
+    clean.clean()
+
+    assert asked == ["Delete all runs, logs and data of second? There is no way back."]
+    assert removals(stack) == []
+    assert "nothing was deleted" in capsys.readouterr().out
+
+
+def test_a_yes_deletes_containers_and_volumes_and_keeps_env(
+    stack: Path, env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clean, "confirm", lambda question: True)
+
+    clean.clean()
+
+    assert len(removals(stack)) == 1
+    assert removals(stack)[0].endswith("--profile * down --volumes --remove-orphans")
+    assert env.exists()
+
+
+def test_force_asks_nothing(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE", "1")
+    monkeypatch.setattr(clean, "confirm", lambda question: pytest.fail("asked"))
+
+    clean.clean()
+
+    assert len(removals(stack)) == 1
+
+
+def test_without_env_there_is_nothing_to_clean(stack: Path, env: Path) -> None:
+    env.unlink()
+
+    with pytest.raises(Failure, match=r"There is no \.env yet"):
+        clean.clean()
+
+    assert removals(stack) == []

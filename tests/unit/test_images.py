@@ -1,0 +1,203 @@
+"""What decides that an image is built again, and what a build gets of the host."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts import base_image, images
+from scripts.console import ROOT
+from scripts.images import Image, build_step, write_certificates
+from tests.unit.machines import FakeDocker, calls
+
+CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with one image of two files."""
+    root = tmp_path / "project"
+    (root / "docker").mkdir(parents=True)
+    (root / "docker" / "Dockerfile").write_text("FROM x\n")
+    (root / "docker" / "start").write_text("exec x\n")
+    monkeypatch.setattr(images, "ROOT", root)
+    return root
+
+
+IMAGE = Image("stack/postgres", "postgres", ("docker",))
+
+
+@pytest.mark.usefixtures("project")
+def test_an_image_is_not_stale_while_nothing_changed() -> None:
+    assert IMAGE.digest("base") == IMAGE.digest("base")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "docker/start").write_text("exec y\n"),
+        lambda root: (root / "docker/start").chmod(0o755),
+        lambda root: (root / "docker/start").rename(root / "docker/begin"),
+        lambda root: (root / "docker/start").unlink(),
+        lambda root: (root / "docker/new").touch(),
+    ],
+    ids=["content", "executable", "name", "removed", "added"],
+)
+def test_a_changed_input_makes_the_image_stale(project: Path, change) -> None:  # type: ignore[no-untyped-def]
+    before = IMAGE.digest("base")
+
+    change(project)
+
+    assert IMAGE.digest("base") != before
+
+
+@pytest.mark.usefixtures("project")
+def test_another_base_makes_the_image_stale() -> None:
+    assert IMAGE.digest("base") != IMAGE.digest("other")
+
+
+def test_what_python_leaves_behind_and_when_a_file_was_touched_does_not_matter(project: Path) -> None:
+    before = IMAGE.digest("base")
+    (project / "docker/__pycache__").mkdir()
+    (project / "docker/__pycache__/x.pyc").write_bytes(b"1")
+    (project / "docker/start").touch()
+    (project / "unrelated").touch()
+
+    assert IMAGE.digest("base") == before
+
+
+def test_the_committed_images_have_inputs_that_exist(env: Path) -> None:
+    env.write_text("")
+
+    for image in images.images():
+        assert all((ROOT / name).exists() for name in image.inputs), image.name
+        assert list(image.files())
+
+
+def test_what_an_image_is_built_from_is_its_dockerfiles_context(env: Path) -> None:
+    """Every COPY of the Dagster image's Dockerfile is one of its inputs, else a change would be missed."""
+    env.write_text("")
+    dagster = next(image for image in images.images() if image.service == "init")
+    dockerfile = (ROOT / "docker/dagster/Dockerfile").read_text()
+
+    copied = [
+        source
+        for line in dockerfile.splitlines()
+        if line.startswith("COPY ") and "--from" not in line
+        for source in line.split()[1:-1]
+    ]
+    assert copied
+    assert all(any(Path(source).is_relative_to(name) for name in dagster.inputs) for source in copied)
+
+
+def test_the_image_with_the_users_code_belongs_to_one_copy_of_the_stack(env: Path) -> None:
+    env.write_text("COMPOSE_PROJECT_NAME=second\n")
+
+    names = [image.name for image in images.images()]
+
+    assert [name for name in names if name.startswith("second/")] == ["second/dagster"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "left_out"),
+    [
+        ("POSTGRES_HOST=db.example", "postgres"),
+        ("RABBITMQ_HOST=mq.example", "rabbitmq"),
+        ("S3_ENDPOINT_URL=https://s3.example", "minio"),
+    ],
+)
+def test_the_image_of_an_outside_store_is_not_built(env: Path, setting: str, left_out: str) -> None:
+    env.write_text(f"COMPOSE_PROFILES=postgres, rabbitmq,minio\n{setting}\n")
+
+    services = {image.service for image in images.wanted()}
+
+    assert services == {"postgres", "rabbitmq", "minio", "init"} - {left_out}
+
+
+def test_only_stale_images_are_built_and_the_others_named(
+    programs: Path, env: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given three images that are as they were, and Dagster's that is not
+    env.write_text("BASE_IMAGE=base\nCOMPOSE_PROFILES=postgres,rabbitmq,minio\n")
+    FakeDocker(images=("base",)).install(programs)
+    digests = {image: image.digest(base_image.image_id("base")) for image in images.images()}
+    monkeypatch.setattr(images, "built_from", lambda image: "" if image.service == "init" else digests[image])
+    monkeypatch.setattr(images, "write_certificates", lambda: None)
+
+    # When the images are ensured
+    images.ensure()
+
+    # Then that one is built, and nothing else
+    builds = [call for call in calls(programs) if " build " in call]
+    assert len(builds) == 1
+    assert builds[0].endswith("build init")
+    assert (
+        "not built again: dagster-celery-stack/postgres, dagster-celery-stack/rabbitmq"
+        in capsys.readouterr().out
+    )
+
+
+def test_the_digest_reaches_the_build_as_the_variable_that_compose_makes_a_label_of() -> None:
+    text = (ROOT / "compose.yaml").read_text()
+
+    for image in images.images():
+        assert f'{images.INPUTS_LABEL}: "${{{image.variable}:-}}"' in text
+
+
+@pytest.mark.parametrize(
+    ("line", "step"),
+    [
+        (
+            "#12 [minio build 3/4] RUN go install github.com/minio/minio",
+            "[build 3/4] RUN go install github.com/minio/minio",
+        ),
+        ("#7 [2/5] RUN apt-get update", "[2/5] RUN apt-get update"),
+        ("#7 [init packages 4/4] RUN pip", "[packages 4/4] RUN pip"),
+        ("#7 DONE 3.2s", None),
+        ("#12 4.123 go: downloading x", None),
+        ("", None),
+    ],
+)
+def test_the_step_under_way_is_read_from_buildkits_output(line: str, step: str | None) -> None:
+    assert build_step(line) == step
+
+
+def test_the_hosts_certificates_are_collected_for_the_builds(tmp_path: Path) -> None:
+    # Given two certificates (one without a last line end, one in a sub-folder) and what is none
+    folder, file = tmp_path / "certificates", tmp_path / "build" / "extra-ca.crt"
+    (folder / "company").mkdir(parents=True)
+    (folder / "a.crt").write_text(CERTIFICATE.replace("MIIB", "AAAA").rstrip("\n"))
+    (folder / "company" / "b.crt").write_text(CERTIFICATE)
+    (folder / "binary.crt").write_bytes(b"\x30\x82\xff")
+    (folder / "broken.crt").symlink_to(folder / "gone")
+    (folder / "notes.txt").write_text("no certificate")
+
+    # When they are collected
+    write_certificates(folder, file)
+
+    # Then the file holds both, whole and one after the other, and nothing else
+    assert file.read_text() == CERTIFICATE.replace("MIIB", "AAAA") + CERTIFICATE
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_without_certificates_there_is_an_empty_file(tmp_path: Path, exists: bool) -> None:
+    folder, file = tmp_path / "certificates", tmp_path / "build" / "extra-ca.crt"
+    if exists:
+        folder.mkdir()
+
+    write_certificates(folder, file)
+
+    assert file.read_bytes() == b""
+
+
+def test_the_same_certificates_are_not_written_again_and_others_are(tmp_path: Path) -> None:
+    folder, file = tmp_path, tmp_path / "extra-ca"
+    (folder / "a.crt").write_text(CERTIFICATE)
+    write_certificates(folder, file)
+    before = file.stat().st_mtime_ns
+
+    write_certificates(folder, file)
+    assert file.stat().st_mtime_ns == before
+
+    (folder / "a.crt").unlink()
+    write_certificates(folder, file)
+    assert file.read_bytes() == b""

@@ -1,0 +1,160 @@
+"""`make up`: what it takes for done, and what it says when a service is not well."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from scripts import base_image, compose, engine, up
+from scripts.compose import Container
+from scripts.console import Failure
+from tests.unit.machines import FakeDocker
+
+SERVICES = ("dagit", "worker", "worker-heavy")
+
+
+def container(
+    service: str, number: int = 1, health: str = "healthy", state: str = "running", code: int = 0
+) -> Container:
+    return Container(f"p-{service}-{number}", service, state, health, code)
+
+
+WELL = [container("dagit"), container("worker"), container("worker", 2), container("worker-heavy")]
+
+
+@pytest.fixture
+def stack(env: Path, monkeypatch: pytest.MonkeyPatch) -> list[Container]:
+    """The containers that Compose shows, all with the image and settings that it would give them now."""
+    env.write_text("WORKERS=2\n")
+    shown = list(WELL)
+    hashes = "".join(f"{service} hash-of-{service}\n" for service in (*SERVICES, "extra"))
+    answers = {"--hash": hashes, "--services": "\n".join(SERVICES)}
+    monkeypatch.setattr(compose, "containers", lambda: shown)
+    monkeypatch.setattr(compose, "output", lambda *arguments: answers.get(arguments[1], "the end of its log"))
+    monkeypatch.setattr(base_image, "image_id", lambda image: "sha256:1")
+    monkeypatch.setattr(engine, "docker", lambda: "docker")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: Inspected(shown))
+    return shown
+
+
+class Inspected:
+    """`docker inspect` of containers that are current, one line each."""
+
+    def __init__(self, shown: list[Container]) -> None:
+        self.stdout = "".join(f"{c.service} hash-of-{c.service} sha256:1 stack/image\n" for c in shown)
+
+
+def test_a_stack_with_all_services_and_workers_is_up(stack: list[Container]) -> None:
+    assert stack
+    assert up.is_up()
+
+
+def test_a_missing_service_is_not_up_though_another_is_too_many(stack: list[Container]) -> None:
+    stack[0] = container("extra")
+
+    assert not up.is_up()
+
+
+@pytest.mark.parametrize("health", ["starting", "unhealthy"])
+def test_a_service_that_is_not_healthy_is_not_up(stack: list[Container], health: str) -> None:
+    stack[0] = container("dagit", health=health)
+
+    assert not up.is_up()
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_another_number_of_workers_is_not_up(stack: list[Container], env: Path, workers: str) -> None:
+    assert stack
+    env.write_text(f"WORKERS={workers}\n")
+
+    assert not up.is_up()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ["dagit", "another-hash", "sha256:1", "image"],
+        ["dagit", "hash", "sha256:old", "image"],
+        ["orphan", "hash", "sha256:1", "image"],
+    ],
+    ids=["settings", "image", "service"],
+)
+def test_a_container_with_other_settings_or_image_is_not_current(
+    monkeypatch: pytest.MonkeyPatch, fields: list[str]
+) -> None:
+    monkeypatch.setattr(base_image, "image_id", lambda image: "sha256:1")
+
+    assert up.is_current(["dagit", "hash", "sha256:1", "image"], {"dagit": "hash"})
+    assert not up.is_current(fields, {"dagit": "hash"})
+
+
+def test_when_all_is_up_nothing_is_started(
+    stack: list[Container], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stack
+
+    up.start()
+
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_service_that_ended_stops_the_wait_at_once_with_its_log(stack: list[Container]) -> None:
+    stack[0] = container("dagit", state="exited", health="", code=1)
+
+    with pytest.raises(
+        Failure, match=r"dagit is not well \(ended with 1\).*docker compose logs dagit"
+    ) as failure:
+        up.wait_until_healthy()
+
+    assert str(failure.value).endswith("the end of its log")
+
+
+def test_a_service_that_stays_unhealthy_ends_the_wait_in_bounded_time(
+    stack: list[Container], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack[0] = container("dagit", health="unhealthy")
+    monkeypatch.setattr(up, "HEALTHY_TIMEOUT_SECS", 0)
+
+    with pytest.raises(Failure, match=r"dagit is not well \(unhealthy\)"):
+        up.wait_until_healthy()
+
+
+def test_a_number_of_workers_that_is_none_is_named(env: Path) -> None:
+    env.write_text("WORKERS=many\n")
+
+    with pytest.raises(Failure, match=r"WORKERS=many in \.env"):
+        up.wanted_scales()
+
+
+def test_the_addresses_are_those_of_the_settings_and_the_next_command_is_named(
+    env: Path, programs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeDocker().install(programs)
+    env.write_text("DAGIT_PORT=3100\nMINIO_CONSOLE_PORT=9101\nRABBITMQ_HOST=mq.example\n")
+
+    up.addresses()
+
+    shown = capsys.readouterr().out
+    assert "http://127.0.0.1:3100" in shown
+    assert "http://127.0.0.1:9101" in shown
+    assert "MINIO_ROOT_PASSWORD in .env" in shown
+    # An outside store has no page of ours
+    assert "RabbitMQ" not in shown
+    assert "make demo" in shown
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("", "127.0.0.1"),
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),
+        ("192.0.2.7", "192.0.2.7"),
+        ("[::1]", "[::1]"),
+        ("::", "127.0.0.1"),
+    ],
+)
+def test_pages_are_looked_for_where_they_are_bound(env: Path, address: str, host: str) -> None:
+    env.write_text(f"BIND_ADDRESS={address}\n")
+
+    assert up.dagit_url() == f"http://{host}:3000"
