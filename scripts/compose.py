@@ -51,12 +51,30 @@ def become(*arguments: str) -> NoReturn:
     os.execvp(command[0], command)
 
 
-def output(*arguments: str) -> str:
-    """What Compose prints; raises Failure with its own words."""
-    result = subprocess.run([*compose(), *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+def output(*arguments: str, given: str | None = None) -> str:
+    """What Compose prints, `given` on its standard input; raises Failure with its own words."""
+    result = subprocess.run(
+        [*compose(), *arguments], cwd=ROOT, input=given, capture_output=True, text=True, check=False
+    )
     if result.returncode:
         raise Failure(f"`docker compose {' '.join(arguments)}` failed:\n{result.stderr.strip()}")
     return result.stdout
+
+
+def config_hashes() -> dict[str, str]:
+    """What `up` would label each service's containers with now.
+
+    Before it computes them it leaves out dependencies that are not started, such as the containers of
+    outside stores. `config --hash` does not, so it gets a configuration without them.
+    """
+    config = json.loads(output("config", "--format", "json"))
+    services = config["services"]
+    for service in services.values():
+        needs = service.pop("depends_on", None) or {}
+        if started := {name: need for name, need in needs.items() if name in services}:
+            service["depends_on"] = started
+    lines = output("--file", "-", "config", "--hash", "*", given=json.dumps(config))
+    return dict(line.split() for line in lines.splitlines())
 
 
 def containers() -> list[Container]:

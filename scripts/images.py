@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts import base_image, env_file
 from scripts.compose import compose, project
-from scripts.console import BUILD_FOLDER, ROOT, done, run_logged
+from scripts.console import BUILD_FOLDER, ROOT, Failure, done, run_logged
 from scripts.engine import docker
 
 #: Where Debian and its kin keep certificates that an administrator added.
@@ -17,6 +17,12 @@ CERTIFICATES_FOLDER = Path("/usr/local/share/ca-certificates")
 CERTIFICATES_FILE = BUILD_FOLDER / "extra-ca.crt"
 #: The label that remembers what an image was built from.
 INPUTS_LABEL = "dagster-celery-stack.inputs"
+#: How pip, Go and apt say that they don't trust a server's certificate.
+UNTRUSTED = (
+    "CERTIFICATE_VERIFY_FAILED",
+    "certificate signed by unknown authority",
+    "certificate verification failed",
+)
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,28 @@ def ensure() -> None:
     environment = {image.variable: digest for image, digest in digests.items()}
     for number, image in enumerate(stale, 1):
         note = f" ({image.note})" if image.note else ""
-        run_logged(
-            f"Building image {number} of {len(stale)}: {image.name}{note}",
-            [*compose(), "--progress", "plain", "build", image.service],
-            detail=build_step,
-            environment=environment,
+        try:
+            run_logged(
+                f"Building image {number} of {len(stale)}: {image.name}{note}",
+                [*compose(), "--progress", "plain", "build", image.service],
+                detail=build_step,
+                environment=environment,
+            )
+        except Failure as failure:
+            raise Failure(f"{failure}{cure(str(failure))}") from None
+
+
+def cure(log: str) -> str:
+    """What to do about a failed build, where its log says why."""
+    if any(sign in log for sign in UNTRUSTED):
+        return (
+            "\n\nThe build met a certificate that it does not trust: this network seems to re-sign TLS. Put the"
+            f" network's own certificate as a .crt file into {CERTIFICATES_FOLDER} and run `make up` again;"
+            " builds get all certificates of that folder."
         )
+    if "no space left on device" in log.lower():
+        return "\n\nThe disk is full: make room (`docker system df` shows what is there), then run `make up` again."
+    return ""
 
 
 def wanted() -> list[Image]:

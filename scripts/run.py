@@ -1,12 +1,16 @@
 """`make run`: one job, launched through Dagit like a browser does, with its progress on this terminal."""
 
 import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
+from uuid import uuid4
 
 from scripts import compose
 from scripts.console import Failure, interactive, main
+from scripts.engine import docker
 
 #: The variable that carries the run config into the container, which can't see this host's files.
 CONFIG_VARIABLE = "RUN_CONFIG"
@@ -38,11 +42,34 @@ def read_config(file: Path) -> str:
 
 def command_line(*arguments: str) -> NoReturn:
     """Become the stack's command line, in a container of its own."""
-    terminal = [] if interactive() else ["--no-TTY"]
-    options = ["--rm", "--no-deps", *terminal]
-    if CONFIG_VARIABLE in os.environ:
-        options += ["--env", CONFIG_VARIABLE]
-    compose.become("--progress", "quiet", "run", *options, "cli", "python", "-m", "dagster_stack", *arguments)
+    options = ["--env", CONFIG_VARIABLE] if CONFIG_VARIABLE in os.environ else []
+    command = [*options, "cli", "python", "-m", "dagster_stack", *arguments]
+    start = ["--progress", "quiet", "run", "--rm", "--no-deps"]
+    if interactive():
+        compose.become(*start, *command)
+    else:
+        name = f"{compose.project()}-cli-{uuid4().hex[:12]}"
+        sys.exit(follow(name, [*start, "--no-TTY", "--name", name, *command]))
+
+
+def follow(container: str, arguments: list[str]) -> int:
+    """Run Compose and hand signals to its container; returns the exit code.
+
+    Without a terminal Compose leaves at a signal, before the container's last words, which say what becomes
+    of the run. So it gets none: it has a session of its own.
+    """
+    compose.require_env_file()
+    sys.stdout.flush()
+    process = subprocess.Popen([*compose.compose(), *arguments], start_new_session=True)
+
+    def hand_on(number: int, _: object) -> None:
+        subprocess.run(
+            [docker(), "kill", "--signal", str(number), container], capture_output=True, check=False
+        )
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, hand_on)
+    return process.wait()
 
 
 if __name__ == "__main__":

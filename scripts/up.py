@@ -8,6 +8,8 @@ from scripts.console import Failure, Progress, done, main, run_logged, say
 
 #: Seconds until every service must be healthy; 20 is usual with warm images.
 HEALTHY_TIMEOUT_SECS = 240
+#: Services that an outside store can replace.
+STORES = {"postgres", "rabbitmq", "minio"}
 UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
 #: Lines of an unhealthy service's log that are printed.
 LOG_LINES = 25
@@ -36,6 +38,7 @@ def start() -> None:
         done("all services are up and healthy, with these images and settings: nothing to do")
         return
     started = time.monotonic()
+    remove_replaced_stores()
     try:
         run_logged("Starting the services", [*compose.compose(), *UP], detail=lambda line: line)
     except Failure as failure:
@@ -50,9 +53,27 @@ def start() -> None:
     done(f"all services are healthy ({time.monotonic() - started:.0f} s)")
 
 
+def remove_replaced_stores() -> None:
+    """Remove containers of stores for which .env names outside ones by now: to Compose they are no orphans."""
+    replaced = sorted({container.service for container in compose.containers()} & STORES - started_services())
+    if replaced:
+        command = [
+            *compose.compose(),
+            "--progress",
+            "plain",
+            "--profile",
+            "*",
+            "rm",
+            "--stop",
+            "--force",
+            *replaced,
+        ]
+        run_logged(f"Removing the containers of {', '.join(replaced)}: outside ones now, data stays", command)
+
+
 def is_up() -> bool:
     """Whether every container runs well with the image and settings that Compose would give it now."""
-    hashes = dict(line.split() for line in compose.output("config", "--hash", "*").splitlines())
+    hashes = compose.config_hashes()
     found = compose.containers()
     if started_services() - {container.service for container in found}:
         return False

@@ -8,7 +8,11 @@ T = TypeVar("T")
 
 
 def wait_until(
-    look: Callable[[], T], timeout: float, describe: str, until: Callable[[T], object] = bool, pause: float = 0.5
+    look: Callable[[], T],
+    timeout: float,
+    describe: str,
+    until: Callable[[T], object] = bool,
+    pause: float = 0.5,
 ) -> T:
     """What `look` returns once `until` accepts it; fails with the last thing seen after `timeout` seconds."""
     deadline = time.monotonic() + timeout

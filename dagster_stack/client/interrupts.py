@@ -50,7 +50,8 @@ class Interrupts:
         A plain read would go on waiting when the signal comes just before it.
         """
         self._drain()
-        ready, _, _ = select.select([self._pipe[0], stream], [], [])
+        sources: list[int | TextIO] = [self._pipe[0], stream]
+        ready, _, _ = select.select(sources, [], [])
         if self._pipe[0] in ready:
             raise KeyboardInterrupt
 

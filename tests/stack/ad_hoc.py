@@ -32,7 +32,9 @@ class AdHoc:
         """Begin a run beside the daemon; returns its id once Dagit knows it."""
         mark = str(uuid.uuid4())
         self.stack.compose("exec", "-d", "daemon", *self._command(job, mark))
-        return str(wait_until(lambda: runs.with_tag(self.stack, TAG, mark), 60, f"a run of {job}")[0]["runId"])
+        return str(
+            wait_until(lambda: runs.with_tag(self.stack, TAG, mark), 60, f"a run of {job}")[0]["runId"]
+        )
 
     def run(self, job: str) -> str:
         """A run to its end, however that is."""

@@ -92,7 +92,9 @@ def with_tag(stack: Stack, key: str, value: str) -> list[dict[str, Any]]:
     return found
 
 
-def wait_for_event(stack: Stack, run_id: str, kind: str, step: str | None = None, timeout: float = 120) -> None:
+def wait_for_event(
+    stack: Stack, run_id: str, kind: str, step: str | None = None, timeout: float = 120
+) -> None:
     """Until a run has an event of a kind (of a step)."""
     wait_until(
         lambda: [(event.get("eventType"), event.get("stepKey")) for event in stack.events(run_id)],
@@ -105,7 +107,9 @@ def wait_for_event(stack: Stack, run_id: str, kind: str, step: str | None = None
 def wait_until_submitted(stack: Stack, run_id: str, steps: int, timeout: float = 120) -> None:
     """Until a run has sent this many steps to the broker."""
     wait_until(
-        lambda: sum("Submitting celery task" in (event.get("message") or "") for event in stack.events(run_id)),
+        lambda: sum(
+            "Submitting celery task" in (event.get("message") or "") for event in stack.events(run_id)
+        ),
         timeout,
         f"{steps} steps of {run_id} submitted",
         until=lambda seen: seen >= steps,
@@ -162,13 +166,17 @@ def run_id_in(text: str) -> str:
 
 def healthy(stack: Stack, service: str) -> int:
     """How many containers of a service run and are healthy."""
-    return sum(entry["State"] == "running" and entry["Health"] == "healthy" for entry in stack.containers(service))
+    return sum(
+        entry["State"] == "running" and entry["Health"] == "healthy" for entry in stack.containers(service)
+    )
 
 
 def wait_for_workers(stack: Stack, number: int, service: str = "worker", timeout: float = RUN_SECS) -> None:
     """Until there are exactly so many containers of a service, all healthy."""
     wait_until(
-        lambda: [f"{entry['Name']} {entry['State']} {entry['Health']}" for entry in stack.containers(service)],
+        lambda: [
+            f"{entry['Name']} {entry['State']} {entry['Health']}" for entry in stack.containers(service)
+        ],
         timeout,
         f"{number} healthy containers of {service}",
         until=lambda seen: len(seen) == number and all(entry.endswith("running healthy") for entry in seen),

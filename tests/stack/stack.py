@@ -95,11 +95,15 @@ class Stack:
         kept = {name: value for name, value in os.environ.items() if name not in self.settings}
         return {**kept, "STACK_ENV_FILE": str(self.env), "COMPOSE_ENV_FILES": str(self.env)}
 
-    def make(self, *arguments: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    def make(
+        self, *arguments: str, check: bool = True, timeout: float = 900
+    ) -> subprocess.CompletedProcess[str]:
         """A make target, without a terminal."""
         return self._run(["make", *arguments], check, timeout)
 
-    def compose(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    def compose(
+        self, *arguments: str, check: bool = True, timeout: float = 300
+    ) -> subprocess.CompletedProcess[str]:
         """Plain `docker compose`, as a user types it."""
         return self._run([docker(), "compose", *arguments], check, timeout)
 
@@ -111,7 +115,8 @@ class Stack:
 
     def _run(self, command: list[str], check: bool, timeout: float) -> subprocess.CompletedProcess[str]:
         result = subprocess.run(
-            command, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            command,
+            check=False, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             timeout=timeout,
         )  # fmt: skip
         if check and result.returncode:
@@ -171,7 +176,9 @@ class Stack:
         data: dict[str, Any] = body["data"]
         return data
 
-    def launch(self, job: str, config: dict[str, Any] | None = None, tags: dict[str, str] | None = None) -> str:
+    def launch(
+        self, job: str, config: dict[str, Any] | None = None, tags: dict[str, str] | None = None
+    ) -> str:
         """Launch a job as the Launchpad does; returns the run's id."""
         selector = {
             "repositoryLocationName": "pipelines", "repositoryName": "__repository__", "jobName": job,
@@ -196,7 +203,9 @@ class Stack:
             lambda: self.run(run_id), timeout, f"run {run_id} ended", until=lambda run: run["status"] in FINAL
         )
 
-    def succeed(self, job: str, config: dict[str, Any] | None = None, tags: dict[str, str] | None = None) -> str:
+    def succeed(
+        self, job: str, config: dict[str, Any] | None = None, tags: dict[str, str] | None = None
+    ) -> str:
         """Run a job to its end and insist on success; returns the run's id."""
         run_id = self.launch(job, config, tags)
         run = self.wait_for_run(run_id)
@@ -266,7 +275,9 @@ class Stack:
         response.raise_for_status()
         return response.json()
 
-    def broker_response(self, path: str, user: str = "admin", password: str | None = None) -> requests.Response:
+    def broker_response(
+        self, path: str, user: str = "admin", password: str | None = None
+    ) -> requests.Response:
         names = {"admin": "RABBITMQ_ADMIN_PASSWORD", "monitor": "RABBITMQ_MONITOR_PASSWORD",
                  "dagster": "RABBITMQ_PASSWORD"}  # fmt: skip
         return requests.get(

@@ -132,7 +132,10 @@ def test_a_backfill_spreads_over_the_workers(stack: Stack, backfill: dict[str, A
     # Given the runs of a backfill
     # When their steps name who executed them
     executed = {
-        name for run in backfill["runs"] for names in runs.workers(stack, run["runId"]).values() for name in names
+        name
+        for run in backfill["runs"]
+        for names in runs.workers(stack, run["runId"]).values()
+        for name in names
     }
 
     # Then both workers took part
@@ -145,7 +148,9 @@ def test_every_month_is_materialized_with_its_own_figures(stack: Stack, backfill
     nodes = assets(stack)
 
     # Then each asset has all partitions, with the figures of the raw table
-    figures = {f"{month}-01": found.counts() for month, found in raw_flights.by_month(raw_flights.raw_table())}
+    figures = {
+        f"{month}-01": found.counts() for month, found in raw_flights.by_month(raw_flights.raw_table())
+    }
     for name in BACKFILLED:
         stats = nodes[name]["partitionStats"]
         assert (stats["numMaterialized"], stats["numFailed"], stats["numPartitions"]) == (12, 0, 12), name

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from scripts.console import ROOT
+from tests.stack import work
 from tests.stack.stack import Stack
 
 SERVICES = ("postgres", "rabbitmq", "minio", "dagit", "daemon", "worker", "worker-heavy")
@@ -26,7 +27,7 @@ class Rebirth:
 def rebirth(stack: Stack) -> Rebirth:
     """The stack stopped, its containers removed and made anew, by plain Compose."""
     stack.wait_until_healthy()
-    run_id = stack.succeed("queues")
+    run_id = work.succeed(stack)
     [[last_event]] = stack.sql("SELECT max(id) FROM event_logs")
     before = stored(stack, last_event) | {"told": stack.events(run_id)}
     stack.compose("stop")

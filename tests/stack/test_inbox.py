@@ -2,6 +2,7 @@
 
 import csv
 import io
+import uuid
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ query Ticks($selector: SensorSelector!) {
 }
 """
 TAG = "inbox/key"
+#: A new one a session: the stack would not take a file twice that an earlier session left.
+FOLDER = f"inbox/test-{uuid.uuid4().hex[:8]}"
 ROWS = 400
 LARGE_BYTES = 100_000_000
 
@@ -65,18 +68,21 @@ def inbox(stack: Stack, good: str, mixed: str, lines: list[str]) -> dict[str, di
 
 
 def put(stack: Stack, name: str, content: bytes) -> None:
-    stack.s3.put_object(Bucket=stack.bucket, Key=f"inbox/{name}", Body=content)
+    stack.s3.put_object(Bucket=stack.bucket, Key=f"{FOLDER}/{name}", Body=content)
 
 
 def found_runs(stack: Stack, name: str) -> list[str]:
     """The runs of a file, newest first."""
-    return [run["runId"] for run in runs.with_tag(stack, TAG, f"inbox/{name}")]
+    return [run["runId"] for run in runs.with_tag(stack, TAG, f"{FOLDER}/{name}")]
 
 
 def the_run(stack: Stack, name: str, number: int = 1, timeout: float = 300) -> str:
     """The newest run of a file once there are `number`, ended."""
     found = wait_until(
-        lambda: found_runs(stack, name), timeout, f"{number} runs of {name}", until=lambda seen: len(seen) == number
+        lambda: found_runs(stack, name),
+        timeout,
+        f"{number} runs of {name}",
+        until=lambda seen: len(seen) == number,
     )
     stack.wait_for_run(found[0], timeout)
     return found[0]
@@ -94,7 +100,9 @@ def wait_for_ticks(stack: Stack, number: int) -> None:
 
 
 def last_ticks(stack: Stack) -> list[dict[str, Any]]:
-    ticks: list[dict[str, Any]] = stack.graphql(TICKS, selector=SENSOR)["sensorOrError"]["sensorState"]["ticks"]
+    ticks: list[dict[str, Any]] = stack.graphql(TICKS, selector=SENSOR)["sensorOrError"]["sensorState"][
+        "ticks"
+    ]
     return ticks
 
 
@@ -133,7 +141,7 @@ def test_bad_rows_are_named_and_good_rows_are_kept(
     rejected = {int(row["line"]): row for row in csv.DictReader(io.StringIO(content))}
 
     # Then each bad row is there with file, line and reason, and the others were used
-    assert {row["file"] for row in rejected.values()} == {"inbox/mixed.csv"}
+    assert {row["file"] for row in rejected.values()} == {f"{FOLDER}/mixed.csv"}
     reasons = {line: (row["column"], row["value"], row["reason"]) for line, row in rejected.items()}
     assert reasons == {
         4: ("dep_delay", "late", "not a whole number"),
@@ -163,7 +171,7 @@ def test_a_file_that_is_no_table_of_flights_fails_with_its_name_and_reason(
     text = failure(stack, inbox[name])
 
     # Then it failed at once, and says which file and why
-    assert f"inbox/{name}: " in text
+    assert f"{FOLDER}/{name}: " in text
     assert reason in text
 
 
@@ -191,7 +199,9 @@ def test_the_same_object_is_never_taken_twice(
     wait_for_ticks(stack, 1)
 
     # Then no file had a second run
-    assert {name: found_runs(stack, name) for name in inbox} == {name: [run["id"]] for name, run in inbox.items()}
+    assert {name: found_runs(stack, name) for name in inbox} == {
+        name: [run["id"]] for name, run in inbox.items()
+    }
     stack.wait_until_healthy("daemon")
 
 
@@ -217,7 +227,10 @@ def test_a_file_of_100_mb_is_taken_within_the_workers_memory(stack: Stack, lines
     times, rest = divmod(LARGE_BYTES, len(once))
     part = once[:rest].rpartition(b"\n")[0] + b"\n"
     content = header.encode() + b"\n" + once * times + part
-    before = {entry["Name"]: stack.inspect(entry["Name"])["State"]["StartedAt"] for entry in stack.containers("worker")}
+    before = {
+        entry["Name"]: stack.inspect(entry["Name"])["State"]["StartedAt"]
+        for entry in stack.containers("worker")
+    }
 
     # When it is put into the inbox
     put(stack, "large.csv", content)

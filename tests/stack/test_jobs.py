@@ -20,10 +20,15 @@ def test_parallel_pipeline_runs_each_of_its_50_steps_once(stack: Stack, parallel
 def test_steps_are_spread_over_all_workers(stack: Stack, parallel_run: Command) -> None:
     # Given a finished run of parallel_pipeline, on the two workers of the default
     # When its steps name who executed them
-    executed = Counter(worker for names in runs.workers(stack, parallel_run.run_id).values() for worker in names)
+    executed = Counter(
+        worker for names in runs.workers(stack, parallel_run.run_id).values() for worker in names
+    )
 
     # Then both worked, and neither did nearly all
-    expected = {f"dagster@{stack.inspect(entry['Name'])['Config']['Hostname']}" for entry in stack.containers("worker")}
+    expected = {
+        f"dagster@{stack.inspect(entry['Name'])['Config']['Hostname']}"
+        for entry in stack.containers("worker")
+    }
     assert len(expected) == 2
     assert set(executed) == expected
     assert min(executed.values()) >= 10, executed

@@ -21,15 +21,19 @@ def test_a_failing_step_fails_the_run_and_skips_what_depends_on_it(stack: Stack)
     assert stack.wait_for_run(run_id)["status"] == "FAILURE"
     assert runs.count_events(stack, run_id, "STEP_FAILURE") == {"take_file": 1}
     assert runs.count_events(stack, run_id, "STEP_START") == {"take_file": 1}
-    messages = [event.get("message") or "" for event in stack.events(run_id) if event.get("stepKey") == "report"]
-    assert any("Dependencies for step report failed: ['take_file']" in message for message in messages), messages
+    messages = [
+        event.get("message") or "" for event in stack.events(run_id) if event.get("stepKey") == "report"
+    ]
+    assert any("Dependencies for step report failed: ['take_file']" in message for message in messages), (
+        messages
+    )
     (failure,) = [text for text in stack.failure_texts(run_id) if text.startswith("take_file")]
     assert "test-failure/absent.csv: the object is gone" in failure
 
 
 def test_a_reexecution_from_failure_repeats_only_what_is_missing(stack: Stack) -> None:
     # Given a run whose last step fails, since what another step left for it is gone
-    naps = {f"heavy_{number}": {"config": {"seconds": 10 if number == 1 else 0}} for number in range(1, 5)}
+    naps = {f"heavy_{number}": {"config": {"seconds": 6 if number == 1 else 0}} for number in range(1, 5)}
     run_id = stack.launch("queues", {"ops": naps | {step: {"config": {"seconds": 0}} for step in LIGHT}})
     runs.wait_for_event(stack, run_id, "STEP_SUCCESS", LOST)
     key = f"storage/storage/{run_id}/{LOST}/result"

@@ -23,7 +23,9 @@ def test_a_run_lost_with_the_daemon_fails_with_a_reason_and_its_retry_succeeds(s
     assert "ended with the daemon" in reasons, reasons
 
     # And a retry does what was left, without anybody's help
-    retry = wait_until(lambda: runs.with_tag(stack, PARENT, run_id), 120, "a retry of the lost run")[0]["runId"]
+    retry = wait_until(lambda: runs.with_tag(stack, PARENT, run_id), 120, "a retry of the lost run")[0][
+        "runId"
+    ]
     assert stack.wait_for_run(retry)["status"] == "SUCCESS", stack.failure_texts(retry)
     done_before = set(runs.count_events(stack, run_id, "STEP_SUCCESS"))
     done_again = set(runs.count_events(stack, retry, "STEP_SUCCESS"))

@@ -28,7 +28,9 @@ def early(stack: Stack) -> tuple[str, Output]:
         assert not runs.count_events(stack, run_id, "STEP_SUCCESS"), f"only after its end: {seen}"
         return seen
 
-    seen = wait_until(look, 120, "the output of a running step", until=lambda seen: seen and FIRST in seen.stdout)
+    seen = wait_until(
+        look, 120, "the output of a running step", until=lambda seen: seen and FIRST in seen.stdout
+    )
     assert seen
     return run_id, seen
 

@@ -11,8 +11,8 @@ from tests.stack.stack import Stack
 
 #: Holds the only worker until the second run has sent its step. It is the first to go: its priority is 10.
 BLOCKER = "light_04_priority_10"
-BLOCKER_SECS = 25
-HEAVY_SECS = 9
+BLOCKER_SECS = 18
+HEAVY_SECS = 8
 #: The step of the second run, and what its run adds to its priority.
 LATECOMER = "light_03_priority_01"
 RUN_PRIORITY = 6
@@ -41,7 +41,9 @@ def two_runs(stack: Stack) -> Iterator[TwoRuns]:
             stack, "queues", {"dagster-celery/run_priority": str(RUN_PRIORITY)}, solidSelection=[LATECOMER]
         )
         runs.wait_until_submitted(stack, second, 1)
-        assert BLOCKER not in runs.count_events(stack, first, "STEP_SUCCESS"), "too late: nothing waits any more"
+        assert BLOCKER not in runs.count_events(stack, first, "STEP_SUCCESS"), (
+            "too late: nothing waits any more"
+        )
         for run_id in (first, second):
             assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
         yield TwoRuns(first, second)

@@ -33,7 +33,8 @@ def scaled(stack: Stack) -> Iterator[Scaled]:
         stack.compose("scale", "worker=8", timeout=SCALE_SECS)
         runs.wait_for_workers(stack, 8, timeout=SCALE_SECS)
         names = [
-            f"dagster@{stack.inspect(entry['Name'])['Config']['Hostname']}" for entry in stack.containers("worker")
+            f"dagster@{stack.inspect(entry['Name'])['Config']['Hostname']}"
+            for entry in stack.containers("worker")
         ]
         run_id = stack.launch("parallel_pipeline")
         wait_until(
@@ -83,7 +84,7 @@ def test_make_scale_sets_the_number_for_good(stack: Stack) -> None:
         # Then three workers are healthy, and a plain `up` keeps them
         assert runs.healthy(stack, "worker") == 3
         stack.compose("up", "--detach")
-        assert runs.healthy(stack, "worker") == 3
+        runs.wait_for_workers(stack, 3)
     finally:
         stack.make("scale", f"N={before}")
     assert runs.healthy(stack, "worker") == int(before)

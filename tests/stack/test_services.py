@@ -8,7 +8,7 @@ import pytest
 
 from dagster_stack.health import EXIT_AFTER_SECS, LOOP_SILENCE_SECS
 from dagster_stack.shutdown import DRAIN_SECS
-from tests.stack import faults
+from tests.stack import faults, work
 from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
@@ -42,8 +42,8 @@ def test_a_service_logs_to_standard_output(stack: Stack, service: str) -> None:
 
 def test_a_step_that_outlasts_the_stop_of_its_worker_is_executed_again(stack: Stack) -> None:
     # Given a step that needs longer than a worker waits on stop, and that has started
-    config = {"ops": {"heavy_1": {"config": {"seconds": DRAIN_SECS + 6}}}}
-    run_id = stack.launch("queues", config)
+    ops = work.NO_NAPS["ops"] | {"heavy_1": {"config": {"seconds": DRAIN_SECS + 6}}}
+    run_id = stack.launch(work.JOB, {"ops": ops})
     wait_until(
         lambda: [event["stepKey"] for event in stack.events(run_id) if event.get("eventType") == "STEP_START"],
         60, "heavy_1 started", until=lambda started: "heavy_1" in started,
@@ -89,7 +89,7 @@ def test_services_come_back_by_themselves_after_a_crash(stack: Stack) -> None:
     wait_until(unchanged, 60, "crashed and not started again", until=lambda services: not services)
     stack.wait_until_healthy()
     # And work is done as before
-    stack.succeed("queues")
+    work.succeed(stack)
 
 
 def test_a_run_is_launched_and_driven_though_the_processes_with_the_code_died(stack: Stack) -> None:
@@ -99,14 +99,14 @@ def test_a_run_is_launched_and_driven_though_the_processes_with_the_code_died(st
     before = lives(stack, dagit)
     # When the daemon's dies, for example for lack of memory, and a run is launched
     crash_code_server(stack, daemon)
-    run_id = stack.launch("queues")
+    run_id = work.launch(stack)
     # And then Dagit's, which Dagit by itself never starts again
     crash_code_server(stack, dagit)
     # Then Dagit gives itself up, comes back, and launches again
     wait_until(lambda: lives(stack, dagit), 60, "Dagit restarted", until=lambda now: now[0] > before[0])
     wait_until(lambda: lives(stack, dagit), 60, "Dagit started", until=lambda now: now[1] != before[1])
     stack.wait_until_healthy("dagit")
-    stack.launch("queues")
+    work.launch(stack)
     # And the run, which the daemon could not start, was not lost
     assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
 
@@ -196,7 +196,7 @@ def test_a_worker_that_can_not_work_is_unhealthy_and_then_ends_itself(
 
 def test_all_is_well_after_the_hang(stack: Stack, hung: dict[str, float]) -> None:
     stack.wait_until_healthy()
-    stack.succeed("queues")
+    work.succeed(stack)
 
 
 # --- scale ---------------------------------------------------------------------------------------------

@@ -12,7 +12,10 @@ ONE_OFF = "stock-heavy"
 
 
 def worker_names(stack: Stack, service: str, prefix: str) -> set[str]:
-    return {f"{prefix}@{stack.inspect(entry['Name'])['Config']['Hostname']}" for entry in stack.containers(service)}
+    return {
+        f"{prefix}@{stack.inspect(entry['Name'])['Config']['Hostname']}"
+        for entry in stack.containers(service)
+    }
 
 
 def started(stack: Stack, *services: str) -> dict[str, str]:
@@ -27,7 +30,7 @@ def started(stack: Stack, *services: str) -> dict[str, str]:
 def wait_for_restart(stack: Stack, before: dict[str, str]) -> None:
     """Until every one of these containers has started anew and is healthy."""
     wait_until(
-        lambda: {name: started_at for name, started_at in started(stack, "worker", "worker-heavy").items()},
+        lambda: started(stack, "worker", "worker-heavy"),
         120, f"a restart of {', '.join(before)}",
         until=lambda now: all(now[name] != started_at for name, started_at in before.items()),
     )  # fmt: skip
@@ -39,7 +42,17 @@ def wait_for_restart(stack: Stack, before: dict[str, str]) -> None:
 def stock_worker(stack: Stack) -> Iterator[str]:
     """A worker for `heavy`, started by the stock command line in a container of its own."""
     name = f"{stack.project}-{ONE_OFF}"
-    command = ["dagster-celery", "worker", "start", "-A", "dagster_stack.app", "-y", "celery.yaml", "-q", "heavy"]
+    command = [
+        "dagster-celery",
+        "worker",
+        "start",
+        "-A",
+        "dagster_stack.app",
+        "-y",
+        "celery.yaml",
+        "-q",
+        "heavy",
+    ]
     stack.compose("run", "--rm", "-d", "--no-deps", "--name", name, "cli", *command)
     try:
         wait_until(lambda: stack.docker("logs", name).stderr + stack.docker("logs", name).stdout, 90,
@@ -69,7 +82,9 @@ def test_worker_start_takes_steps_of_its_queue(stack: Stack) -> None:
             host = stack.inspect(name)["Config"]["Hostname"]
 
             # When a job with heavy steps runs
-            run_id = stack.succeed("queues", {"ops": {f"heavy_{n}": {"config": {"seconds": 0}} for n in range(1, 5)}})
+            run_id = stack.succeed(
+                "queues", {"ops": {f"heavy_{n}": {"config": {"seconds": 0}} for n in range(1, 5)}}
+            )
 
             # Then this worker executed them, and none of the others
             executed = runs.workers(stack, run_id)
@@ -80,7 +95,9 @@ def test_worker_start_takes_steps_of_its_queue(stack: Stack) -> None:
 
             # And `terminate --all` ends it like all the others, which their restart policy brings back
             before = started(stack, "worker")
-            stack.exec("worker", "dagster-celery", "worker", "terminate", "--all", "-y", "celery.yaml", check=False)
+            stack.exec(
+                "worker", "dagster-celery", "worker", "terminate", "--all", "-y", "celery.yaml", check=False
+            )
             wait_until(lambda: stack.docker("ps", "-q", "--filter", f"name={name}").stdout, 60,
                        "the stock worker is gone", until=lambda found: not found)  # fmt: skip
     finally:

@@ -5,7 +5,7 @@ from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
 #: The stock executor leaves a step that runs to its end, and waits for it.
-NAP_SECS = 8
+NAP_SECS = 5
 
 
 def napping(stack: Stack, seconds: float) -> str:
@@ -25,7 +25,9 @@ def test_a_terminated_run_ends_canceled_and_starts_no_waiting_step(stack: Stack)
 
     # Then it ends canceled, and the waiting steps never begin
     assert stack.wait_for_run(run_id)["status"] == "CANCELED"
-    assert set(runs.count_events(stack, run_id, "STEP_START")) & {"heavy_3", "heavy_4", "start_order"} == set()
+    assert (
+        set(runs.count_events(stack, run_id, "STEP_START")) & {"heavy_3", "heavy_4", "start_order"} == set()
+    )
 
 
 def test_a_forced_end_marks_the_run_canceled_at_once(stack: Stack) -> None:

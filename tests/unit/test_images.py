@@ -201,3 +201,22 @@ def test_the_same_certificates_are_not_written_again_and_others_are(tmp_path: Pa
     (folder / "a.crt").unlink()
     write_certificates(folder, file)
     assert file.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("log", "named"),
+    [
+        ("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] …", "ca-certificates"),
+        (
+            "tls: failed to verify certificate: x509: certificate signed by unknown authority",
+            "ca-certificates",
+        ),
+        ("write /var/lib/docker/tmp: no space left on device", "disk is full"),
+    ],
+)
+def test_a_failed_build_names_the_cure_where_its_log_says_why(log: str, named: str) -> None:
+    assert named in images.cure(log)
+
+
+def test_a_failed_build_of_another_reason_gets_no_advice() -> None:
+    assert images.cure("error: invalid command 'bdist_wheel'") == ""

@@ -127,8 +127,10 @@ def test_run_hands_job_tags_and_config_to_the_command_line_in_the_container(proj
 
     # Then Compose gets all of it, the config by its content's variable
     assert result.returncode == 0
-    assert calls(project.programs)[-1].endswith(
-        "run --rm --no-deps --no-TTY --env RUN_CONFIG cli python -m dagster_stack run flights --tags a=1,b=2 --env-config"
+    call = calls(project.programs)[-1]
+    assert "run --rm --no-deps --no-TTY --name dagster-celery-stack-cli-" in call
+    assert call.endswith(
+        "--env RUN_CONFIG cli python -m dagster_stack run flights --tags a=1,b=2 --env-config"
     )
 
 

@@ -27,9 +27,10 @@ def stack(env: Path, monkeypatch: pytest.MonkeyPatch) -> list[Container]:
     """The containers that Compose shows, all with the image and settings that it would give them now."""
     env.write_text("WORKERS=2\n")
     shown = list(WELL)
-    hashes = "".join(f"{service} hash-of-{service}\n" for service in (*SERVICES, "extra"))
-    answers = {"--hash": hashes, "--services": "\n".join(SERVICES)}
+    hashes = {service: f"hash-of-{service}" for service in (*SERVICES, "extra")}
+    answers = {"--services": "\n".join(SERVICES)}
     monkeypatch.setattr(compose, "containers", lambda: shown)
+    monkeypatch.setattr(compose, "config_hashes", lambda: hashes)
     monkeypatch.setattr(compose, "output", lambda *arguments: answers.get(arguments[1], "the end of its log"))
     monkeypatch.setattr(base_image, "image_id", lambda image: "sha256:1")
     monkeypatch.setattr(engine, "docker", lambda: "docker")
