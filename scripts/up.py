@@ -10,6 +10,7 @@ from scripts.console import Failure, Progress, done, main, run_logged, say
 HEALTHY_TIMEOUT_SECS = 240
 #: Services that an outside store can replace.
 STORES = {"postgres", "rabbitmq", "minio"}
+REMOVE = ("--progress", "plain", "--profile", "*", "rm", "--stop", "--force")
 UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
 #: Lines of an unhealthy service's log that are printed.
 LOG_LINES = 25
@@ -57,18 +58,8 @@ def remove_replaced_stores() -> None:
     """Remove containers of stores for which .env names outside ones by now: to Compose they are no orphans."""
     replaced = sorted({container.service for container in compose.containers()} & STORES - started_services())
     if replaced:
-        command = [
-            *compose.compose(),
-            "--progress",
-            "plain",
-            "--profile",
-            "*",
-            "rm",
-            "--stop",
-            "--force",
-            *replaced,
-        ]
-        run_logged(f"Removing the containers of {', '.join(replaced)}: outside ones now, data stays", command)
+        title = f"Removing the containers of {', '.join(replaced)}: outside ones now, data stays"
+        run_logged(title, [*compose.compose(), *REMOVE, *replaced])
 
 
 def is_up() -> bool:

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from scripts.console import ROOT
 
-#: Where screenshots are kept: README and docs show these very files when `make screenshots` copies them.
+#: Where screenshots are kept: `docs/pictures` holds copies of them.
 SCREENSHOTS = ROOT / ".build" / "screenshots"
 #: As root there is no sandbox; the rest keeps Chromium from calling home.
 ARGUMENTS = [

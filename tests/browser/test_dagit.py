@@ -52,6 +52,7 @@ def test_the_asset_graph_and_a_launched_report_are_worth_opening(
     page.screenshot(path=screenshots / "report.png")
 
     # And the assets of the same data are drawn with their groups opened
+    page.set_viewport_size({"width": 2000, "height": 900})
     page.goto(f"{stack.dagit_url}/asset-groups")
     page.get_by_text("4 assets").click()
     expect(page.get_by_text("delay_report").first).to_be_visible()

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from dagster_stack.health import LIFELESS_STATES, process_state
 from scripts import dev
 from scripts.console import Failure
 from tests.unit.machines import Machine
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -81,7 +83,8 @@ def test_stopping_ends_all_that_dagit_started_and_nothing_is_left(monkeypatch: p
         # Then its pipe is closed: nobody holds the other end any more
         assert process.stdout.read() == b""
     assert process.returncode == -signal.SIGKILL
-    assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]
+    # Files are closed a moment before a process is gone, so its end is waited for.
+    wait_until(lambda: process_state(child), 10, "the child is gone", until=LIFELESS_STATES.__contains__)
 
 
 class Answering(BaseHTTPRequestHandler):
