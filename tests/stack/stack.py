@@ -79,8 +79,9 @@ class Stack:
 
     env: Path
 
-    @cached_property
+    @property
     def settings(self) -> dict[str, str]:
+        """What .env holds now: `make up` completes it, and tests change it."""
         return env_file.read(self.env)
 
     @property
