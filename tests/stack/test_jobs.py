@@ -25,12 +25,8 @@ def test_steps_are_spread_over_all_workers(stack: Stack, parallel_run: Command) 
     )
 
     # Then both worked, and neither did nearly all
-    expected = {
-        f"dagster@{stack.inspect(entry['Name'])['Config']['Hostname']}"
-        for entry in stack.containers("worker")
-    }
-    assert len(expected) == 2
-    assert set(executed) == expected
+    # (their containers may have been made anew since that run, so they are counted and not named)
+    assert len(executed) == len(stack.containers("worker")) == 2
     assert min(executed.values()) >= 10, executed
 
 
