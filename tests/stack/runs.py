@@ -3,22 +3,12 @@
 from collections import Counter
 from typing import Any, NamedTuple
 
-from tests.stack.stack import RUN_SECS, Stack
+from tests.stack.stack import LAUNCH, RUN_SECS, Stack
 from tests.waiting import wait_until
 
 LOCATION = {"repositoryLocationName": "pipelines", "repositoryName": "__repository__"}
 EXECUTING = "Celery worker"
 
-LAUNCH_SELECTED = """
-mutation Launch($params: ExecutionParams!) {
-  launchRun(executionParams: $params) {
-    __typename
-    ... on LaunchRunSuccess { run { runId } }
-    ... on PythonError { message }
-    ... on RunConfigValidationInvalid { errors { message } }
-  }
-}
-"""
 TERMINATE = """
 mutation Terminate($id: String!, $policy: TerminateRunPolicy) {
   terminateRun(runId: $id, terminatePolicy: $policy) {
@@ -67,7 +57,7 @@ def launch(stack: Stack, job: str, metadata: dict[str, str] | None = None, **sel
         "runConfigData": config,
         "executionMetadata": {"tags": [{"key": k, "value": v} for k, v in (metadata or {}).items()]},
     }
-    answer = stack.graphql(LAUNCH_SELECTED, params=params)["launchRun"]
+    answer = stack.graphql(LAUNCH, params=params)["launchRun"]
     assert answer["__typename"] == "LaunchRunSuccess", answer
     return str(answer["run"]["runId"])
 

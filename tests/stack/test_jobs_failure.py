@@ -4,7 +4,7 @@ import json
 
 from tests.stack import runs
 from tests.stack.ad_hoc import AdHoc
-from tests.stack.stack import Stack
+from tests.stack.stack import LAUNCH, Stack
 
 LIGHT = ("light_01_priority_03", "light_02_priority_07")
 LOST = "light_04_priority_10"
@@ -71,7 +71,7 @@ def test_an_executor_config_is_checked_before_anything_runs(stack: Stack) -> Non
     }
 
     # When it is launched
-    answer = stack.graphql(runs.LAUNCH_SELECTED, params=params)["launchRun"]
+    answer = stack.graphql(LAUNCH, params=params)["launchRun"]
 
     # Then Dagit refuses it and names the field
     assert answer["__typename"] == "RunConfigValidationInvalid"
