@@ -19,6 +19,7 @@ from sqlalchemy.exc import OperationalError
 from urllib3.exceptions import HTTPError
 
 from dagster_stack.errors import ProvisionError
+from dagster_stack.postgres import PooledEventLogStorage, make_tables
 from dagster_stack.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -164,5 +165,8 @@ def attach_policy(admin: MinioAdmin, user: str) -> None:
 def make_schema() -> None:
     """Dagster's tables: made when missing, migrated when they are of an older version."""
     with DagsterInstance.get() as instance:
+        storage = instance.event_log_storage
+        if isinstance(storage, PooledEventLogStorage):
+            patiently("Postgres", lambda: make_tables(storage.postgres_url))
         instance.upgrade(print_fn=lambda line: logger.debug("%s", line))
     logger.info("the database schema is up to date")

@@ -1,4 +1,5 @@
-"""Fixtures of the unit tests: machines that lack things, an environment without the developer's own, an S3 server."""
+"""Fixtures of the unit tests: machines that lack things, an environment without the developer's own, an S3 server,
+and a Dagster instance in local files."""
 
 import os
 from collections.abc import Iterator
@@ -6,7 +7,9 @@ from pathlib import Path
 
 import boto3
 import pytest
+from dagster import DagsterInstance
 
+from dagster_stack import process
 from dagster_stack.storage import s3_client
 from scripts import apt, console, engine, env_file
 from tests.unit import machines
@@ -79,3 +82,40 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
         s3_client(url).close()
         s3_client.cache_clear()
+
+
+#: Like the stack's, one event log for all runs: Dagster's default makes a database for each, at 100 ms.
+DAGSTER_YAML = """
+telemetry: {{enabled: false}}
+compute_logs:
+  module: dagster._core.storage.noop_compute_log_manager
+  class: NoOpComputeLogManager
+event_log_storage:
+  module: dagster._core.storage.event_log
+  class: ConsolidatedSqliteEventLogStorage
+  config: {{base_dir: {folder}}}
+"""
+
+
+@pytest.fixture(scope="session")
+def dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of an instance on SQLite, open for all tests of a session: making its tables takes a second."""
+    folder = tmp_path_factory.mktemp("dagster_home")
+    (folder / "dagster.yaml").write_text(DAGSTER_YAML.format(folder=folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_HOME", str(folder))
+        instance = process.warm_instance()
+    yield folder
+    process.warm_instance.cache_clear()
+    instance.dispose()
+
+
+@pytest.fixture
+def instance(dagster_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
+    """The instance that this process keeps as a worker's process does; jobs and runs are not kept by then."""
+    monkeypatch.setenv("DAGSTER_HOME", str(dagster_home))
+    process.known_run.cache_clear()
+    process._planned.clear()
+    yield process.warm_instance()
+    process.known_run.cache_clear()
+    process._planned.clear()

@@ -191,6 +191,7 @@ def test_the_user_may_use_its_bucket_and_nothing_else(monkeypatch: pytest.Monkey
     settings = Settings(
         s3=S3Settings("dagster", "http://minio:9000", None),
         store_folder=Path(),
+        broker_folder=Path(),
         celery_yaml=Path(),
     )
 

@@ -1,0 +1,80 @@
+"""Events on their way to the event log: collected for an instant, then written together."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from dagster._core.events.log import EventLogEntry
+
+#: Seconds that an event waits at most for others: what a step logs is in Dagit as if it were written at once.
+DELAY_SECS = 0.1
+#: Events that are written at once without waiting any longer.
+SIZE = 200
+
+
+class EventBatch:
+    """Keeps events in the order in which they came and hands them to `write`, all that wait in one call.
+
+    An error of `write` that happens in the background is raised by the next call.
+    """
+
+    def __init__(self, write: Callable[[Sequence[EventLogEntry]], None], delay: float = DELAY_SECS) -> None:
+        self._write = write
+        self._delay = delay
+        self._events: list[EventLogEntry] = []
+        self._due = 0.0
+        self._error: Exception | None = None
+        self._closed = False
+        # Held during a write, so that two threads can't change the order.
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._write_when_due, name="event-batch", daemon=True)
+        self._thread.start()
+
+    def add(self, event: EventLogEntry) -> None:
+        with self._changed:
+            self._events.append(event)
+            if len(self._events) == 1:
+                self._due = time.monotonic() + self._delay
+                self._changed.notify()
+            elif len(self._events) >= SIZE:
+                self._write_now()
+
+    def flush(self) -> None:
+        """Return when everything that was added is written; raises what `write` raised."""
+        with self._changed:
+            self._write_now()
+
+    def close(self) -> None:
+        """Write the rest and end the thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+        self.flush()
+
+    def _write_now(self) -> None:
+        error, self._error = self._error, None
+        if error:
+            raise error
+        if self._events:
+            events, self._events = self._events, []
+            try:
+                self._write(events)
+            except BaseException:
+                self._events = [*events, *self._events]
+                raise
+
+    def _write_when_due(self) -> None:
+        with self._changed:
+            while not self._closed:
+                if not self._events:
+                    self._changed.wait()
+                elif (wait := self._due - time.monotonic()) > 0:
+                    self._changed.wait(wait)
+                else:
+                    try:
+                        self._write_now()
+                    except Exception as error:
+                        self._error = error
+                        # The thread that adds and flushes meets the error; trying again here would hide it.
+                        return
