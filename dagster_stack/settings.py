@@ -11,6 +11,8 @@ from dagster_stack.errors import SettingsError
 #: Where `celery.yaml` lies when `DAGSTER_STACK_CELERY_YAML` is not set: beside the package.
 DEFAULT_CELERY_YAML = Path(__file__).resolve().parent.parent / "celery.yaml"
 
+DEFAULT_WORKSPACE_YAML = DEFAULT_CELERY_YAML.with_name("workspace.yaml")
+
 #: What Celery itself takes from the environment, before any configuration file.
 BROKER_VARIABLE = "CELERY_BROKER_URL"
 BUCKET_VARIABLE = "DAGSTER_STACK_S3_BUCKET"
@@ -32,9 +34,12 @@ class Settings:
     """One process's settings. `s3` is None in embedded mode: local files, no broker, no service."""
 
     s3: S3Settings | None
-    #: Where the embedded mode keeps objects, an absolute path.
+    #: Where the embedded mode keeps objects, and messages; absolute paths.
     store_folder: Path
+    broker_folder: Path
     celery_yaml: Path
+    #: Names the modules that hold the user's code.
+    workspace_yaml: Path = DEFAULT_WORKSPACE_YAML
     #: Path prefixes inside the store, so that an expiry rule can name them.
     data_prefix: str = "storage"
     log_prefix: str = "logs"
@@ -58,6 +63,7 @@ class Settings:
             if bucket
             else None,
             store_folder=Path(environment.get("DAGSTER_STACK_STORE") or home / "store").resolve(),
+            broker_folder=home / "broker",
             celery_yaml=Path(environment.get("DAGSTER_STACK_CELERY_YAML") or DEFAULT_CELERY_YAML),
         )
 
@@ -75,8 +81,6 @@ class CeleryConfig:
     def load(path: Path) -> "CeleryConfig":
         """Read `path`; raises SettingsError for a missing file, bad YAML, an unknown field or a wrong type."""
         import yaml
-        from dagster._config import process_config
-        from dagster_celery.executor import CELERY_CONFIG
 
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -89,15 +93,41 @@ class CeleryConfig:
                     f"{path} must hold `execution: config: …`, as `dagster-celery worker start -y` reads it."
                 )
             block = (block or {}).get(key)
-        # The stock command line checks and resolves (`broker: {env: …}`) it the same way.
-        result = process_config(CELERY_CONFIG, block or {})
-        if not result.success:
-            reasons = "; ".join(error.message for error in result.errors or [])
-            raise SettingsError(f"{path}, under execution.config: {reasons}")
-        given = {key: value for key, value in (result.value or {}).items() if key in (block or {})}
-        return CeleryConfig(
-            broker=given.get("broker"),
-            backend=given.get("backend"),
-            include=given.get("include") or [],
-            config_source=given.get("config_source") or {},
-        )
+        try:
+            return CeleryConfig._from_block({} if block is None else block)
+        except ValueError as error:
+            raise SettingsError(f"{path}, under execution.config: {error}") from error
+
+    @staticmethod
+    def _from_block(block: Any) -> "CeleryConfig":
+        # By hand and not by Dagster's schema, which says the same: a worker's main process does without Dagster.
+        if not isinstance(block, dict):
+            raise ValueError(f"expected fields, found {block!r}")
+        unknown = sorted(set(block) - FIELDS.keys())
+        if unknown:
+            raise ValueError(f"unexpected field {unknown[0]!r}; there are {', '.join(FIELDS)}")
+        values = {name: _resolved(name, value) for name, value in block.items() if value is not None}
+        for name, value in values.items():
+            if not isinstance(value, FIELDS[name]):
+                raise ValueError(f"{name} must be a {FIELDS[name].__name__}, found {value!r}")
+        values.pop("retries", None)
+        return CeleryConfig(**values)
+
+
+#: The stock executor's fields and their types. `retries` is the job's, and only allowed here.
+FIELDS: dict[str, type] = {
+    "broker": str,
+    "backend": str,
+    "include": list,
+    "config_source": dict,
+    "retries": dict,
+}
+
+
+def _resolved(name: str, value: Any) -> Any:
+    """A text that stands in the environment (`{env: NAME}`), as Dagster's configuration has it."""
+    if FIELDS[name] is str and isinstance(value, dict) and set(value) == {"env"}:
+        if value["env"] not in os.environ:
+            raise ValueError(f"{name} is taken from the variable {value['env']}, which is not set")
+        return os.environ[value["env"]]
+    return value

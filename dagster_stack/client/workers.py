@@ -138,6 +138,9 @@ def read_activity(task: Mapping[str, Any]) -> Activity:
             arguments = ast.literal_eval(arguments)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return Activity(task.get("name") or "?", *search_arguments(str(arguments)))
+    message = arguments.get("message") if isinstance(arguments, Mapping) else None
+    if isinstance(message, Mapping):
+        return Activity(task.get("name") or "?", message.get("run_id"), message.get("step_key"))
     packed = arguments.get("execute_step_args_packed") if isinstance(arguments, Mapping) else None
     if not isinstance(packed, Mapping):
         return Activity(task.get("name") or "?", *search_arguments(repr(task.get("args") or "")))
@@ -152,7 +155,7 @@ def read_activity(task: Mapping[str, Any]) -> Activity:
 def search_arguments(text: str) -> tuple[str | None, str | None]:
     """Run and step as far as a truncated text still holds them."""
     run = re.search(r"""['"](?:pipeline_)?run_id['"]: ['"]([0-9a-f-]{8,36})""", text)
-    step = re.search(r"""['"]step_keys_to_execute['"]: \[['"]([^'"]+)['"]""", text)
+    step = re.search(r"""['"]step_key(?:s_to_execute)?['"]: \[?['"]([^'"]+)['"]""", text)
     return (run[1] if run else None, step[1] if step else None)
 
 

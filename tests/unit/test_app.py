@@ -14,6 +14,7 @@ from scripts.console import ROOT
 
 LOOK = """
 import json, sys
+from celery import signals
 from dagster_stack.app import app
 from dagster_stack.health import Watchdog
 print(json.dumps({
@@ -24,6 +25,8 @@ print(json.dumps({
                for name in ("dagster", "heavy")},
     "tasks": sorted(name for name in app.tasks if not name.startswith("celery.")),
     "watchdog": Watchdog in app.steps["worker"],
+    "at start": [ref.__name__ for name in ("celeryd_after_setup", "worker_process_init", "worker_shutting_down")
+                 for _, ref in getattr(signals, name).receivers if ref.__module__.startswith("dagster_stack")],
 }, default=str))
 """
 
@@ -68,6 +71,9 @@ def test_the_promises_rest_on_these_settings(app: Any) -> None:
     assert conf["task_default_delivery_mode"] == 2
     assert conf["broker_transport_options"] == {"confirm_publish": True}
     assert conf["broker_connection_max_retries"] is None
+    # What user code leaks ends with its process.
+    assert conf["worker_max_tasks_per_child"] == 1000
+    assert conf["worker_max_memory_per_child"] == 1_500_000
 
 
 def test_the_broker_is_the_environments(app: Any) -> None:
@@ -79,9 +85,21 @@ def test_each_queue_has_the_ten_priorities_and_is_durable(app: Any) -> None:
     assert app["chosen"]["heavy"] == [{"x-max-priority": 10}, True]
 
 
-def test_a_worker_knows_the_stock_tasks_and_watches_itself(app: Any) -> None:
-    assert {"execute_plan", "execute_job", "resume_job"} <= set(app["tasks"])
+def test_a_worker_knows_its_own_and_the_stock_tasks_and_watches_itself(app: Any) -> None:
+    assert {"dagster_stack.execute_step", "execute_plan", "execute_job", "resume_job"} <= set(app["tasks"])
     assert app["watchdog"] is True
+
+
+def test_a_worker_warms_up_its_processes_and_bounds_its_stop(app: Any) -> None:
+    assert app["at start"] == ["share", "warm_up", "start_drain"]
+
+
+def test_without_a_bucket_or_a_broker_a_worker_listens_to_a_folder(tmp_path: Path) -> None:
+    """The embedded mode: a worker of `make dev`, whose messages need no server."""
+    app = look(options=["worker_prefetch_multiplier", "broker_transport_options"], DAGSTER_HOME=str(tmp_path))
+
+    assert app["broker"] == "filesystem://"
+    assert app["conf"]["broker_transport_options"]["data_folder_in"] == str(tmp_path / "broker" / "messages")
 
 
 def test_a_pickled_message_is_refused_and_a_json_one_taken() -> None:

@@ -1,11 +1,14 @@
 """The environment and `celery.yaml`, good and bad."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from dagster_stack.errors import SettingsError
 from dagster_stack.settings import DEFAULT_CELERY_YAML, CeleryConfig, Settings
+from scripts.console import ROOT
 
 
 def test_an_empty_environment_is_the_embedded_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,6 +19,7 @@ def test_an_empty_environment_is_the_embedded_mode(tmp_path: Path, monkeypatch: 
     assert settings.embedded
     assert settings.s3 is None
     assert settings.store_folder == tmp_path / ".dagster" / "store"
+    assert settings.broker_folder == tmp_path / ".dagster" / "broker"
     assert settings.celery_yaml == DEFAULT_CELERY_YAML
 
 
@@ -57,6 +61,18 @@ def test_the_embedded_store_can_be_moved(tmp_path: Path) -> None:
     assert (
         Settings.from_environment({"DAGSTER_STACK_STORE": str(tmp_path / "x")}).store_folder == tmp_path / "x"
     )
+
+
+def test_the_folder_of_messages_is_the_same_for_a_run_and_its_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step may change its folder, and a worker may be started in another one."""
+    monkeypatch.chdir(tmp_path)
+
+    settings = Settings.from_environment({"DAGSTER_HOME": "home"})
+
+    assert settings.broker_folder == tmp_path / "home" / "broker"
+    assert settings.broker_folder.is_absolute()
 
 
 # --- celery.yaml --------------------------------------------------------------------------------------------
@@ -102,12 +118,19 @@ def test_a_file_that_says_nothing_leaves_every_default(tmp_path: Path, text: str
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("execution: {config: {brokr: x}}", 'unexpected config entry "brokr"'),
+        (
+            "execution: {config: {brokr: x}}",
+            "unexpected field 'brokr'; there are broker, backend, include, config_source, retries",
+        ),
         ("execution: {config: {broker: 3}}", "broker"),
         ("execution: {config: {broker: {env: NOT_SET_ANYWHERE}}}", "NOT_SET_ANYWHERE"),
         ("execution: {config: {config_source: [a]}}", "config_source"),
         ("execution: {config: {include: x}}", "include"),
+        ("execution: {config: {backend: [a]}}", "backend must be a str"),
+        ("execution: {config: {broker: {env: A, more: B}}}", "broker must be a str"),
+        ("execution: {config: {retries: 3}}", "retries must be a dict"),
         ("execution: {config: [a]}", "under execution.config"),
+        ("execution: {config: 3}", "expected fields, found 3"),
         ("- a list", "must hold `execution: config: …`"),
         ("just text", "must hold `execution: config: …`"),
         ("execution: 3", "must hold `execution: config: …`"),
@@ -123,6 +146,21 @@ def test_a_bad_file_is_refused_with_its_name_and_the_reason(
 
     assert str(tmp_path / "celery.yaml") in str(error.value)
     assert reason in str(error.value)
+
+
+def test_a_job_may_retry_as_it_likes_whatever_the_file_says_of_retries(tmp_path: Path) -> None:
+    """The stock format allows the field; it belongs to a job, and the workers have no use for it."""
+    assert load(tmp_path, "execution: {config: {retries: {disabled: {}}}}") == CeleryConfig()
+
+
+def test_the_file_is_read_without_dagster() -> None:
+    """A worker's main process does without it: 90 MB for each worker."""
+    code = (
+        "import sys; from dagster_stack.settings import *; CeleryConfig.load(DEFAULT_CELERY_YAML);"
+        " sys.exit('dagster' in sys.modules)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
 
 
 def test_a_missing_file_is_refused_with_its_name(tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""What the event log says about a step message that arrived: execute it, or is its work done already?"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
+
+#: Events that end an attempt of a step.
+ENDS = {
+    DagsterEventType.STEP_SUCCESS,
+    DagsterEventType.STEP_FAILURE,
+    DagsterEventType.STEP_SKIPPED,
+    DagsterEventType.STEP_UP_FOR_RETRY,
+}
+#: A run in these states executes nothing any more.
+ENDED_RUN = {
+    DagsterRunStatus.SUCCESS,
+    DagsterRunStatus.FAILURE,
+    DagsterRunStatus.CANCELED,
+    DagsterRunStatus.CANCELING,
+}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A run's status, and how the attempts of one of its steps ended, as the storage knows it now."""
+
+    #: None: nobody knows the run.
+    run_status: DagsterRunStatus | None
+    ends: Counter[DagsterEventType]
+
+    def objection(self, attempt: int) -> str | None:
+        """Why this attempt is not to be executed, or None."""
+        if self.run_status is None:
+            return "nobody knows its run: it was deleted, or belongs to another database"
+        if self.run_status in ENDED_RUN:
+            return f"its run is {self.run_status.value}"
+        retries = self.ends[DagsterEventType.STEP_UP_FOR_RETRY]
+        if self.ends.total() > retries or retries >= attempt:
+            return "the event log has its end already: the message came twice"
+        return None
+
+
+def standing(instance: DagsterInstance, run_id: str, step_key: str) -> Standing:
+    """One query with this stack's Postgres storage; any other storage is asked in Dagster's own way."""
+    from dagster_stack.postgres import PooledEventLogStorage
+
+    events = instance.event_log_storage
+    if isinstance(events, PooledEventLogStorage):
+        status, ends = events.standing(run_id, step_key, [kind.value for kind in ENDS])
+        return Standing(
+            DagsterRunStatus(status) if status else None,
+            Counter({DagsterEventType(kind): count for kind, count in ends.items()}),
+        )
+    run = instance.get_run_by_id(run_id)
+    records = instance.get_records_for_run(run_id, of_type=ENDS).records if run else []
+    kinds = [
+        event.event_type
+        for record in records
+        if (event := record.event_log_entry.dagster_event) and event.step_key == step_key
+    ]
+    return Standing(run.status if run else None, Counter(kinds))

@@ -1,0 +1,233 @@
+"""Steps on their way through the broker: announced, sent, looked after while they wait, and called back."""
+
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from celery import Celery
+from dagster import DagsterEvent, DagsterRun, MetadataValue
+from dagster._core.events import EngineEventData
+from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.plan.step import ExecutionStep
+from dagster._core.executor.step_delegating import CheckStepHealthResult, StepHandler, StepHandlerContext
+from kombu.exceptions import OperationalError
+
+from dagster_stack import tags
+from dagster_stack.app_factory import FOLDER_BROKER
+from dagster_stack.broker import ANSWER_SECS, BrokerLink
+from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.messages import StepMessage, step_message
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between looks at the queues of steps that nobody has ended yet.
+QUEUE_LOOK_SECS = 2
+#: Seconds between questions to the workers whether they have the steps that take longer than this.
+MISSING_LOOK_SECS = 30
+#: Steps that one question names.
+QUESTION_SIZE = 500
+#: Looks at which a step must have been with nobody before it is sent again: one may fall between a delivery
+#: and its execution.
+MISSING_LOOKS = 2
+
+
+@dataclass
+class Sent:
+    """A step that is on its way, or executed by some worker."""
+
+    message: StepMessage
+    queue: str
+    priority: int
+    #: When it was announced, on the monotonic clock.
+    since: float
+    #: Looks in a row at which neither queue nor worker had it.
+    missing: int = 0
+
+
+class CeleryStepHandler(StepHandler):
+    """Starts, checks and ends the steps of one run as Celery tasks."""
+
+    def __init__(self, app: Celery, run: DagsterRun, link: BrokerLink) -> None:
+        self._app = app
+        self._run = run
+        self._link = link
+        self._default_queue = str(app.conf.task_default_queue)
+        self._embedded = str(app.conf.broker_url).startswith(FOLDER_BROKER)
+        self._in_flight: dict[str, Sent] = {}
+        self._outbox: list[Sent] = []
+        self._broker_is_away = False
+        self._unconsumed: set[str] = set()
+        self._next_queue_look = time.monotonic() + QUEUE_LOOK_SECS
+        self._next_missing_look = time.monotonic() + MISSING_LOOK_SECS
+
+    @property
+    def name(self) -> str:
+        return "CeleryStepHandler"
+
+    # --- Dagster's interface -------------------------------------------------------------------------
+
+    def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
+        """Announce a step; `send` hands what is announced to the broker."""
+        for sent in self.track(step_handler_context):
+            self._outbox.append(sent)
+            key = sent.message.step_key
+            yield DagsterEvent.step_worker_starting(
+                step_handler_context.get_step_context(key),
+                f'Sending step "{key}" to queue "{sent.queue}".',
+                metadata={
+                    "queue": MetadataValue.text(sent.queue),
+                    "priority": MetadataValue.int(sent.priority),
+                    "attempt": MetadataValue.int(sent.message.attempt),
+                    "task": MetadataValue.text(sent.message.task_id),
+                },
+            )
+
+    def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
+        """Always healthy: a step that nobody has is sent again (`look_after`) instead of failed."""
+        return CheckStepHealthResult.healthy()
+
+    def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
+        keys = step_handler_context.execute_step_args.step_keys_to_execute or []
+        self.revoke([self._in_flight[key].message.task_id for key in keys if key in self._in_flight])
+        return iter(())
+
+    # --- the executor's ------------------------------------------------------------------------------
+
+    def track(self, step_handler_context: StepHandlerContext) -> list[Sent]:
+        """Count steps as on their way from now on."""
+        arguments = step_handler_context.execute_step_args
+        assert arguments.known_state
+        assert arguments.retry_mode
+        tracked = []
+        for key in arguments.step_keys_to_execute or []:
+            step = step_handler_context.get_step_context(key).step
+            assert isinstance(step, ExecutionStep)
+            sent = Sent(
+                message=step_message(self._run.run_id, step, arguments.known_state, arguments.retry_mode),
+                queue=step.tags.get(tags.QUEUE, self._default_queue),
+                priority=tags.step_priority(step.tags, self._run.tags),
+                since=time.monotonic(),
+            )
+            self._in_flight[key] = sent
+            tracked.append(sent)
+        return tracked
+
+    def forget(self, step_key: str) -> None:
+        """A step has ended."""
+        self._in_flight.pop(step_key, None)
+
+    def send(self, context: PlanOrchestrationContext) -> None:
+        """Send what is announced. While the broker is away it waits here, and the run's log says so."""
+        try:
+            while self._outbox:
+                sent = self._outbox[0]
+                self._link.send(sent.message, self._run.job_name, sent.queue, sent.priority)
+                del self._outbox[0]
+        except BrokerUnreachable as error:
+            if not self._broker_is_away:
+                self._broker_is_away = True
+                report(context, f"Waiting for the broker: {len(self._outbox)} steps are to be sent. {error}")
+            return
+        if self._broker_is_away:
+            self._broker_is_away = False
+            report(context, "The broker is back: all steps that were ready are sent.")
+
+    def look_after(self, context: PlanOrchestrationContext) -> bool:
+        """Tell of queues without consumer, send lost steps again; whether any seems lost so far."""
+        now = time.monotonic()
+        try:
+            if now >= self._next_queue_look:
+                self._next_queue_look = now + QUEUE_LOOK_SECS
+                self._look_at_queues(context)
+            if now >= self._next_missing_look:
+                self._next_missing_look = now + MISSING_LOOK_SECS
+                return self._look_for_missing(context)
+        except BrokerUnreachable:
+            # Unknown is not lost; `send` tells of it when there is something to send.
+            return False
+        return False
+
+    def revoke(self, task_ids: Iterable[str]) -> None:
+        """Call steps back: what waits is dropped by the worker that gets it, what runs is interrupted."""
+        ids = list(task_ids)
+        self._outbox = [sent for sent in self._outbox if sent.message.task_id not in ids]
+        if ids:
+            try:
+                self._app.control.revoke(ids, terminate=True, signal="SIGINT")
+            except (OperationalError, OSError) as error:
+                # A worker executes nothing of a run that has ended; what runs goes on to its end.
+                logger.warning("%d steps could not be called back: %s", len(ids), error)
+
+    def revoke_all(self) -> None:
+        self.revoke([sent.message.task_id for sent in self._in_flight.values()])
+
+    # --- looking after -------------------------------------------------------------------------------
+
+    def _look_at_queues(self, context: PlanOrchestrationContext) -> None:
+        for queue in {sent.queue for sent in self._in_flight.values()} | self._unconsumed:
+            state = self._link.queue_state(queue)
+            if state.consumers and queue in self._unconsumed:
+                self._unconsumed.discard(queue)
+                report(context, f'A worker consumes queue "{queue}" now.')
+            elif state.ready and not state.consumers and queue not in self._unconsumed:
+                self._unconsumed.add(queue)
+                report(
+                    context,
+                    f'Steps wait in queue "{queue}" ({state.ready}) and no worker consumes it. Start one:'
+                    f" {self._worker_command(queue)}",
+                )
+
+    def _worker_command(self, queue: str) -> str:
+        """How somebody starts a worker for a queue."""
+        if self._embedded:
+            return f"DEV_QUEUES={self._default_queue},{queue} make dev"
+        return (
+            f"docker compose run --detach worker celery -A dagster_stack.app worker -n {queue}@%h -Q {queue}"
+        )
+
+    def _look_for_missing(self, context: PlanOrchestrationContext) -> bool:
+        due = time.monotonic() - MISSING_LOOK_SECS
+        waiting = {sent.message.task_id for sent in self._outbox}
+        silent = [
+            sent
+            for sent in self._in_flight.values()
+            if sent.since <= due and sent.message.task_id not in waiting
+        ]
+        drained = {
+            queue for queue in {sent.queue for sent in silent} if not self._link.queue_state(queue).ready
+        }
+        suspects = [sent for sent in silent if sent.queue in drained][:QUESTION_SIZE]
+        if not suspects:
+            return False
+        known = self._with_workers([sent.message.task_id for sent in suspects])
+        for sent in suspects:
+            sent.missing = 0 if sent.message.task_id in known else sent.missing + 1
+        return any(sent.missing >= MISSING_LOOKS for sent in suspects)
+
+    def send_missing_again(self, context: PlanOrchestrationContext) -> None:
+        """Send the steps that nobody has. Had one ended meanwhile, its worker would skip it."""
+        lost = [sent for sent in self._in_flight.values() if sent.missing >= MISSING_LOOKS]
+        for sent in lost:
+            sent.missing = 0
+            report(
+                context,
+                f'Step "{sent.message.step_key}" is neither in queue "{sent.queue}" nor with any worker:'
+                " its message was lost, it is sent again.",
+            )
+        self._outbox += lost
+        self.send(context)
+
+    def _with_workers(self, task_ids: list[str]) -> set[str]:
+        """Those of the tasks that some worker has taken."""
+        try:
+            replies = self._app.control.inspect(timeout=ANSWER_SECS).query_task(*task_ids) or {}
+        except (OperationalError, OSError) as error:
+            # The app asks on a connection of its own: it may be dead while the link stands.
+            raise BrokerUnreachable(f"Workers can't be asked: {error}") from error
+        return {task_id for tasks in replies.values() for task_id in tasks}
+
+
+def report(context: PlanOrchestrationContext, message: str) -> None:
+    """A line in the run's log."""
+    DagsterEvent.engine_event(context, message, EngineEventData())

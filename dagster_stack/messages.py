@@ -1,0 +1,119 @@
+"""What travels through the broker: a message that starts a step. It is JSON, and nothing in it is code."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+from dagster._core.execution.plan.handle import ResolvedFromDynamicStepHandle, StepHandle
+from dagster._core.execution.plan.inputs import FromMultipleSources
+from dagster._core.execution.plan.outputs import StepOutputHandle
+from dagster._core.execution.plan.state import KnownExecutionState, PastExecutionState
+from dagster._core.execution.plan.step import ExecutionStep
+from dagster._core.execution.retries import RetryMode
+from dagster._serdes import deserialize_value, serialize_value
+
+#: Raised with every change of `StepMessage` that older workers can't read.
+VERSION = 1
+
+
+def step_task_id(run_id: str, step_key: str, attempt: int) -> str:
+    """The Celery task id of an attempt: the same in every process, so that nobody has to remember it."""
+    return str(uuid5(NAMESPACE_URL, f"dagster-stack:{run_id}/{step_key}/{attempt}"))
+
+
+@dataclass(frozen=True)
+class StepMessage:
+    """One attempt of one step. What the run knows about others is cut down to what this step needs."""
+
+    run_id: str
+    step_key: str
+    #: From 1.
+    attempt: int
+    #: Dagster's serialized `KnownExecutionState`.
+    known_state: str
+    #: The value of Dagster's `RetryMode` for a single step.
+    retry_mode: str
+    version: int = VERSION
+
+    @property
+    def task_id(self) -> str:
+        return step_task_id(self.run_id, self.step_key, self.attempt)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "StepMessage":
+        """Raises ValueError for a message that this version can't read."""
+        try:
+            message = StepMessage(**content)
+        except TypeError as error:
+            raise ValueError(f"not a step message: {error}") from error
+        if message.version != VERSION:
+            raise ValueError(f"a step message of version {message.version}; this worker reads {VERSION}")
+        return message
+
+    def unpack_known_state(self) -> KnownExecutionState:
+        return deserialize_value(self.known_state, KnownExecutionState)
+
+    def unpack_retry_mode(self) -> RetryMode:
+        return RetryMode(self.retry_mode)
+
+
+def step_message(
+    run_id: str, step: ExecutionStep, state: KnownExecutionState, retry_mode: RetryMode
+) -> StepMessage:
+    """The message for a step that is ready; its size depends on the step's inputs, not on the run's."""
+    previous = state.previous_retry_attempts.get(step.key, 0)
+    return StepMessage(
+        run_id=run_id,
+        step_key=step.key,
+        attempt=previous + 1,
+        known_state=serialize_value(_needed_by(step, state, previous)),
+        retry_mode=retry_mode.value,
+    )
+
+
+def upstream_outputs(step: ExecutionStep) -> Iterator[StepOutputHandle]:
+    """The outputs of other steps that a step may load."""
+    for step_input in step.step_inputs:
+        yield from step_input.get_step_output_handle_dependencies()
+
+
+def _needed_by(step: ExecutionStep, state: KnownExecutionState, previous: int) -> KnownExecutionState:
+    """A run of 10,000 steps would otherwise send the outputs of all of them with each one."""
+    needed = set(upstream_outputs(step))
+    return KnownExecutionState(
+        previous_retry_attempts={step.key: previous} if previous else {},
+        dynamic_mappings=state.dynamic_mappings if _collects(step, needed) else {},
+        step_output_versions={
+            output: version for output, version in state.step_output_versions.items() if output in needed
+        },
+        ready_outputs=needed & state.ready_outputs,
+        parent_state=_past(state.parent_state, needed),
+    )
+
+
+def _collects(step: ExecutionStep, upstream: set[StepOutputHandle]) -> bool:
+    """Whether a step gathers a dynamic output: only then it must know all mapping keys."""
+    if isinstance(step.handle, ResolvedFromDynamicStepHandle):
+        return False
+    if any(
+        isinstance(each.source, FromMultipleSources) and not each.source.sources for each in step.step_inputs
+    ):
+        # It collects an output that turned out to be of nothing.
+        return True
+    return any(
+        output.mapping_key
+        or isinstance(StepHandle.parse_from_key(output.step_key), ResolvedFromDynamicStepHandle)
+        for output in upstream
+    )
+
+
+def _past(state: PastExecutionState | None, needed: set[StepOutputHandle]) -> PastExecutionState | None:
+    if state is None:
+        return None
+    return PastExecutionState(
+        state.run_id, state.produced_outputs & needed, _past(state.get_parent_state(), needed)
+    )

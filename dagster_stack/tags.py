@@ -1,0 +1,36 @@
+"""The tags by which a step or a run says where and when its steps run: the contract with `pipelines`."""
+
+from collections.abc import Mapping
+
+from dagster_celery.tags import (
+    DAGSTER_CELERY_QUEUE_TAG as QUEUE,
+)
+from dagster_celery.tags import (
+    DAGSTER_CELERY_RUN_PRIORITY_TAG as RUN_PRIORITY,
+)
+from dagster_celery.tags import (
+    DAGSTER_CELERY_STEP_PRIORITY_TAG as PRIORITY,
+)
+
+__all__ = ["PRIORITY", "QUEUE", "RUN_PRIORITY", "step_priority"]
+
+#: The range of every queue: AMQP's lowest, and `task_queue_max_priority` of celery.yaml.
+LOWEST, HIGHEST = 0, 10
+#: The priority of a step without the tag, as in dagster-celery.
+DEFAULT = 5
+
+
+def step_priority(step_tags: Mapping[str, str], run_tags: Mapping[str, str]) -> int:
+    """A step's priority in its queue: its own plus its run's, kept within 0 to 10.
+
+    A tag that is no whole number counts as not set: a typing error must not fail a run.
+    """
+    total = _number(step_tags.get(PRIORITY), DEFAULT) + _number(run_tags.get(RUN_PRIORITY), 0)
+    return max(LOWEST, min(HIGHEST, total))
+
+
+def _number(text: str | None, default: int) -> int:
+    try:
+        return int(text) if text is not None else default
+    except ValueError:
+        return default

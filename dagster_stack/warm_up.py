@@ -1,0 +1,59 @@
+"""What a worker loads before its first step, and in which of its processes."""
+
+import gc
+import importlib
+import logging
+from pathlib import Path
+from typing import Any
+
+import yaml
+from celery import signals
+
+from dagster_stack.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def install() -> None:
+    """Warm up the processes of this process's worker."""
+    # A weak reference would be gone with the caller's frame.
+    signals.celeryd_after_setup.connect(share, weak=False)
+    signals.worker_process_init.connect(warm_up, weak=False)
+
+
+def share(instance: Any, **_: Any) -> None:
+    """Load the platform before a pool of several processes is forked, so that they share it.
+
+    A pool of one has nobody to share with: its main process stays small. User code is never loaded here:
+    threads and connections that it starts would not survive the fork.
+    """
+    if instance.concurrency > 1:
+        importlib.import_module("dagster_stack.step_execution")
+        gc.freeze()
+
+
+def warm_up(**_: Any) -> None:
+    """Load what the first step of this process would wait for: the code, the instance, a connection.
+
+    A failure here is only logged. A step that meets it again fails with it, where people look.
+    """
+    try:
+        from dagster_stack.process import warm_instance
+
+        for module in code_modules(Settings.from_environment().workspace_yaml):
+            importlib.import_module(module)
+        warm_instance().get_runs(limit=1)
+    except Exception:
+        logger.warning("this process starts cold", exc_info=True)
+    # What is loaded by now stays: the garbage collector need not look at it again.
+    gc.freeze()
+
+
+def code_modules(workspace: Path) -> list[str]:
+    """The Python modules that a workspace file names as code locations; none without the file."""
+    try:
+        entries = yaml.safe_load(workspace.read_text(encoding="utf-8"))["load_from"]
+    except FileNotFoundError:
+        return []
+    modules = [entry["python_module"] for entry in entries if "python_module" in entry]
+    return [module if isinstance(module, str) else module["module_name"] for module in modules]

@@ -1,0 +1,199 @@
+"""A run's events as its executor sees them: each once, in order, also those that become visible late."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, EventLogEntry, EventLogRecord
+from dagster._core.event_api import EventLogCursor
+from dagster._core.execution.plan.objects import StepSuccessData
+from dagster._core.storage.event_log.base import EventLogConnection
+from dagster._core.test_utils import create_run_for_test
+
+from dagster_stack import event_tail
+from dagster_stack.event_tail import PAGE, EventTail
+
+KINDS = {DagsterEventType.STEP_SUCCESS, DagsterEventType.STEP_START}
+
+
+def event(name: str, kind: DagsterEventType = DagsterEventType.STEP_SUCCESS) -> DagsterEvent:
+    data = StepSuccessData(1.0) if kind is DagsterEventType.STEP_SUCCESS else None
+    return DagsterEvent(
+        event_type_value=kind.value, job_name="a_job", step_key=name, event_specific_data=data
+    )
+
+
+@dataclass
+class Log:
+    """An event log in memory that answers `get_records_for_run` as Dagster's SQL storages do.
+
+    They return the rows whose id is greater than the cursor's, the lowest ids first, at most `limit` of them,
+    and say in `has_more` whether there are as many as the limit. A row's number is taken when it is inserted
+    and the row is seen when it is committed, so that of two writers the later number can be visible first.
+    """
+
+    rows: dict[int, str] = field(default_factory=dict)
+    #: The cursor of each query.
+    queries: list[int] = field(default_factory=list)
+
+    def get_records_for_run(
+        self, run_id: str, cursor: str, of_type: set[DagsterEventType], limit: int
+    ) -> EventLogConnection:
+        assert (run_id, of_type) == ("run", KINDS)
+        after = EventLogCursor.parse(cursor).storage_id()
+        self.queries.append(after)
+        found = [number for number in sorted(self.rows) if number > after][:limit]
+        records = [EventLogRecord(number, entry("run", event(self.rows[number]))) for number in found]
+        return EventLogConnection(records, cursor, has_more=len(found) == limit)
+
+
+def entry(run_id: str, dagster_event: DagsterEvent | None) -> EventLogEntry:
+    return EventLogEntry(
+        error_info=None,
+        level=10,
+        user_message="",
+        run_id=run_id,
+        timestamp=1.0,
+        step_key=dagster_event.step_key if dagster_event else None,
+        job_name="a_job",
+        dagster_event=dagster_event,
+    )
+
+
+def tail_of(log: Log) -> EventTail:
+    return EventTail(cast(DagsterInstance, log), "run", KINDS)
+
+
+def steps(events: Any) -> Sequence[str | None]:
+    return [event.step_key for event in events]
+
+
+# --- a real log ------------------------------------------------------------------------------------------------
+
+
+def test_every_event_of_the_run_comes_once_and_in_the_order_of_the_log(instance: DagsterInstance) -> None:
+    # Given a run with events of several kinds, lines of people's own, and another run
+    run, other = create_run_for_test(instance), create_run_for_test(instance)
+    tail = EventTail(instance, run.run_id, KINDS)
+    assert steps(tail.read()) == []
+    store(instance, run, event("a"), event("b", DagsterEventType.STEP_START))
+    store(instance, run, event("c", DagsterEventType.STEP_SKIPPED), None)
+    store(instance, other, event("x"))
+
+    # Then each read hands out what is new and of the kinds that were asked for
+    assert steps(tail.read()) == ["a", "b"]
+    store(instance, run, event("d"))
+    store(instance, other, event("y"))
+    store(instance, run, event("e"))
+    assert steps(tail.read()) == ["d", "e"]
+    assert steps(tail.read()) == []
+    assert steps(tail.reread()) == []
+
+
+def test_a_log_of_many_pages_is_read_to_its_end(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given pages of two rows
+    monkeypatch.setattr(event_tail, "PAGE", 2)
+    run = create_run_for_test(instance)
+    names = [f"step_{number}" for number in range(7)]
+    store(instance, run, *(event(name) for name in names))
+
+    assert steps(EventTail(instance, run.run_id, KINDS).read()) == names
+
+
+def store(instance: DagsterInstance, run: DagsterRun, *events: DagsterEvent | None) -> None:
+    for each in events:
+        instance.event_log_storage.store_event(entry(run.run_id, each))
+
+
+# --- how much is read ------------------------------------------------------------------------------------------
+
+
+def test_a_page_more_is_asked_for_only_after_a_full_one() -> None:
+    log = Log({number: f"step_{number}" for number in range(1, PAGE + 3)})
+    tail = tail_of(log)
+
+    assert len(steps(tail.read())) == PAGE + 2
+
+    assert log.queries == [-1, PAGE]
+    assert steps(tail.read()) == []
+    assert log.queries == [-1, PAGE, PAGE + 2]
+
+
+def test_what_was_seen_long_ago_is_not_read_again() -> None:
+    """Reading stays as cheap at the end of a run of 10,000 steps as at its beginning."""
+    # Given a log that grows and is looked back at now and then
+    log = Log()
+    tail = tail_of(log)
+    for number in range(1, 200):
+        log.rows[number] = f"step_{number}"
+        assert steps(tail.look_back() if number % 10 == 0 else tail.read()) == [f"step_{number}"]
+
+    # Then no look goes back further than the look back before the last one
+    assert min(log.queries[100:]) >= 80
+    assert len(log.queries) == 199
+
+
+# --- rows that are visible late --------------------------------------------------------------------------------
+
+
+def test_an_event_that_becomes_visible_behind_the_cursor_is_handed_out_once() -> None:
+    # Given a writer that took row 2 and has not committed it when row 3 is there
+    log = Log({1: "a", 3: "c"})
+    tail = tail_of(log)
+    assert steps(tail.read()) == ["a", "c"]
+
+    # When it commits
+    log.rows[2] = "b"
+
+    # Then it is found at the next look back, and is handed out once
+    assert steps(tail.look_back()) == ["b"]
+    assert steps(tail.read()) == steps(tail.look_back()) == steps(tail.look_back()) == []
+
+
+@pytest.mark.parametrize("reads", [0, 1, 3])
+def test_what_appears_before_the_second_look_back_is_never_missed(reads: int) -> None:
+    """However many reads there are between: a statement takes no longer than the time between two looks back."""
+    # Given rows of which each second one is visible only after the next look back
+    log = Log()
+    tail = tail_of(log)
+    seen: list[str | None] = []
+    late: dict[int, str] = {}
+
+    # When the log is read and looked back at in turn
+    for number in range(1, 101):
+        (late if number % 2 else log.rows)[number] = f"step_{number}"
+        for _ in range(reads):
+            seen += steps(tail.read())
+        if number % 5 == 0:
+            seen += steps(tail.look_back())
+            log.rows |= late
+            late.clear()
+    log.rows |= late
+    seen += steps(tail.look_back())
+
+    # Then all were handed out, and none twice
+    assert sorted(seen, key=str) == sorted((f"step_{number}" for number in range(1, 101)), key=str)
+
+
+def test_a_reread_finds_what_was_never_handed_out_however_old_it_is() -> None:
+    # Given a row that appears very late, far behind the cursor
+    log = Log({1: "a", 3: "c"})
+    tail = tail_of(log)
+    assert steps(tail.read()) == ["a", "c"]
+    for number in range(4, 20):
+        log.rows[number] = f"step_{number}"
+        list(tail.look_back())
+    log.rows[2] = "b"
+    assert steps(tail.look_back()) == steps(tail.read()) == []
+
+    # When the whole log is read again
+    again = steps(tail.reread())
+
+    # Then it alone is new, and reading goes on at the end
+    assert again == ["b"]
+    log.rows[20] = "last"
+    assert steps(tail.read()) == ["last"]
+    assert steps(tail.reread()) == []

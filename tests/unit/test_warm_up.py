@@ -1,0 +1,158 @@
+"""What a worker loads before its first step: user code in each process of the pool, and never a failure."""
+
+import gc
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from celery import signals
+from dagster import DagsterInstance
+
+from dagster_stack import process, warm_up
+from dagster_stack.warm_up import code_modules
+from scripts.console import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _unfrozen() -> Iterator[None]:
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A workspace with one module, which says when it is loaded."""
+    file = tmp_path / "workspace.yaml"
+    file.write_text("load_from: [{python_module: loaded_by_warm_up}]")
+    (tmp_path / "loaded_by_warm_up.py").write_text("IS_LOADED = True\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    settings = SimpleNamespace(workspace_yaml=file)
+    monkeypatch.setattr(warm_up, "Settings", SimpleNamespace(from_environment=lambda: settings))
+    yield file
+    sys.modules.pop("loaded_by_warm_up", None)
+
+
+@pytest.mark.parametrize(
+    ("text", "modules"),
+    [
+        ("load_from: [{python_module: pipelines}]", ["pipelines"]),
+        ("load_from: [{python_module: {module_name: pipelines, working_directory: /opt}}]", ["pipelines"]),
+        (
+            "load_from: [{python_module: a}, {python_file: b.py}, {python_module: {module_name: c.d}}]",
+            ["a", "c.d"],
+        ),
+        ("load_from: [{grpc_server: {host: localhost, port: 4266}}]", []),
+        ("load_from: []", []),
+    ],
+)
+def test_the_modules_of_a_workspace_are_those_that_python_can_import(
+    tmp_path: Path, text: str, modules: list[str]
+) -> None:
+    file = tmp_path / "workspace.yaml"
+    file.write_text(text)
+
+    assert code_modules(file) == modules
+
+
+def test_the_stacks_own_workspace_names_the_pipelines() -> None:
+    assert code_modules(ROOT / "workspace.yaml") == ["pipelines"]
+
+
+def test_without_a_workspace_there_is_nothing_to_load(tmp_path: Path) -> None:
+    assert code_modules(tmp_path / "none.yaml") == []
+
+
+def test_a_process_loads_the_code_and_opens_the_instance(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def get_runs(limit: int) -> None:
+        asked.append(limit)
+
+    warm = SimpleNamespace(get_runs=get_runs)
+    monkeypatch.setattr(process, "warm_instance", lambda: warm)
+
+    warm_up.warm_up()
+
+    assert sys.modules["loaded_by_warm_up"].IS_LOADED
+    # One query opens the connection that the first step would wait for.
+    assert asked == [1]
+
+
+def test_on_a_real_instance_warming_up_says_nothing(
+    workspace: Path, instance: DagsterInstance, caplog: pytest.LogCaptureFixture
+) -> None:
+    warm_up.warm_up()
+
+    assert caplog.records == []
+    assert process.warm_instance() is instance
+
+
+def test_code_that_does_not_load_is_only_logged(workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The worker starts: the first step fails with the reason, where people look."""
+    (workspace.parent / "loaded_by_warm_up.py").write_text("import a_module_that_is_not_there\n")
+    importlib.invalidate_caches()
+
+    warm_up.warm_up()
+
+    assert "this process starts cold" in caplog.text
+    assert "a_module_that_is_not_there" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["load_from: 3", "no_load_from: []", "- a list", "load_from: [", ""])
+def test_a_workspace_that_can_not_be_read_is_only_logged(
+    workspace: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    workspace.write_text(text)
+
+    warm_up.warm_up()
+
+    assert "this process starts cold" in caplog.text
+
+
+def test_a_database_that_is_away_is_only_logged(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away() -> None:
+        raise ConnectionRefusedError("no database")
+
+    monkeypatch.setattr(process, "warm_instance", away)
+
+    warm_up.warm_up()
+
+    assert "no database" in caplog.text
+
+
+@pytest.mark.parametrize(("concurrency", "shared"), [(1, False), (2, True), (8, True)])
+def test_only_a_pool_of_several_processes_shares_what_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, concurrency: int, shared: bool
+) -> None:
+    """A pool of one has nobody to share with: its main process stays small."""
+    loaded: list[str] = []
+    monkeypatch.setattr(importlib, "import_module", loaded.append)
+
+    warm_up.share(SimpleNamespace(concurrency=concurrency))
+
+    assert bool(loaded) is shared
+    # Threads and connections of user code would not survive the fork.
+    assert set(loaded) <= {"dagster_stack.step_execution"}
+
+
+def test_a_worker_warms_up_each_process_of_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected: dict[str, object] = {}
+    for name in ("celeryd_after_setup", "worker_process_init"):
+        signal = getattr(signals, name)
+        monkeypatch.setattr(
+            signal, "connect", lambda receiver, weak, name=name: connected.update({name: (receiver, weak)})
+        )
+
+    warm_up.install()
+
+    assert connected == {
+        "celeryd_after_setup": (warm_up.share, False),
+        "worker_process_init": (warm_up.warm_up, False),
+    }
