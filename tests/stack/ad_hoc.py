@@ -1,40 +1,65 @@
-"""Jobs for tests alone: put into running containers, launched with Dagster's own command line."""
+"""Jobs for tests alone: put into running containers, and executed beside the daemon."""
 
 import json
 import uuid
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.stack import runs
 from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
-SOURCE = Path(__file__).with_name("ad_hoc_jobs.py")
-#: The same path everywhere: a worker loads a job from the file that the run names.
-TARGET = "/tmp/ad_hoc_jobs.py"
 TAG = "test/ad-hoc"
 
 
 @dataclass(frozen=True)
+class Spec:
+    """A run to be made of a job in `executor_jobs.py`; see its `execute`."""
+
+    job: str
+    config: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    ops: Sequence[str] = ()
+    assets: Sequence[str] = ()
+    #: The spec of the same call whose run is to be repeated from its failure.
+    again: "Spec | None" = None
+    in_process: bool = False
+
+
+@dataclass(frozen=True)
 class AdHoc:
-    """The jobs of `ad_hoc_jobs.py` on the workers of a stack."""
+    """The jobs of a module beside this one, on the workers of a stack."""
 
     stack: Stack
+    module: str = "ad_hoc_jobs"
+
+    @property
+    def source(self) -> Path:
+        return Path(__file__).with_name(f"{self.module}.py")
+
+    @property
+    def target(self) -> str:
+        """The same path everywhere: a worker loads a job from the file that the run names."""
+        return f"/tmp/{self.module}.py"
 
     def install(self) -> None:
         """Into every worker, and into the daemon's container, where the command line runs."""
         for service in ("daemon", "worker", "worker-heavy"):
             for entry in self.stack.containers(service):
-                command = ("sh", "-c", f'printf %s "$1" > {TARGET}', "sh", SOURCE.read_text())
-                self.stack.docker("exec", entry["Name"], *command)
+                if entry["State"] == "running":
+                    command = ("sh", "-c", f'printf %s "$1" > {self.target}', "sh", self.source.read_text())
+                    self.stack.docker("exec", entry["Name"], *command)
+
+    # --- one run, by Dagster's command line ------------------------------------------------------------
 
     def start(self, job: str) -> str:
         """Begin a run beside the daemon; returns its id once Dagit knows it."""
         mark = str(uuid.uuid4())
         self.stack.compose("exec", "-d", "daemon", *self._command(job, mark))
-        return str(
-            wait_until(lambda: runs.with_tag(self.stack, TAG, mark), 60, f"a run of {job}")[0]["runId"]
-        )
+        return self._run_id(job, mark)
 
     def run(self, job: str) -> str:
         """A run to its end, however that is."""
@@ -44,6 +69,85 @@ class AdHoc:
         assert found, f"no run of {job}: {result.stderr}"
         return str(found[0]["runId"])
 
-    @staticmethod
-    def _command(job: str, mark: str) -> list[str]:
-        return ["dagster", "job", "execute", "-f", TARGET, "-j", job, "--tags", json.dumps({TAG: mark})]
+    def _command(self, job: str, mark: str) -> list[str]:
+        return ["dagster", "job", "execute", "-f", self.target, "-j", job, "--tags", json.dumps({TAG: mark})]
+
+    def _run_id(self, job: str, mark: str) -> str:
+        return str(
+            wait_until(lambda: runs.with_tag(self.stack, TAG, mark), 60, f"a run of {job}")[0]["runId"]
+        )
+
+    # --- several, by the module's own program ----------------------------------------------------------
+
+    def execute(self, *specs: Spec) -> list[str]:
+        """Runs one after the other, each to its end; returns their ids."""
+        marks, program = self._program(specs)
+        result = self.stack.exec("daemon", *program, check=False)
+        assert result.returncode == 0, f"{result.stdout}\n{result.stderr}"
+        return [self._run_id(spec.job, mark) for spec, mark in zip(specs, marks, strict=True)]
+
+    def begin(self, *specs: Spec) -> list[str]:
+        """Begin runs, all at once; returns their ids once Dagit knows them."""
+        marks, program = self._program(specs)
+        self.stack.compose("exec", "-d", "daemon", *program, "--at-once")
+        return [self._run_id(spec.job, mark) for spec, mark in zip(specs, marks, strict=True)]
+
+    @contextmanager
+    def in_container(self, spec: Spec) -> Iterator[tuple[str, str]]:
+        """A run in a container of its own, where nothing else is to be seen; gives the run's id and its name."""
+        name = f"{self.stack.project}-test-run"
+        (mark,), program = self._program([spec])
+        with self._container(name, *program):
+            yield self._run_id(spec.job, mark), name
+
+    def _program(self, specs: Sequence[Spec]) -> tuple[list[str], list[str]]:
+        batch = uuid.uuid4()
+        marks = [f"{batch}/{place}" for place in range(len(specs))]
+        content = [
+            {
+                "job": spec.job,
+                "mark": mark,
+                "config": spec.config,
+                "tags": spec.tags,
+                "ops": list(spec.ops) or None,
+                "assets": list(spec.assets),
+                "again": marks[[each is spec.again for each in specs].index(True)] if spec.again else None,
+                "in_process": spec.in_process,
+            }
+            for spec, mark in zip(specs, marks, strict=True)
+        ]
+        return marks, ["python", self.target, json.dumps(content)]
+
+    # --- workers beside the stack's own ----------------------------------------------------------------
+
+    @contextmanager
+    def worker(self, *queues: str, name: str = "own", options: Sequence[str] = ()) -> Iterator[str]:
+        """One more worker with one process, in a container of its own; gives its Celery name."""
+        container = f"{self.stack.project}-test-worker-{name}"
+        command = ["celery", "-A", "dagster_stack.app", "worker", "-n", f"{name}@%h", "-Q", ",".join(queues)]
+        with self._container(container, *command, "--concurrency", "1", "--loglevel", "INFO", *options):
+            wait_until(
+                lambda: self.stack.docker("logs", container), 90, f"worker {name} is ready",
+                until=lambda logs: " ready." in logs.stderr + logs.stdout,
+            )  # fmt: skip
+            yield f"{name}@{self.stack.inspect(container)['Config']['Hostname']}"
+
+    @contextmanager
+    def queues(self, *names: str) -> Iterator[None]:
+        """Queues of the test's own: afterwards they are gone."""
+        try:
+            yield
+        finally:
+            for name in names:
+                with suppress(AssertionError):
+                    self.stack.broker_do("DELETE", f"queues/{self.stack.vhost}/{name}")
+
+    @contextmanager
+    def _container(self, name: str, *command: str) -> Iterator[None]:
+        mount = f"{self.source}:{self.target}:ro"
+        self.stack.docker("rm", "-f", name, check=False)
+        self.stack.compose("run", "-d", "--no-deps", "--name", name, "--volume", mount, "cli", *command)
+        try:
+            yield
+        finally:
+            self.stack.docker("rm", "-f", name, check=False)

@@ -1,6 +1,8 @@
 """What the tests ask Dagit about runs beyond `Stack`, and what they tell it to do with them."""
 
 from collections import Counter
+from collections.abc import Collection
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from tests.stack.stack import LAUNCH, RUN_SECS, Stack
@@ -47,6 +49,89 @@ class Output(NamedTuple):
     stderr: str
     stdout_url: str | None
     stderr_url: str | None
+
+
+class Sent(NamedTuple):
+    """What the run's log says of a step that was sent to its queue."""
+
+    step: str
+    at: float
+    queue: str
+    priority: int
+    attempt: int
+    task: str
+
+
+class Execution(NamedTuple):
+    """What the run's log says of a delivery that a worker executed."""
+
+    step: str
+    at: float
+    worker: str
+    pid: int
+    attempt: int
+    task: str
+
+
+def sent(stack: Stack, run_id: str) -> list[Sent]:
+    """The steps that `dagster_stack.celery_executor` sent, in order."""
+    return [
+        Sent(event["stepKey"], _at(event), told["queue"], int(told["priority"]), int(told["attempt"]), told["task"])
+        for event in stack.events(run_id)
+        if event.get("eventType") == "STEP_WORKER_STARTING" and (told := _told(event))
+    ]  # fmt: skip
+
+
+def executions(stack: Stack, run_id: str) -> list[Execution]:
+    """The executions by workers of `dagster_stack.celery_executor`'s steps, in order."""
+    return [
+        Execution(
+            event["stepKey"],
+            _at(event),
+            told[EXECUTING],
+            int(told["pid"]),
+            int(told["attempt"]),
+            told["task"],
+        )
+        for event in stack.events(run_id)
+        if event.get("eventType") == "STEP_WORKER_STARTED" and (told := _told(event))
+    ]
+
+
+def told_by_executor(stack: Stack, run_id: str) -> list[tuple[float, str]]:
+    """When the executor said what in the run's log."""
+    return [
+        (_at(event), event["message"])
+        for event in stack.events(run_id)
+        if event.get("eventType") == "ENGINE_EVENT"
+    ]
+
+
+def wait_until_told(stack: Stack, run_id: str, text: str, timeout: float = 120) -> tuple[float, str]:
+    """Until the executor said something in the run's log; when it did, and the whole of it."""
+    told = wait_until(
+        lambda: told_by_executor(stack, run_id), timeout, f"“{text}” in the log of {run_id}",
+        until=lambda told: any(text in message for _, message in told),
+    )  # fmt: skip
+    return next(entry for entry in told if text in entry[1])
+
+
+def _at(event: dict[str, Any]) -> float:
+    return float(event["timestamp"]) / 1000
+
+
+def _told(event: dict[str, Any]) -> dict[str, str]:
+    """An event's metadata as texts, by label."""
+    return {
+        entry["label"]: str(next(value for name, value in entry.items() if name not in ("__typename", "label")))
+        for entry in event.get("metadataEntries") or []
+    }  # fmt: skip
+
+
+def most_at_once(spans: Collection[tuple[float, float]]) -> int:
+    """How many of these times overlap at most; one that begins when another ends does not overlap it."""
+    changes = sorted(change for start, end in spans for change in ((start, 1), (end, -1)))
+    return max(accumulate((change for _, change in changes), initial=0))
 
 
 def launch(stack: Stack, job: str, metadata: dict[str, str] | None = None, **selection: Any) -> str:
@@ -97,9 +182,7 @@ def wait_for_event(
 def wait_until_submitted(stack: Stack, run_id: str, steps: int, timeout: float = 120) -> None:
     """Until a run has sent this many steps to the broker."""
     wait_until(
-        lambda: sum(
-            "Submitting celery task" in (event.get("message") or "") for event in stack.events(run_id)
-        ),
+        lambda: len(sent(stack, run_id)),
         timeout,
         f"{steps} steps of {run_id} submitted",
         until=lambda seen: seen >= steps,

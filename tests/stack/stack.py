@@ -276,6 +276,21 @@ class Stack:
         response.raise_for_status()
         return response.json()
 
+    def broker_do(self, method: str, path: str, content: dict[str, Any] | None = None) -> Any:
+        """A request of RabbitMQ's management API that changes something; what it answers, if it does."""
+        response = requests.request(
+            method,
+            f"http://127.0.0.1:{self.settings['RABBITMQ_PORT']}/api/{path}",
+            json=content, auth=("admin", self.settings["RABBITMQ_ADMIN_PASSWORD"]), timeout=20,
+        )  # fmt: skip
+        assert response.ok, f"{method} {path}: {response.status_code} {response.text}"
+        return response.json() if response.content else None
+
+    @property
+    def vhost(self) -> str:
+        """The broker's virtual host of this stack."""
+        return self.settings["RABBITMQ_VHOST"]
+
     def broker_response(
         self, path: str, user: str = "admin", password: str | None = None
     ) -> requests.Response:

@@ -90,12 +90,22 @@ def test_make_scale_sets_the_number_for_good(stack: Stack) -> None:
     assert runs.healthy(stack, "worker") == int(before)
 
 
-def test_make_scale_refuses_what_is_no_number(stack: Stack) -> None:
-    # Given a stack
-    # When a slip of the finger asks for more workers than make sense, or for none that can be counted
-    refused = [stack.make("scale", f"N={number}", check=False) for number in ("800", "many")]
+@pytest.mark.parametrize(
+    ("number", "cure"),
+    [
+        ("800", "Set POSTGRES_MAX_CONNECTIONS=1678 or more"),
+        ("20000", "make scale N=8"),
+        ("many", "make scale N=8"),
+    ],
+)
+def test_make_scale_refuses_what_can_not_be(stack: Stack, number: str, cure: str) -> None:
+    # Given a stack of two workers
+    before = env_file.read(stack.env)["WORKERS"]
 
-    # Then nothing happens, and the message says how it is done
-    for result in refused:
-        assert result.returncode != 0
-        assert "make scale N=8" in result.stdout + result.stderr
+    # When more workers are asked for than Postgres has connections for, or than make sense, or no number
+    result = stack.make("scale", f"N={number}", check=False)
+
+    # Then nothing happens, and the message says what to do
+    assert result.returncode != 0
+    assert cure in result.stdout + result.stderr
+    assert env_file.read(stack.env)["WORKERS"] == before

@@ -1,0 +1,133 @@
+"""What `celery_executor` asks of its processes: connections, cleanliness, recycling."""
+
+import json
+import re
+from collections import Counter
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.stack import runs
+from tests.stack.ad_hoc import AdHoc, Spec
+from tests.stack.stack import FINAL, Stack
+from tests.waiting import wait_until
+
+OWN = "test-own"
+CONNECTIONS = (
+    "SELECT host(client_addr), count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL GROUP BY 1"
+)
+#: What a process may have open.
+BUDGET = 2
+#: 32 processes: containers, and processes in each, which share what is loaded.
+CONTAINERS, PROCESSES = 4, 8
+
+
+@pytest.fixture(scope="module")
+def jobs(stack: Stack) -> AdHoc:
+    jobs = AdHoc(stack, "executor_jobs")
+    jobs.install()
+    return jobs
+
+
+def many(op: str, count: int, seconds: float) -> dict[str, Any]:
+    return {"ops": {op: {"config": {"count": count, "seconds": seconds}}}}
+
+
+def address(stack: Stack, container: str) -> str:
+    """A container's address in the database's network."""
+    networks = stack.inspect(container)["NetworkSettings"]["Networks"]
+    return str(networks[f"{stack.project}_database"]["IPAddress"])
+
+
+def test_a_run_and_a_worker_process_keep_two_connections_each_at_most(stack: Stack, jobs: AdHoc) -> None:
+    # Given a run of many steps that has its container for itself
+    most: Counter[str] = Counter()
+    workers = [address(stack, entry["Name"]) for entry in stack.containers("worker")]
+    with jobs.in_container(Spec("wide", many("wide_beds", 40, 0.2))) as (run_id, container):
+        driver = address(stack, container)
+
+        # When the connections of each address are counted until it ends
+        def look() -> str:
+            for host, count in stack.sql(CONNECTIONS):
+                most[host] = max(most[host], int(count))
+            return str(stack.run(run_id)["status"])
+
+        status = wait_until(look, 120, "the run's end", until=lambda seen: seen in FINAL, pause=0.1)
+
+    # Then the run never had more than its two, and no worker, with its one process, either
+    assert status == "SUCCESS", stack.failure_texts(run_id)
+    for host in (driver, *workers):
+        assert 1 <= most[host] <= BUDGET, (host, most)
+    # And nothing had to be tried again
+    assert runs.count_events(stack, run_id, "STEP_START").total() == 41
+
+
+def test_what_a_step_does_to_its_process_does_not_reach_the_next(stack: Stack, jobs: AdHoc) -> None:
+    # Given three steps on one worker process, of which the second one spoils whatever a process has
+    (run_id,) = jobs.execute(Spec("leaking"))
+
+    # When they have ended
+    # Then all of them succeeded, in the same process
+    assert stack.run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+    assert len({(entry.worker, entry.pid) for entry in runs.executions(stack, run_id)}) == 1
+    # And the third found folder, environment, path, umask and signals as the first did
+    before, after = (
+        json.loads(stack.metadata(run_id, step)["value"]) for step in ("before_leak", "after_leak")
+    )
+    assert after == before
+    # And what it printed was captured
+    output = runs.output(stack, run_id, "after_leak")
+    assert output
+    assert "stdout is heard again" in output.stdout
+    # And a thread that still runs keeps the worker from nothing
+    assert stack.run(jobs.execute(Spec("alone"))[0])["status"] == "SUCCESS"
+
+
+def test_a_worker_that_renews_its_process_loses_no_step(stack: Stack, jobs: AdHoc) -> None:
+    # Given a worker whose process ends after seven steps
+    with jobs.queues(OWN), jobs.worker(OWN, options=["--max-tasks-per-child", "7"]):
+        # When it executes 21
+        (run_id,) = jobs.execute(Spec("wide_own", many("own_beds", 20, 0)))
+
+    # Then each is executed once
+    assert stack.run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+    executed = Counter(entry.pid for entry in runs.executions(stack, run_id))
+    assert executed.total() == 21
+    assert set(runs.count_events(stack, run_id, "STEP_START").values()) == {1}
+    assert runs.count_events(stack, run_id, "STEP_SUCCESS").total() == 21
+    # And no process executed more than seven
+    assert sorted(executed.values()) == [7, 7, 7]
+
+
+def test_32_worker_processes_share_the_database_without_an_error(stack: Stack, jobs: AdHoc) -> None:
+    # Given 32 processes on a queue, and a run of 1,000 steps
+    most: Counter[str] = Counter()
+    troubles = re.compile(r"Postgres is away|Retrying failed database|too many clients|QueuePool limit")
+    with jobs.queues(OWN), ExitStack() as workers:
+        names = [
+            workers.enter_context(jobs.worker(OWN, name=f"many-{number}", options=["--concurrency", str(PROCESSES)]))
+            for number in range(CONTAINERS)
+        ]  # fmt: skip
+        (run_id,) = jobs.begin(Spec("wide_own", many("own_beds", 1000, 0)))
+
+        # When the connections of each container are counted until it ends
+        def look() -> str:
+            for host, count in stack.sql(CONNECTIONS):
+                most[host] = max(most[host], int(count))
+            return str(stack.run(run_id)["status"])
+
+        status = wait_until(look, 300, "the run's end", until=lambda seen: seen in FINAL, pause=0.2)
+        hosts = [name.partition("@")[2] for name in names]
+        logs = [stack.docker("logs", host) for host in hosts]
+        addresses = [address(stack, host) for host in hosts]
+
+    # Then all its steps were executed, once each, by many of them
+    assert status == "SUCCESS", stack.failure_texts(run_id)
+    assert runs.count_events(stack, run_id, "STEP_START").total() == 1001
+    assert len({(entry.worker, entry.pid) for entry in runs.executions(stack, run_id)}) > PROCESSES
+    # And no container had more connections than two for each process, nor trouble with one
+    for host in addresses:
+        assert 1 <= most[host] <= BUDGET * PROCESSES, (host, most)
+    for log in logs:
+        assert not troubles.search(log.stdout + log.stderr)
