@@ -3,11 +3,12 @@
 import os
 
 from scripts import compose, env_file
+from scripts.connections import require_connections
 from scripts.console import Failure, done, main, run_logged
 from scripts.up import wait_until_healthy
 
-#: More is a slip of the finger: each worker takes some 130 MB when idle.
-MOST = 64
+#: More is a slip of the finger on one host.
+MOST = 10_000
 
 
 def scale() -> None:
@@ -15,7 +16,8 @@ def scale() -> None:
     compose.require_env_file()
     text = os.environ.get("N", "")
     if not (text.isascii() and text.isdecimal()) or int(text) > MOST:
-        raise Failure(f"How many workers? make scale N=8 (0 to {MOST}; found {text or 'nothing'})")
+        raise Failure(f"How many workers? make scale N=8 (a whole number; found {text or 'nothing'})")
+    require_connections(int(text))
     running = compose.containers()
     env_file.set_value("WORKERS", text)
     if not any(container.state == "running" for container in running):

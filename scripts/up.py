@@ -4,6 +4,7 @@ import subprocess
 import time
 
 from scripts import base_image, code_location, compose, engine, env_file, images, preflight
+from scripts.connections import require_connections
 from scripts.console import Failure, Progress, done, main, run_logged, say
 
 #: Seconds until every service must be healthy; 20 is usual with warm images.
@@ -22,6 +23,7 @@ def up() -> None:
     engine.ensure()
     preflight.report([*preflight.versions(), *preflight.disk()])
     env_file.complete()
+    require_connections(env_file.number("WORKERS", 2))
     preflight.report(preflight.ports())
     base_image.ensure()
     say("Building images")

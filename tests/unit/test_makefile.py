@@ -134,7 +134,7 @@ def test_run_hands_job_tags_and_config_to_the_command_line_in_the_container(proj
     )
 
 
-@pytest.mark.parametrize("number", ["abc", "65", ""])
+@pytest.mark.parametrize("number", ["abc", "-1", "1.5", ""])
 def test_scale_refuses_what_is_no_number_of_workers(project: Machine, number: str) -> None:
     FakeDocker().install(project.programs)
     project.env.write_text("WORKERS=2\n")
@@ -142,7 +142,7 @@ def test_scale_refuses_what_is_no_number_of_workers(project: Machine, number: st
     result = make(project, "scale", f"N={number}")
 
     assert result.returncode != 0
-    assert f"How many workers? make scale N=8 (0 to 64; found {number or 'nothing'})" in result.stderr
+    assert f"How many workers? make scale N=8 (a whole number; found {number or 'nothing'})" in result.stderr
     assert project.env.read_text() == "WORKERS=2\n"
 
 
