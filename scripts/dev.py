@@ -1,4 +1,4 @@
-"""`make dev`: the same pipelines without Docker. SQLite, local files, one process a step, no service."""
+"""`make dev`: the same pipelines without Docker. SQLite, local files, a worker of its own, no service."""
 
 import os
 import signal
@@ -9,17 +9,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
 
 from scripts import venv
 from scripts.code_location import DIRECTLY
 from scripts.console import LOG_FOLDER, ROOT, Failure, Progress, done, main, say
+from scripts.dev_worker import DevWorker
 from scripts.preflight import HIGHEST_PORT, bind_problem
 
 #: Runs, event log and objects of the embedded mode; `rm -r .dagster` forgets them.
 HOME = ROOT / ".dagster"
 #: Seconds until Dagit must answer; a cold start on 2 cores takes 15.
 START_TIMEOUT_SECS = 120
+#: Seconds between looks whether the worker lives.
+REVIVE_SECS = 1
 #: Seconds that Dagit gets to stop.
 STOP_TIMEOUT_SECS = 20
 
@@ -33,21 +35,30 @@ nux: {enabled: false}
 FOREIGN_VARIABLES = ("DAGSTER_STACK_S3_BUCKET", "CELERY_BROKER_URL", "AWS_ENDPOINT_URL_S3")
 
 
-def dev() -> NoReturn:
-    """Become `dagster dev` on this terminal; Ctrl-C ends it and leaves nothing running."""
+def dev() -> int:
+    """`dagster dev` on this terminal, with a worker beside it; Ctrl-C ends both and leaves nothing running."""
     port = os.environ.get("DAGIT_PORT") or "3000"
     require_free_port(port)
     venv.ensure()
     say(f"\n  Dagit: http://127.0.0.1:{port} once it says so below; Ctrl-C ends it. Data: {HOME}\n")
-    os.chdir(ROOT)
-    command = dagster_dev(port)
-    os.execve(command[0], command, environment())
+    with DevWorker(HOME, environment()) as worker:
+        process = subprocess.Popen(dagster_dev(port), cwd=ROOT, env=environment())
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
+        while True:
+            try:
+                return process.wait(REVIVE_SECS)
+            except subprocess.TimeoutExpired:
+                worker.revive()
+            except KeyboardInterrupt:
+                # The terminal sent it to Dagit too, which now ends.
+                continue
 
 
 def demo() -> int:
     """Run the flights in the embedded mode, to the same report; returns the command line's exit code."""
     python = venv.ensure()
-    with dagit() as url:
+    with DevWorker(HOME, environment()), dagit() as url:
         command = [str(python), "-m", "dagster_stack", "demo"]
         code = subprocess.run(
             command, cwd=ROOT, env={**environment(), "DAGSTER_STACK_DAGIT_URL": url}, check=False
