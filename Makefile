@@ -1,5 +1,5 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
-# Variables: JOB, CONFIG, TAGS, N (below), PYTHON, STACK_ENV_FILE (another .env: a second copy of the stack).
+# Variables: JOB, CONFIG, TAGS, N, ROUNDS, WORK (below), PYTHON, STACK_ENV_FILE (another .env: a second copy of the stack).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help up down demo run scale workers logs ps shell dev test test-unit lint lock clean
+.PHONY: help up down demo run scale workers logs ps shell dev test test-unit lint lock bench clean
 
 ##@ Every day
 up: ## Build what is missing, start all, wait until healthy, print the addresses
@@ -44,6 +44,8 @@ test-unit: ## The tests that need no engine, in seconds
 	@$(PYTHON) -m scripts.test unit
 lint: ## Lint and types alone
 	@$(PYTHON) -m scripts.test lint
+bench: ## Executors side by side, 15 minutes: [ROUNDS=5] [WORK=chain_21,parallel_50]
+	@$(PYTHON) -m scripts.bench
 
 ##@ The end
 clean: ## Remove the stack with all its data (asks first)

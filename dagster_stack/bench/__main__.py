@@ -1,0 +1,89 @@
+"""`python -m dagster_stack.bench`: the half of `make bench` that runs beside the stack. Prints JSON."""
+
+import argparse
+import json
+import sys
+from base64 import b64encode
+from typing import Any
+
+from dagster_stack.bench.works import WORKS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m dagster_stack.bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("warm-up", help="let all workers load what they have not yet")
+    runs = commands.add_parser("runs", help="a work by all executors, in turn")
+    runs.add_argument("work", choices=WORKS)
+    transfer = commands.add_parser("transfer", help="200 MB through S3")
+    for command in (runs, transfer):
+        command.add_argument("--rounds", type=int, default=5)
+    commands.add_parser("steps", help="where a worker's time for a step goes, and what the storages take")
+    commands.add_parser("machine", help="what this is measured with")
+    commands.add_parser("clean", help="remove the runs of this benchmark")
+    commands.add_parser("pages", help="the pages and pictures from the results on standard input")
+    print(json.dumps(COMMANDS[(arguments := parser.parse_args()).command](arguments)))
+
+
+def warm_up(_: argparse.Namespace) -> dict[str, Any]:
+    from dagster_stack.bench import rounds
+
+    rounds.warm_up()
+    return {}
+
+
+def runs(arguments: argparse.Namespace) -> dict[str, Any]:
+    from dagster_stack.bench import rounds
+
+    return rounds.measure(arguments.work, arguments.rounds)
+
+
+def transfer(arguments: argparse.Namespace) -> dict[str, Any]:
+    from dagster_stack.bench import transfer
+
+    return {"transfers": transfer.measure(arguments.rounds), "transfer_size": transfer.SIZE}
+
+
+def steps(_: argparse.Namespace) -> dict[str, Any]:
+    from dagster_stack.bench import limits, profiling
+    from dagster_stack.bench.forked import forked
+
+    profiles = {variant: forked(profiling.profile, variant) for variant in profiling.WORKERS}
+    return {"steps": profiles, "limits": forked(limits.measure, profiles["stack"]["run_id"])}
+
+
+def machine(_: argparse.Namespace) -> dict[str, Any]:
+    from dagster_stack.bench import machine
+
+    return {"machine": machine.machine()}
+
+
+def clean(_: argparse.Namespace) -> dict[str, Any]:
+    from dagster_stack.bench import leftovers
+
+    return {"removed": leftovers.remove()}
+
+
+def pages(_: argparse.Namespace) -> dict[str, Any]:
+    from dagster_stack.bench import charts, report, where
+    from dagster_stack.bench.figures import Results
+
+    results = Results(json.load(sys.stdin))
+    return {
+        "pages": {"performance.md": report.page(results), "where-a-step-goes.md": where.page(results)},
+        "pictures": {name: b64encode(data).decode() for name, data in charts.draw(results).items()},
+    }
+
+
+COMMANDS = {
+    "warm-up": warm_up,
+    "runs": runs,
+    "transfer": transfer,
+    "steps": steps,
+    "machine": machine,
+    "clean": clean,
+    "pages": pages,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""What is measured: each work with the executors that it is given to. Needs nothing but Python."""
+
+from dataclasses import dataclass, field
+
+#: What the report calls each variant.
+VARIANT_TITLES = {
+    "stack": "this stack",
+    "stock": "dagster-celery",
+    "multiprocess": "multiprocess",
+    "in_process": "in-process",
+    "in_process_here": "in-process on this stack's storages",
+}
+ALL_BUT_MULTIPROCESS = ("stack", "stock", "in_process", "in_process_here")
+#: Why a work is not given to the multiprocess executor.
+PROCESS_A_STEP = "a new process for every step: the chain of 21 shows what that takes"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One work: its steps, the workers that it wants, and the seconds that nobody can beat, where there are such."""
+
+    title: str
+    steps: int
+    variants: tuple[str, ...] = ALL_BUT_MULTIPROCESS
+    workers: int = 2
+    ideal: float = 0
+    #: Why a variant is not measured.
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+WORKS = {
+    "chain_21": Work("chain of 21 no-op steps", 21, tuple(VARIANT_TITLES)),
+    "parallel_50": Work("50 parallel no-op steps", 50, tuple(VARIANT_TITLES)),
+    "chain_40_10ms": Work("chain of 40 steps of 10 ms", 40, left_out={"multiprocess": PROCESS_A_STEP}),
+    "flights": Work("`flights`, a year of real data", 15, left_out={"multiprocess": PROCESS_A_STEP}),
+    "parallel_1000": Work("1,000 parallel no-op steps", 1000, left_out={"multiprocess": PROCESS_A_STEP}),
+    "sleep_64": Work(
+        "64 steps that sleep 1 s, 8 workers", 64, ("stack", "stock"), workers=8, ideal=8,
+        left_out={"multiprocess": PROCESS_A_STEP, "in_process": "one after the other they sleep 64 s"},
+    ),
+}  # fmt: skip
+#: What is measured besides: 200 MB through S3, where a step's time goes, and memory.
+TRANSFER, STEPS, MEMORY = PARTS = ("transfer_200mb", "steps", "memory")
+#: Executed first and not counted: processes load what they have not yet.
+WARM_UP = "warm_up"

@@ -1,0 +1,256 @@
+"""`make bench`: executors side by side on the running stack, and the pages in docs/ that show the figures."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+from base64 import b64decode
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from time import monotonic, sleep
+from typing import Any
+from uuid import uuid4
+
+from dagster_stack.bench import report, where
+from dagster_stack.bench.figures import Results
+from dagster_stack.bench.goals import outcomes
+from dagster_stack.bench.works import MEMORY, PARTS, STEPS, TRANSFER, WORKS
+from scripts import compose, env_file
+from scripts.connections import require_connections
+from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, say, warn
+from scripts.engine import docker
+from scripts.up import wait_until_healthy
+
+#: How often each executor gets a work, unless ROUNDS says otherwise; slow ones get it less often.
+ROUNDS = 5
+#: Everything that was measured, for whoever wants to see more than the pages show.
+RAW = BUILD_FOLDER / "bench.json"
+DOCS = ROOT / "docs"
+#: Workers with which memory is looked at: the difference is what a further one takes.
+FEW, MANY = 2, 8
+#: Seconds between two looks at the memory, until it changes by less than one in a hundred; and how long at most.
+SETTLE_SECS, SETTLED_WITHIN_SECS = 3, 90
+
+
+def bench() -> int:
+    compose.require_env_file()
+    chosen = wanted(os.environ.get("WORK", ""))
+    rounds = count(os.environ.get("ROUNDS", ""))
+    workers = require_up()
+    if os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
+        warn(f"this machine is busy (load {os.getloadavg()[0]:.1f}): it will show in the figures")
+    results: dict[str, Any] = {
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "measured": [*WORKS, *PARTS],
+        "samples": [],
+        "notes": [],
+        **ask("machine"),
+    }
+    results["machine"] |= {
+        "processes of a worker": str(env_file.number("WORKER_CONCURRENCY", 1)),
+        "load before": f"{os.getloadavg()[0]:.2f}",
+    }
+    # `kill` ends it as Ctrl-C does: with as many workers as before, and without the runs.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with ExitStack() as afterwards:
+        # The last one first, and each whatever becomes of the others.
+        afterwards.callback(scale, workers)
+        afterwards.callback(clean)
+        afterwards.callback(save, results, monotonic())
+        measure(chosen, rounds, results)
+    show(Results(results))
+    if chosen == [*WORKS, *PARTS]:
+        write_pages(results)
+    else:
+        done(f"docs/ is as it was: only all of it makes a page. All figures: {RAW.relative_to(ROOT)}")
+    return 1 if any(note["failed"] for note in results["notes"]) else 0
+
+
+def measure(chosen: list[str], rounds: int, results: dict[str, Any]) -> None:
+    """Everything that was chosen, into `results` as it comes."""
+    if MEMORY in chosen:
+        measure_memory(results)
+    for workers in sorted({work.workers for work in WORKS.values()}, reverse=True):
+        names = [name for name, work in WORKS.items() if name in chosen and work.workers == workers]
+        if names:
+            scale(workers)
+            ask("warm-up")
+        for name in names:
+            try:
+                merge(results, ask("runs", name, "--rounds", str(rounds)))
+            except Failure as failure:
+                # The others are worth their time.
+                warn(str(failure))
+                results["notes"].append({"work": name, "variant": "", "note": str(failure), "failed": True})
+    scale(FEW)
+    if TRANSFER in chosen:
+        merge(results, ask("transfer", "--rounds", str(rounds)))
+    if STEPS in chosen:
+        merge(results, ask("steps"))
+
+
+def merge(results: dict[str, Any], more: dict[str, Any]) -> None:
+    """Lists grow, anything else is set."""
+    for name, value in more.items():
+        results[name] = results[name] + value if isinstance(results.get(name), list) else value
+
+
+# --- what is wanted, and whether it can be -----------------------------------------------------------
+
+
+def wanted(text: str) -> list[str]:
+    """The works and parts that WORK names, all without it; raises Failure for an unknown one."""
+    names = [name for name in re.split(r"[,\s]+", text) if name]
+    known = [*WORKS, *PARTS]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise Failure(f"WORK={text}: there is no {unknown[0]}. There are {', '.join(known)}")
+    return [name for name in known if name in names or not names]
+
+
+def count(text: str) -> int:
+    if text and not (text.isascii() and text.isdecimal() and 0 < int(text) <= 100):
+        raise Failure(f"How many rounds? make bench ROUNDS=5 (1 to 100; found {text})")
+    return int(text or ROUNDS)
+
+
+def require_up() -> int:
+    """How many workers there are; raises Failure unless the whole stack is up and well."""
+    found = compose.containers()
+    unwell = [f"{container.service} ({container.condition})" for container in found if not container.is_well]
+    if unwell or not found:
+        raise Failure(f"The stack is not up{': ' * bool(unwell)}{', '.join(unwell)}. `make up` first.")
+    require_connections(MANY)
+    return sum(container.service == "worker" for container in found)
+
+
+# --- the half beside the stack -----------------------------------------------------------------------
+
+
+def ask(*arguments: str, given: str | None = None) -> dict[str, Any]:
+    """What `python -m dagster_stack.bench` answers; its progress goes to this terminal."""
+    name = f"{compose.project()}-bench-{uuid4().hex[:12]}"
+    start = ["--progress", "quiet", "run", "--rm", "--no-deps", "--no-TTY", "--name", name]
+    # A session of its own: at Ctrl-C Compose would leave before the container has ended its run.
+    process = subprocess.Popen(
+        [*compose.compose(), *start, "cli", "python", "-m", "dagster_stack.bench", *arguments],
+        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        answer, _ = process.communicate(given)
+    except KeyboardInterrupt:
+        subprocess.run([docker(), "kill", "--signal", "INT", name], capture_output=True, check=False)
+        process.wait()
+        raise
+    if process.returncode:
+        raise Failure(f"`{' '.join(arguments)}` ended with {process.returncode}; the reason stands above")
+    result: dict[str, Any] = json.loads(answer)
+    return result
+
+
+def scale(workers: int) -> None:
+    """As many workers, for now; .env keeps its number."""
+    running = [each for each in compose.containers() if each.service == "worker" and each.state == "running"]
+    if len(running) == workers:
+        return
+    command = ["--progress", "plain", "up", "--detach", "--no-deps", "--no-recreate", "worker"]
+    run_logged(
+        f"Scaling to {workers} workers", [*compose.compose(), *command], environment={"WORKERS": str(workers)}
+    )
+    wait_until_healthy()
+
+
+def clean() -> None:
+    say(f"  · {ask('clean')['removed']} runs of this benchmark removed")
+
+
+# --- memory ------------------------------------------------------------------------------------------
+
+
+def measure_memory(results: dict[str, Any]) -> None:
+    scale(FEW)
+    few = settled_memory()
+    scale(MANY)
+    many = settled_memory()
+    results["memory"] = {
+        "services": few,
+        "idle_stack": sum(few.values()),
+        "further_worker": (sum(many.values()) - sum(few.values())) / (MANY - FEW),
+    }
+
+
+def settled_memory() -> dict[str, int]:
+    """The PSS of each service's containers in bytes, once it does not change any more."""
+    until = monotonic() + SETTLED_WITHIN_SECS
+    before = service_memory()
+    while True:
+        sleep(SETTLE_SECS)
+        now = service_memory()
+        change = abs(sum(now.values()) - sum(before.values()))
+        if change < sum(now.values()) / 100 or monotonic() > until:
+            return now
+        before = now
+
+
+def service_memory() -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for container in compose.containers():
+        if container.state == "running":
+            sizes[container.service] = sizes.get(container.service, 0) + memory(container.name)
+    return sizes
+
+
+def memory(container: str) -> int:
+    """The PSS of all processes of a container, in bytes."""
+    # A process may end while it is looked at.
+    command = [docker(), "exec", container, "sh", "-c", "cat /proc/[0-9]*/smaps_rollup 2>/dev/null; true"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise Failure(f"The memory of {container} can't be read: {result.stderr.strip()}")
+    return sum(int(size) for size in re.findall(r"^Pss: +(\d+) kB$", result.stdout, re.MULTILINE)) * 1024
+
+
+# --- what comes of it --------------------------------------------------------------------------------
+
+
+def save(results: dict[str, Any], started: float) -> None:
+    """Keep what there is, complete or not."""
+    results["machine"]["measured in"] = f"{(monotonic() - started) / 60:.0f} minutes"
+    RAW.parent.mkdir(parents=True, exist_ok=True)
+    RAW.write_text(json.dumps(results), encoding="utf-8")
+
+
+def show(results: Results) -> None:
+    """The tables, on this terminal."""
+    if results.samples:
+        say(f"\n{report.figures(results)}")
+    if results.content.get("transfers"):
+        say(f"\n{report.transfers(results)}")
+    if results.content.get("memory"):
+        say(f"\n{report.memory(results)}")
+    if where.walk_of(results, "stack"):
+        say(f"\nFrom one step's success to the next, in a chain of 21\n\n{where.walk_table(results)}")
+    if results.content.get("steps"):
+        say(
+            f"\nInside the worker\n\n{where.kinds_table(results)}\n\n{where.limits_table(results.content['limits'])}"
+        )
+    if outcomes(results):
+        say(f"\n{report.goals(results)}\n")
+    for note in results.content["notes"]:
+        warn(f"{note['work']} {note['variant']}: {note['note']}")
+
+
+def write_pages(results: dict[str, Any]) -> None:
+    made = ask("pages", given=json.dumps(results))
+    (DOCS / "pictures").mkdir(exist_ok=True)
+    for name, text in made["pages"].items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+        done(f"docs/{name} written")
+    for name, data in made["pictures"].items():
+        (DOCS / "pictures" / name).write_bytes(b64decode(data))
+        done(f"docs/pictures/{name} written")
+
+
+if __name__ == "__main__":
+    main(bench)

@@ -1,0 +1,285 @@
+"""`make bench` on the host: what it measures, with how many workers, and what it does with the answers."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dagster_stack.bench.works import PARTS, WORKS
+from scripts import bench, compose
+from scripts.compose import Container
+from scripts.console import Failure
+from tests.unit.machines import FakeDocker, calls
+
+ROLLUP = """\
+55d0-7ffc ---p 00000000 00:00 0    [rollup]
+Rss:               30000 kB
+Pss:               20000 kB
+Pss_Dirty:         15000 kB
+Pss_Anon:          14000 kB
+"""
+
+
+def container(service: str, health: str = "healthy", number: int = 1) -> Container:
+    return Container(f"{service}-{number}", service, "running", health, 0)
+
+
+@pytest.fixture
+def running(monkeypatch: pytest.MonkeyPatch) -> list[Container]:
+    """A stack that is up, with two workers."""
+    found = [container("postgres"), container("worker", number=1), container("worker", number=2)]
+    monkeypatch.setattr(compose, "containers", lambda: found)
+    return found
+
+
+def test_without_a_wish_everything_is_measured() -> None:
+    assert bench.wanted("") == [*WORKS, *PARTS]
+
+
+def test_a_wish_is_measured_in_the_order_of_the_pages() -> None:
+    assert bench.wanted("steps, parallel_50,chain_21") == ["chain_21", "parallel_50", "steps"]
+
+
+def test_an_unknown_work_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(Failure, match=r"there is no chain_22\. There are chain_21, parallel_50"):
+        bench.wanted("chain_21,chain_22")
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "101", "²"])
+def test_rounds_are_a_number_that_somebody_can_wait_for(text: str) -> None:
+    with pytest.raises(Failure, match="make bench ROUNDS=5"):
+        bench.count(text)
+
+
+def test_a_stack_that_is_down_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose, "containers", list)
+
+    with pytest.raises(Failure, match=r"^The stack is not up\. `make up` first\.$"):
+        bench.require_up()
+
+
+def test_a_stack_that_is_not_well_is_not_measured(running: list[Container]) -> None:
+    running.append(container("minio", "unhealthy"))
+
+    with pytest.raises(Failure, match=r"The stack is not up: minio \(unhealthy\)\. `make up` first\."):
+        bench.require_up()
+
+
+def test_workers_are_scaled_for_now_and_not_for_the_next_up(
+    programs: Path, env: Path, running: list[Container]
+) -> None:
+    # Given a stack with two workers
+    FakeDocker().install(programs)
+    env.write_text("WORKERS=2\n")
+
+    # When a work wants eight
+    bench.scale(8)
+
+    # Then Compose is asked for them, and .env keeps its number
+    assert calls(programs)[-1].endswith("up --detach --no-deps --no-recreate worker")
+    assert env.read_text() == "WORKERS=2\n"
+
+
+def test_as_many_workers_as_there_are_already_need_nothing(
+    programs: Path, env: Path, running: list[Container]
+) -> None:
+    FakeDocker().install(programs)
+
+    bench.scale(2)
+
+    assert calls(programs) == []
+
+
+def docker_that(programs: Path, script: str) -> None:
+    """A docker that does this in containers, and everything else as it does it anywhere."""
+    docker = FakeDocker().install(programs)
+    shebang, rest = docker.read_text().split("\n", 1)
+    inside = f'if [[ "$*" == *dagster_stack.bench* || "$1" == exec ]]; then\n{script}\nexit\nfi'
+    docker.write_text(f"{shebang}\n{inside}\n{rest}")
+
+
+def test_the_answer_of_the_half_beside_the_stack_is_its_standard_output(programs: Path, env: Path) -> None:
+    docker_that(programs, """echo progress >&2; read given; echo "{\\"given\\": $given}" """)
+
+    assert bench.ask("pages", given="[1, 2]\n") == {"given": [1, 2]}
+
+
+def test_a_half_that_fails_is_a_failure_that_names_what_was_measured(programs: Path, env: Path) -> None:
+    docker_that(programs, "exit 1")
+
+    with pytest.raises(Failure, match="`transfer --rounds 5` ended with 1"):
+        bench.ask("transfer", "--rounds", "5")
+
+
+def test_memory_is_the_sum_of_all_processes_and_nothing_is_counted_twice(programs: Path) -> None:
+    docker_that(programs, f"echo '{ROLLUP}{ROLLUP}'")
+
+    assert bench.memory("worker-1") == 2 * 20_000 * 1024
+
+
+def test_memory_that_cant_be_read_is_a_failure_and_not_nothing(programs: Path) -> None:
+    docker_that(programs, "echo 'No such container: worker-1' >&2; exit 1")
+
+    with pytest.raises(Failure, match="The memory of worker-1 can't be read: No such container"):
+        bench.memory("worker-1")
+
+
+def test_what_a_further_worker_takes_is_what_the_whole_grows_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a stack whose shared pages get cheaper for each, the more workers there are
+    sizes = {2: {"postgres": 100, "worker": 300}, 8: {"postgres": 100, "worker": 900}}
+    scaled: list[int] = []
+    monkeypatch.setattr(bench, "scale", scaled.append)
+    monkeypatch.setattr(bench, "settled_memory", lambda: sizes[scaled[-1]])
+
+    results: dict[str, Any] = {}
+    bench.measure_memory(results)
+
+    assert results["memory"] == {"services": sizes[2], "idle_stack": 400, "further_worker": 100}
+
+
+def test_answers_of_several_parts_become_one() -> None:
+    results: dict[str, Any] = {"samples": [1], "notes": [], "date": "today"}
+
+    bench.merge(results, {"samples": [2], "notes": ["late"], "patience": 45})
+
+    assert results == {"samples": [1, 2], "notes": ["late"], "date": "today", "patience": 45}
+
+
+@pytest.fixture
+def measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, env: Path, running: list[Container]
+) -> Iterator[list[str]]:
+    """What was asked of the half beside the stack and of Compose; every answer is empty."""
+    env.touch()
+    asked: list[str] = []
+
+    def ask(*arguments: str, given: str | None = None) -> dict[str, Any]:
+        asked.append(" ".join(arguments))
+        answers: dict[str, dict[str, Any]] = {
+            "machine": {"machine": {}},
+            "clean": {"removed": 0},
+            "runs": {"samples": [], "notes": []},
+            "pages": {"pages": {"performance.md": "figures"}, "pictures": {"bar.png": "UE5H"}},
+        }
+        return answers.get(arguments[0], {})
+
+    monkeypatch.setattr(bench, "ask", ask)
+    monkeypatch.setattr(bench, "scale", lambda workers: asked.append(f"scale {workers}"))
+    monkeypatch.setattr(bench, "measure_memory", lambda results: asked.append("memory"))
+    monkeypatch.setattr(bench, "ROOT", tmp_path)
+    monkeypatch.setattr(bench, "DOCS", tmp_path / "docs")
+    monkeypatch.setattr(bench, "RAW", tmp_path / ".build" / "bench.json")
+    (tmp_path / "docs").mkdir()
+    before = signal.getsignal(signal.SIGTERM)
+    yield asked
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_all_of_it_ends_in_pages_and_pictures(measured: list[str], tmp_path: Path) -> None:
+    assert bench.bench() == 0
+
+    # What wants eight workers goes first, and at the end there are as many as before
+    assert measured == [
+        "machine",
+        "memory",
+        "scale 8",
+        "warm-up",
+        "runs sleep_64 --rounds 5",
+        "scale 2",
+        "warm-up",
+        "runs chain_21 --rounds 5",
+        "runs parallel_50 --rounds 5",
+        "runs chain_40_10ms --rounds 5",
+        "runs flights --rounds 5",
+        "runs parallel_1000 --rounds 5",
+        "scale 2",
+        "transfer --rounds 5",
+        "steps",
+        "clean",
+        "scale 2",
+        "pages",
+    ]
+    assert (tmp_path / "docs" / "performance.md").read_text() == "figures"
+    assert (tmp_path / "docs" / "pictures" / "bar.png").read_bytes() == b"PNG"
+    assert json.loads((tmp_path / ".build" / "bench.json").read_text())["measured"] == [*WORKS, *PARTS]
+
+
+def test_a_part_of_it_leaves_the_pages_alone(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORK", "chain_21")
+    monkeypatch.setenv("ROUNDS", "2")
+
+    assert bench.bench() == 0
+
+    assert "runs chain_21 --rounds 2" in measured
+    assert "pages" not in measured
+    assert list((tmp_path / "docs").iterdir()) == []
+
+
+@pytest.mark.parametrize(("failed", "code"), [(True, 1), (False, 0)])
+def test_a_run_that_failed_is_an_error_and_a_job_that_is_not_there_is_none(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch, failed: bool, code: int
+) -> None:
+    note = {"work": "flights", "variant": "stack", "note": "why", "failed": failed}
+    monkeypatch.setattr(bench, "measure", lambda *given: given[2]["notes"].append(note))
+
+    assert bench.bench() == code
+
+
+def test_when_it_fails_the_stack_is_as_before(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(*_: Any) -> None:
+        raise Failure("no")
+
+    monkeypatch.setattr(bench, "measure", measure)
+
+    with pytest.raises(Failure, match="no"):
+        bench.bench()
+
+    assert measured[-2:] == ["clean", "scale 2"]
+
+
+def test_a_work_that_can_not_be_measured_costs_only_itself(
+    measured: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = bench.ask
+
+    def fail_once(*arguments: str, **options: Any) -> dict[str, Any]:
+        if "parallel_50" in arguments:
+            raise Failure("`runs parallel_50` ended with 137")
+        return ask(*arguments, **options)
+
+    monkeypatch.setattr(bench, "ask", fail_once)
+
+    assert bench.bench() == 1
+
+    assert "runs chain_40_10ms --rounds 5" in measured
+    raw = json.loads((tmp_path / ".build" / "bench.json").read_text())
+    assert [note["work"] for note in raw["notes"]] == ["parallel_50"]
+
+
+def test_a_kill_is_an_end_like_ctrl_c(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "measure", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.bench()
+
+    assert measured[-2:] == ["clean", "scale 2"]
+
+
+def test_when_the_runs_cant_be_removed_the_workers_are_still_as_before(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def clean() -> None:
+        raise Failure("no")
+
+    monkeypatch.setattr(bench, "clean", clean)
+
+    with pytest.raises(Failure, match="no"):
+        bench.bench()
+
+    assert measured[-1] == "scale 2"
