@@ -95,7 +95,10 @@ def command() -> list[str]:
 
 def become_worker() -> None:
     """Become Celery, with this process's arguments; a killed `make dev` leaves no worker behind."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    # Its arguments are unsigned longs: a plain number would leave half of each undefined.
+    refused = ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
+    if refused:
+        raise OSError(ctypes.get_errno(), "this process can't be told to end with its parent")
     os.execv(sys.executable, [sys.executable, "-m", "celery", *sys.argv[1:]])
 
 
