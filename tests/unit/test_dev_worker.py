@@ -111,7 +111,7 @@ def test_a_killed_mode_leaves_no_worker_behind(tmp_path: Path) -> None:
 
         # Then the worker ends by itself
         wait_until(
-            lambda: process_state(worker), 10, "the worker is gone", until=LIFELESS_STATES.__contains__
+            lambda: process_state(worker), 30, "the worker is gone", until=LIFELESS_STATES.__contains__
         )
 
 
