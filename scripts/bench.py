@@ -38,7 +38,7 @@ def bench() -> int:
     chosen = wanted(os.environ.get("WORK", ""))
     rounds = count(os.environ.get("ROUNDS", ""))
     workers = require_up()
-    if os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
+    if os.getloadavg()[0] > 0.75 * (os.cpu_count() or 1):
         warn(f"this machine is busy (load {os.getloadavg()[0]:.1f}): it will show in the figures")
     results: dict[str, Any] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",

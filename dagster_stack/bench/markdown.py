@@ -31,6 +31,8 @@ def seconds(value: float) -> str:
 
 
 def milliseconds(value: float) -> str:
+    if value < 0.00095:
+        return f"{1000 * value:.2f} ms"
     return f"{1000 * value:,.1f} ms" if value < 0.1 else f"{1000 * value:,.0f} ms"
 
 

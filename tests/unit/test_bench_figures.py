@@ -114,6 +114,7 @@ def test_a_goal_for_which_nothing_was_measured_is_left_out() -> None:
         (seconds(9.99), "9.99 s"),
         (seconds(9.996), "10.0 s"),
         (seconds(123.4), "123 s"),
+        (milliseconds(0.000023), "0.02 ms"),
         (milliseconds(0.01234), "12.3 ms"),
         (milliseconds(1.234), "1,234 ms"),
         (megabytes(1_482_400_000), "1,482 MB"),
