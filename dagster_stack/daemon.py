@@ -8,9 +8,12 @@ from dagster._daemon.cli import cli
 from dagster._daemon.controller import get_daemon_statuses
 
 from dagster_stack.health import Heartbeat
+from dagster_stack.postgres import PooledPostgresStorage
 
 logger = logging.getLogger(__name__)
 
+#: Connections that this process keeps at most: it evaluates sensors and schedules in several threads.
+CONNECTIONS = 10
 #: Runs in these states have a process, and with Dagster's default launcher it lives in this container.
 DRIVEN = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 #: Seconds between looks: each reads one row a daemon type from Postgres.
@@ -21,6 +24,7 @@ SILENCE_SECS = 60
 
 def run_daemon() -> None:
     """Run Dagster's daemon until it is stopped."""
+    PooledPostgresStorage.allow_process(CONNECTIONS)
     with DagsterInstance.get() as instance:
         end_lost_runs(instance)
         # No exit of our own: Dagster's daemon ends itself when one of its threads falls silent, and an

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import sqlalchemy
 from dagster import Field, IntSource
@@ -93,7 +93,11 @@ def pooled_engine(url: str, connections: int) -> Engine:
         # A connection that died with a restarted server is replaced before it is used.
         pool_pre_ping=True,
         pool_use_lifo=True,
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_SECS, "application_name": "dagster-stack"},
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_SECS,
+            # So that the server's list of connections tells whose each one is.
+            "application_name": f"dagster-stack {os.getpid()}",
+        },
     )
 
 
@@ -251,6 +255,9 @@ class PooledPostgresStorage(DagsterStorage, ConfigurableClass):
     Its tables are made by `init`.
     """
 
+    #: What this very process keeps at most when that is more.
+    _process_connections: ClassVar[int] = 0
+
     def __init__(
         self,
         url: str,
@@ -258,11 +265,16 @@ class PooledPostgresStorage(DagsterStorage, ConfigurableClass):
         inst_data: ConfigurableClassData | None = None,
     ) -> None:
         self._inst_data = inst_data
-        engine = pooled_engine(url, connections)
+        engine = pooled_engine(url, max(connections, self._process_connections))
         self._runs = PooledRunStorage(url, engine)
         self._events = PooledEventLogStorage(url, engine)
         self._schedules = PooledScheduleStorage(url, engine)
         super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def allow_process(cls, connections: int) -> None:
+        """Let this process, which does many things at once, keep more; those that it starts keep what is configured."""
+        cls._process_connections = connections
 
     @property
     def inst_data(self) -> ConfigurableClassData | None:

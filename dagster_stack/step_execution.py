@@ -19,8 +19,9 @@ from sqlalchemy.exc import DBAPIError
 from dagster_stack.broker import wake_up
 from dagster_stack.delivery import ENDS, standing
 from dagster_stack.messages import StepMessage
+from dagster_stack.planned_job import planned_job, step_events
 from dagster_stack.postgres import PooledEventLogStorage, server_is_away
-from dagster_stack.process import known_run, planned_job, step_events, undisturbed, warm_instance
+from dagster_stack.process import known_run, undisturbed, warm_instance
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from dagster_webserver.cli import cli
 
 from dagster_stack.health import LIFELESS_STATES, Heartbeat, child_processes, process_state
+from dagster_stack.postgres import PooledPostgresStorage
 
 #: Words of a code server's command line.
 CODE_SERVER = ("api", "grpc")
+#: Connections that this process keeps at most: it answers many requests at once.
+CONNECTIONS = 20
 #: Seconds without a code server after which Dagit exits for a restart. A reload in Dagit starts the new one
 #: before the old one ends.
 EXIT_AFTER_SECS = 20
@@ -42,6 +45,7 @@ class CodeServerProbe:
 
 def main() -> None:
     """Run Dagster's webserver with the arguments of this process until it is stopped."""
+    PooledPostgresStorage.allow_process(CONNECTIONS)
     Heartbeat(CodeServerProbe(), exit_after=EXIT_AFTER_SECS).start()
     cli(sys.argv[1:], auto_envvar_prefix="DAGSTER_WEBSERVER")
 

@@ -130,7 +130,7 @@ def instrument(watch: Stopwatch) -> None:
     from sqlalchemy import event
     from sqlalchemy.engine import Connection, Engine
 
-    from dagster_stack import process, step_execution
+    from dagster_stack import planned_job, step_execution
     from dagster_stack.compute_logs import S3ComputeLogs
     from dagster_stack.io_manager import PickledObjects
 
@@ -151,7 +151,7 @@ def instrument(watch: Stopwatch) -> None:
     watch.wrap_generator(resources_init, "single_resource_event_generator", RESOURCES)
     watch.wrap(DagsterInstance, "from_ref", INSTANCE)
     watch.wrap(step_execution, "planned_job", PLAN)
-    watch.wrap(process.PlannedJob, "plan_for", PLAN)
+    watch.wrap(planned_job.PlannedJob, "plan_for", PLAN)
     watch.wrap(tasks, "create_execution_plan", PLAN)
     watch.wrap(ReconstructableJob, "get_definition", PLAN)
 

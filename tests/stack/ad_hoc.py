@@ -29,6 +29,11 @@ class Spec:
     in_process: bool = False
 
 
+def naps(**seconds: float) -> dict[str, Any]:
+    """The config by which steps take so many seconds."""
+    return {"ops": {name: {"config": {"seconds": secs}} for name, secs in seconds.items()}}
+
+
 @dataclass(frozen=True)
 class AdHoc:
     """The jobs of a module beside this one, on the workers of a stack."""

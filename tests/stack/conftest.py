@@ -43,3 +43,11 @@ def ad_hoc(stack: Stack) -> AdHoc:
     jobs = AdHoc(stack)
     jobs.install()
     return jobs
+
+
+@pytest.fixture(scope="module")
+def jobs(stack: Stack) -> AdHoc:
+    """The jobs that show what the executor promises; no container is restarted before a module's first test."""
+    jobs = AdHoc(stack, "executor_jobs")
+    jobs.install()
+    return jobs

@@ -1,27 +1,14 @@
 """Stores that are away while a run is at work: the run waits for them, says so, and ends right."""
 
-from typing import Any
-
 import pytest
 
 from tests.stack import runs
-from tests.stack.ad_hoc import AdHoc, Spec
+from tests.stack.ad_hoc import AdHoc, Spec, naps
 from tests.stack.stack import FINAL, Stack
 from tests.waiting import wait_until
 
 HAS_EVENTS = "query Has($id: ID!) { logsForRun(runId: $id, limit: 1) { __typename } }"
 WAITING, BACK = "Waiting for the broker", "The broker is back"
-
-
-@pytest.fixture(scope="module")
-def jobs(stack: Stack) -> AdHoc:
-    jobs = AdHoc(stack, "executor_jobs")
-    jobs.install()
-    return jobs
-
-
-def naps(**seconds: float) -> dict[str, Any]:
-    return {"ops": {name: {"config": {"seconds": secs}} for name, secs in seconds.items()}}
 
 
 @pytest.mark.parametrize(("leave", "come_back"), [("stop", "start"), ("pause", "unpause")])

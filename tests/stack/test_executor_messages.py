@@ -3,11 +3,9 @@
 from collections import Counter
 from typing import Any
 
-import pytest
-
 from dagster_stack.messages import step_task_id
 from tests.stack import runs
-from tests.stack.ad_hoc import AdHoc, Spec
+from tests.stack.ad_hoc import AdHoc, Spec, naps
 from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
@@ -19,17 +17,6 @@ MANY_RUNS = [
     Spec("failing"),
 ]
 MANY_RUNS += [Spec("waiting_line")] * 2 + [Spec("line")] * 15
-
-
-@pytest.fixture(scope="module")
-def jobs(stack: Stack) -> AdHoc:
-    jobs = AdHoc(stack, "executor_jobs")
-    jobs.install()
-    return jobs
-
-
-def naps(**seconds: float) -> dict[str, Any]:
-    return {"ops": {name: {"config": {"seconds": secs}} for name, secs in seconds.items()}}
 
 
 def held_by_broker(stack: Stack) -> set[tuple[str, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.stack import faults, runs
-from tests.stack.ad_hoc import AdHoc, Spec
+from tests.stack.ad_hoc import AdHoc, Spec, naps
 from tests.stack.stack import Stack
 from tests.stack.test_executor_processes import address
 from tests.waiting import wait_until
@@ -26,13 +26,6 @@ LOST_SECS = 180
 HELD_SECS = 25
 #: When each connection of these addresses began its last statement.
 STATEMENTS = "SELECT pid, query_start FROM pg_stat_activity WHERE client_addr IN ({})"
-
-
-@pytest.fixture(scope="module")
-def jobs(stack: Stack) -> AdHoc:
-    jobs = AdHoc(stack, "executor_jobs")
-    jobs.install()
-    return jobs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,10 +46,6 @@ def take(stack: Stack, queue: str) -> list[Any]:
     """The next message of a queue, which is without it from now on."""
     wanted = {"count": 1, "ackmode": "ack_requeue_false", "encoding": "auto"}
     return list(stack.broker_do("POST", f"queues/{stack.vhost}/{queue}/get", wanted))
-
-
-def naps(**seconds: float) -> dict[str, Any]:
-    return {"ops": {name: {"config": {"seconds": secs}} for name, secs in seconds.items()}}
 
 
 def processor_secs(stack: Stack, container: str) -> float:

@@ -6,8 +6,6 @@ from collections import Counter
 from contextlib import ExitStack
 from typing import Any
 
-import pytest
-
 from tests.stack import runs
 from tests.stack.ad_hoc import AdHoc, Spec
 from tests.stack.stack import FINAL, Stack
@@ -17,17 +15,16 @@ OWN = "test-own"
 CONNECTIONS = (
     "SELECT host(client_addr), count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL GROUP BY 1"
 )
+CONNECTIONS_OF_PROCESSES = """
+    SELECT host(client_addr), application_name, count(*) FROM pg_stat_activity
+    WHERE client_addr IS NOT NULL GROUP BY 1, 2
+"""
+#: How a run's log names its process.
+RUN_PROCESS = re.compile(r"Started process for run \(pid: (\d+)\)")
 #: What a process may have open.
 BUDGET = 2
 #: 32 processes: containers, and processes in each, which share what is loaded.
 CONTAINERS, PROCESSES = 4, 8
-
-
-@pytest.fixture(scope="module")
-def jobs(stack: Stack) -> AdHoc:
-    jobs = AdHoc(stack, "executor_jobs")
-    jobs.install()
-    return jobs
 
 
 def many(op: str, count: int, seconds: float) -> dict[str, Any]:
@@ -61,6 +58,26 @@ def test_a_run_and_a_worker_process_keep_two_connections_each_at_most(stack: Sta
         assert 1 <= most[host] <= BUDGET, (host, most)
     # And nothing had to be tried again
     assert runs.count_events(stack, run_id, "STEP_START").total() == 41
+
+
+def test_a_run_from_dagit_keeps_two_connections_at_most(stack: Stack) -> None:
+    # Given a run of 50 steps whose process, unlike the daemon that starts it, has two connections
+    run_id = runs.launch(stack, "parallel_pipeline")
+    most: Counter[tuple[str, str]] = Counter()
+
+    # When each process's connections are counted until it ends
+    def look() -> str:
+        for host, process, count in stack.sql(CONNECTIONS_OF_PROCESSES):
+            most[host, process] = max(most[host, process], int(count))
+        return str(stack.run(run_id)["status"])
+
+    status = wait_until(look, 120, "the run's end", until=lambda seen: seen in FINAL, pause=0.1)
+
+    # Then the run never had more than its two
+    assert status == "SUCCESS", stack.failure_texts(run_id)
+    (pid,) = {found[1] for event in stack.events(run_id) if (found := RUN_PROCESS.search(event["message"]))}
+    daemon = address(stack, stack.container("daemon"))
+    assert 1 <= most[daemon, f"dagster-stack {pid}"] <= BUDGET, most
 
 
 def test_what_a_step_does_to_its_process_does_not_reach_the_next(stack: Stack, jobs: AdHoc) -> None:

@@ -2,8 +2,6 @@
 
 from itertools import pairwise
 
-import pytest
-
 from tests.stack import runs
 from tests.stack.ad_hoc import AdHoc, Spec
 from tests.stack.stack import Stack
@@ -17,13 +15,6 @@ TOLD_SECS = 10
 LONG_SECS = 18
 #: The queues are looked at every 2 s: a step must be with its worker for longer to be seen there.
 NAP_SECS = 4
-
-
-@pytest.fixture(scope="module")
-def jobs(stack: Stack) -> AdHoc:
-    jobs = AdHoc(stack, "executor_jobs")
-    jobs.install()
-    return jobs
 
 
 def test_the_log_tells_how_to_start_the_worker_that_a_queue_lacks(stack: Stack) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from dagster._core.execution.plan import active, instance_concurrency_context
 
-from dagster_stack import broker, executor, handler
+from dagster_stack import broker, drive, handler
 
 START = 1000.0
 
@@ -31,6 +31,6 @@ class Clock:
 
     def set_for_run(self, monkeypatch: pytest.MonkeyPatch) -> "Clock":
         """All modules that drive a run look at this clock."""
-        for module in (executor, handler, broker, active, instance_concurrency_context):
+        for module in (drive, handler, broker, active, instance_concurrency_context):
             monkeypatch.setattr(module, "time", self)
         return self

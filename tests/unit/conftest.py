@@ -4,15 +4,19 @@ and a Dagster instance in local files."""
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
+import celery.app.control
 import pytest
 from dagster import DagsterInstance
 
-from dagster_stack import process
+from dagster_stack import executor, planned_job, process
 from dagster_stack.storage import s3_client
 from scripts import apt, console, engine, env_file
 from tests.unit import machines
+from tests.unit.clock import Clock
+from tests.unit.driven_runs import Workers
 from tests.unit.machines import Machine
 from tests.unit.seaweed import ACCESS_KEY, SECRET_KEY, WEED, seaweed
 
@@ -115,7 +119,41 @@ def instance(dagster_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Da
     """The instance that this process keeps as a worker's process does; jobs and runs are not kept by then."""
     monkeypatch.setenv("DAGSTER_HOME", str(dagster_home))
     process.known_run.cache_clear()
-    process._planned.clear()
+    planned_job._planned.clear()
     yield process.warm_instance()
     process.known_run.cache_clear()
-    process._planned.clear()
+    planned_job._planned.clear()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock().set_for_run(monkeypatch)
+
+
+@pytest.fixture
+def workers(instance: DagsterInstance, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Workers:
+    """The workers of every run of a test, and no other broker than them."""
+    workers = Workers(instance, clock)
+    monkeypatch.setenv("CELERY_BROKER_URL", "memory://localhost")
+    monkeypatch.setattr(executor, "BrokerLink", lambda app, run_id: workers)
+
+    def revoke(_: Any, ids: list[str], **options: Any) -> None:
+        assert options == {"terminate": True, "signal": "SIGINT"}
+        workers.revoked.append(ids)
+
+    def query_task(_: Any, *ids: str) -> dict[str, dict[str, Any]]:
+        return {
+            "worker@here": {each.task_id: ["active", {}] for _, each in workers.queue if each.task_id in ids}
+        }
+
+    monkeypatch.setattr(celery.app.control.Control, "revoke", revoke)
+    monkeypatch.setattr(celery.app.control.Inspect, "query_task", query_task)
+    read = DagsterInstance.get_records_for_run
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        # Workers, which are in this process too, ask for the ends of one step and without a limit.
+        workers.reads += "limit" in named
+        return read(*arguments, **named)
+
+    monkeypatch.setattr(DagsterInstance, "get_records_for_run", counted)
+    return workers

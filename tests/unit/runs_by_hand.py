@@ -16,7 +16,7 @@ from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.retries import RetryMode
 
 from dagster_stack.messages import StepMessage, step_message
-from dagster_stack.process import planned_job
+from dagster_stack.planned_job import planned_job
 from dagster_stack.step_execution import StepExecution
 
 

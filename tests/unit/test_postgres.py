@@ -4,6 +4,8 @@ Its SQL runs on a real Postgres in the tests of the stack.
 """
 
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -137,6 +139,24 @@ def test_a_process_has_one_pool_of_so_many_connections_and_no_more() -> None:
     assert PooledPostgresStorage(URL, connections=2).run_storage._engine is engine
     assert isinstance(engine.pool, QueuePool)
     assert (engine.pool.size(), engine.pool._max_overflow) == (2, 0)
+
+
+def test_a_process_that_keeps_more_connections_has_them_and_those_that_it_starts_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run is started by the daemon: what the daemon allows itself must not be the run's as well."""
+    monkeypatch.setattr(PooledPostgresStorage, "_process_connections", 0)
+    look = (
+        "from dagster_stack.postgres import PooledPostgresStorage as Storage;"
+        f"print(Storage({URL!r}, connections=2).run_storage._engine.pool.size())"
+    )
+
+    PooledPostgresStorage.allow_process(10)
+
+    storage = PooledPostgresStorage(URL, connections=2)
+    assert storage.run_storage._engine.pool.size() == 10  # type: ignore[attr-defined]
+    started = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True)
+    assert started.stdout.strip() == "2"
 
 
 def test_a_forked_process_does_not_share_its_parents_connections() -> None:

@@ -11,7 +11,7 @@ from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.state import KnownExecutionState
 from sqlalchemy.exc import OperationalError
 
-from dagster_stack import process, step_execution
+from dagster_stack import planned_job, step_execution
 from dagster_stack.messages import StepMessage
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
@@ -233,8 +233,8 @@ def test_code_that_can_not_be_loaded_is_the_steps_failure_with_its_reason(
     def lacking(*_: Any) -> None:
         raise ModuleNotFoundError("No module named 'pandas'")
 
-    process._planned.clear()
-    monkeypatch.setattr(process, "recon_job_from_origin", lacking)
+    planned_job._planned.clear()
+    monkeypatch.setattr(planned_job, "recon_job_from_origin", lacking)
 
     # When the step comes
     assert execute(step) == ["woken"]
