@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dagster_stack.errors import ObjectNotFound
-    from dagster_stack.executor import celery_executor
-    from dagster_stack.storage import ObjectStore, StoredObject, stack_resources
+    from dagster_stack.executor.celery_executor import celery_executor
+    from dagster_stack.storage.objects import ObjectStore, StoredObject, stack_resources
 
 __all__ = ["ObjectNotFound", "ObjectStore", "StoredObject", "celery_executor", "stack_resources"]
 
 HOMES = {
     "ObjectNotFound": "errors",
-    "ObjectStore": "storage",
-    "StoredObject": "storage",
-    "celery_executor": "executor",
-    "stack_resources": "storage",
+    "ObjectStore": "storage.objects",
+    "StoredObject": "storage.objects",
+    "celery_executor": "executor.celery_executor",
+    "stack_resources": "storage.objects",
 }
 
 

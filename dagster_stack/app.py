@@ -3,11 +3,11 @@
 import importlib
 import importlib.util
 
-from dagster_stack import prefetch, shutdown, warm_up
-from dagster_stack.app_factory import make_app
-from dagster_stack.health import Watchdog
+from dagster_stack.broker.app_factory import make_app
+from dagster_stack.broker.tasks import register_tasks
+from dagster_stack.services.health import Watchdog
 from dagster_stack.settings import CeleryConfig, Settings
-from dagster_stack.tasks import register_tasks
+from dagster_stack.worker import prefetch, shutdown, warm_up
 
 #: The module that `dagster-celery worker start -y` writes and puts on the path.
 STARTED_WITH = "dagster_celery_config"

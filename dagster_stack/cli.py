@@ -69,7 +69,7 @@ def workers(as_json: bool) -> ExitCode:
 @cli.command()
 def init() -> None:
     """Make schema, bucket and S3 user: the service `init`, safe to repeat."""
-    from dagster_stack.provision import provision
+    from dagster_stack.services.provision import provision
 
     log_to_stdout()
     provision()
@@ -78,7 +78,7 @@ def init() -> None:
 @cli.command()
 def daemon() -> None:
     """Run Dagster's daemon: the service `daemon`."""
-    from dagster_stack.daemon import run_daemon
+    from dagster_stack.services.daemon import run_daemon
 
     log_to_stdout()
     run_daemon()

@@ -13,7 +13,7 @@ from scripts import venv
 from scripts.console import LOG_FOLDER, ROOT, say
 
 LOG = LOG_FOLDER / "dev-worker.log"
-#: Seconds that the worker gets for the step it executes; above DRAIN_SECS of dagster_stack/shutdown.py.
+#: Seconds that the worker gets for the step it executes; above DRAIN_SECS of dagster_stack/worker/shutdown.py.
 STOP_TIMEOUT_SECS = 25
 #: The queues it takes steps from, when DEV_QUEUES does not name them.
 QUEUES = "dagster,heavy"

@@ -24,7 +24,7 @@ from dagster_celery import celery_executor as stock_celery_executor
 from dagster_stack import celery_executor, stack_resources
 from dagster_stack.bench.works import WARM_UP
 from dagster_stack.settings import Settings
-from dagster_stack.warm_up import code_modules
+from dagster_stack.worker.warm_up import code_modules
 
 
 @dataclass(frozen=True)

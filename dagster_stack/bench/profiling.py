@@ -81,8 +81,8 @@ def execute_chain(
 
 def this_stack(_: DagsterInstance, __: ReconstructableJob, run: DagsterRun) -> Execute:
     """What this stack's workers do with a message."""
-    from dagster_stack.messages import step_message
-    from dagster_stack.step_execution import StepExecution
+    from dagster_stack.broker.messages import step_message
+    from dagster_stack.worker.step_execution import StepExecution
 
     def execute(step: ExecutionStep, state: KnownExecutionState) -> None:
         message = step_message(run.run_id, step, state, RetryMode.DISABLED)
@@ -130,9 +130,9 @@ def instrument(watch: Stopwatch) -> None:
     from sqlalchemy import event
     from sqlalchemy.engine import Connection, Engine
 
-    from dagster_stack import planned_job, step_execution
-    from dagster_stack.compute_logs import S3ComputeLogs
-    from dagster_stack.io_manager import PickledObjects
+    from dagster_stack.storage.compute_logs import S3ComputeLogs
+    from dagster_stack.storage.io_manager import PickledObjects
+    from dagster_stack.worker import planned_job, step_execution
 
     watch.wrap(Engine, "connect", CONNECTION)
     watch.wrap(Connection, "close", CONNECTION, counts=False)

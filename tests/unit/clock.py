@@ -3,7 +3,9 @@
 import pytest
 from dagster._core.execution.plan import active, instance_concurrency_context
 
-from dagster_stack import broker, drive, handler
+from dagster_stack.broker import link as broker
+from dagster_stack.executor import drive
+from dagster_stack.executor import step_handler as handler
 
 START = 1000.0
 

@@ -11,8 +11,9 @@ import celery.app.control
 import pytest
 from dagster import DagsterInstance
 
-from dagster_stack import executor, planned_job, process
-from dagster_stack.storage import s3_client
+from dagster_stack.executor import celery_executor as executor
+from dagster_stack.storage.objects import s3_client
+from dagster_stack.worker import planned_job, process
 from scripts import apt, console, engine, env_file
 from tests.unit import machines
 from tests.unit.clock import Clock

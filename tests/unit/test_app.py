@@ -16,7 +16,7 @@ LOOK = """
 import json, sys
 from celery import signals
 from dagster_stack.app import app
-from dagster_stack.health import Watchdog
+from dagster_stack.services.health import Watchdog
 print(json.dumps({
     "conf": {key: app.conf[key] for key in json.loads(sys.argv[1])},
     "broker": app.conf.broker_url,

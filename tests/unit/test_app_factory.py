@@ -8,10 +8,11 @@ from celery import Celery
 from dagster_celery.make_app import make_app as stock_app
 from dagster_celery.tags import DAGSTER_CELERY_QUEUE_TAG
 
-from dagster_stack import app_factory, tags
-from dagster_stack.app_factory import make_app
+from dagster_stack import tags
+from dagster_stack.broker import app_factory
+from dagster_stack.broker.app_factory import make_app
+from dagster_stack.broker.tasks import STEP_TASK, STOCK_TASKS
 from dagster_stack.settings import CeleryConfig, Settings
-from dagster_stack.tasks import STEP_TASK, STOCK_TASKS
 
 
 def embedded(tmp_path: Path) -> Settings:

@@ -19,7 +19,7 @@ from dagster_stack.bench.runs import STOCK_MARKER, Times, milestone, times
 from dagster_stack.bench.stopwatch import Kind, Stopwatch
 from dagster_stack.bench.walk import Mark, mean_walk, walk
 from dagster_stack.bench.works import VARIANT_TITLES, WARM_UP, WORKS
-from dagster_stack.executor import celery_executor
+from dagster_stack.executor.celery_executor import celery_executor
 
 # --- the way of a step -------------------------------------------------------------------------------
 

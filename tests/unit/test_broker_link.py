@@ -15,13 +15,13 @@ from celery import Celery
 from kombu.transport.memory import Channel, Transport
 from kombu.transport.virtual import Base64
 
-from dagster_stack import broker
-from dagster_stack.app_factory import make_app
-from dagster_stack.broker import BrokerLink, QueueState, wake_up
+from dagster_stack.broker import link as broker
+from dagster_stack.broker.app_factory import make_app
+from dagster_stack.broker.link import BrokerLink, QueueState, wake_up
+from dagster_stack.broker.messages import StepMessage
+from dagster_stack.broker.tasks import STEP_TASK
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.messages import StepMessage
 from dagster_stack.settings import CeleryConfig, Settings
-from dagster_stack.tasks import STEP_TASK
 
 STEP = StepMessage("run-1", "a.b[c]", 2, "{}", "deferred")
 

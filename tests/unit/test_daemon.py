@@ -9,7 +9,7 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 
-from dagster_stack.daemon import daemon_complaint, end_lost_runs
+from dagster_stack.services.daemon import daemon_complaint, end_lost_runs
 
 #: What the default launcher tags a run with that it gives to a process of its own.
 DRIVEN_HERE = {GRPC_INFO_TAG: '{"socket": "/tmp/x"}'}

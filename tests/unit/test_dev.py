@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dagster_stack.health import LIFELESS_STATES, process_state
+from dagster_stack.services.health import LIFELESS_STATES, process_state
 from scripts import dev
 from scripts.console import Failure
 from tests.unit.machines import Machine

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dagster_stack.health import LIFELESS_STATES, process_state
+from dagster_stack.services.health import LIFELESS_STATES, process_state
 from scripts import dev_worker
 from scripts.console import ROOT
 from scripts.dev_worker import DevWorker

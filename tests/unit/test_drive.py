@@ -10,9 +10,9 @@ from dagster import (
     reconstructable,
 )
 
-from dagster_stack import drive
-from dagster_stack.drive import POLL_SECS, READ_GAP_SECS
-from dagster_stack.messages import StepMessage
+from dagster_stack.broker.messages import StepMessage
+from dagster_stack.executor import drive
+from dagster_stack.executor.drive import POLL_SECS, READ_GAP_SECS
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
 from tests.unit.driven_runs import Workers, executed

@@ -11,7 +11,7 @@ from dagster import (
 from dagster._core.events import EngineEventData
 from dagster._core.execution.plan.state import KnownExecutionState
 
-from dagster_stack.messages import step_task_id
+from dagster_stack.broker.messages import step_task_id
 from tests.unit import step_jobs
 from tests.unit.driven_runs import Workers, interrupt, resumed
 from tests.unit.runs_by_hand import execute, message, started_run

@@ -11,8 +11,8 @@ from dagster._core.execution.plan.objects import StepSuccessData
 from dagster._core.storage.event_log.base import EventLogConnection
 from dagster._core.test_utils import create_run_for_test
 
-from dagster_stack import event_tail
-from dagster_stack.event_tail import PAGE, EventTail
+from dagster_stack.executor import event_tail
+from dagster_stack.executor.event_tail import PAGE, EventTail
 
 KINDS = {DagsterEventType.STEP_SUCCESS, DagsterEventType.STEP_START}
 

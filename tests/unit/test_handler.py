@@ -17,15 +17,15 @@ from dagster._core.executor.step_delegating import StepHandlerContext
 from dagster._grpc.types import ExecuteStepArgs
 from kombu.exceptions import OperationalError
 
-from dagster_stack.broker import BrokerLink, QueueState
+from dagster_stack.broker.link import BrokerLink, QueueState
+from dagster_stack.broker.messages import StepMessage, step_task_id
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.handler import (
+from dagster_stack.executor.step_handler import (
     MISSING_LOOK_SECS,
     MISSING_LOOKS,
     QUEUE_LOOK_SECS,
     CeleryStepHandler,
 )
-from dagster_stack.messages import StepMessage, step_task_id
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
 from tests.unit.runs_by_hand import events, said, started_run
@@ -528,7 +528,7 @@ def test_a_step_that_has_ended_is_not_looked_for(driven: Driven, broker: Broker,
 def test_a_question_names_so_many_steps_at_most(
     instance: DagsterInstance, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dagster_stack.handler.QUESTION_SIZE", 5)
+    monkeypatch.setattr("dagster_stack.executor.step_handler.QUESTION_SIZE", 5)
     with ExitStack() as stack:
         driven = Driven(instance, broker, step_jobs.wide, stack)
         driven.send(*(f"step_{number:02d}" for number in range(12)))

@@ -10,8 +10,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from dagster_stack import health
-from dagster_stack.health import EXIT_CODE, Heartbeat, Watchdog, pool_complaint, pool_processes, process_state
+from dagster_stack.services import health
+from dagster_stack.services.health import (
+    EXIT_CODE,
+    Heartbeat,
+    Watchdog,
+    pool_complaint,
+    pool_processes,
+    process_state,
+)
 from tests.waiting import wait_until
 
 #: Seconds between two looks of the tests' heartbeats.
@@ -180,7 +187,7 @@ def test_a_watchman_that_dies_takes_the_process_with_it(
 
 def test_the_limits_of_the_health_check_and_of_the_watchdog_fit_together() -> None:
     """compose.yaml takes a heartbeat of 30 s for old: a look or two may be late before that."""
-    compose = (Path(health.__file__).parent.parent / "compose.yaml").read_text()
+    compose = (Path(health.__file__).parents[2] / "compose.yaml").read_text()
 
     assert "-newermt '30 seconds ago'" in compose
     assert health.PROBE_INTERVAL_SECS * 3 <= 30

@@ -20,9 +20,9 @@ from dagster import (
 )
 from dagster_aws.s3 import S3PickleIOManager, S3Resource
 
-from dagster_stack import io_manager
-from dagster_stack.io_manager import S3IOManager, S3Writer, pickled_objects
-from dagster_stack.storage import s3_client
+from dagster_stack.storage import io_manager
+from dagster_stack.storage.io_manager import S3IOManager, S3Writer, pickled_objects
+from dagster_stack.storage.objects import s3_client
 from tests.unit.seaweed import BUCKET
 
 #: The smallest part that S3 takes, in place of the usual 16 MiB.

@@ -10,8 +10,8 @@ from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.plan.step import ExecutionStep
 
-from dagster_stack import planned_job as planned_job_module
-from dagster_stack.planned_job import KEPT_JOBS, PlannedJob, planned_job
+from dagster_stack.worker import planned_job as planned_job_module
+from dagster_stack.worker.planned_job import KEPT_JOBS, PlannedJob, planned_job
 from tests.unit import step_jobs
 from tests.unit.runs_by_hand import execute, message, started_run
 

@@ -21,9 +21,9 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
 from sqlalchemy.pool import QueuePool, StaticPool
 
-from dagster_stack import postgres
-from dagster_stack.event_batch import SIZE, EventBatch
-from dagster_stack.postgres import (
+from dagster_stack.storage import postgres
+from dagster_stack.storage.event_batch import SIZE, EventBatch
+from dagster_stack.storage.postgres import (
     AWAITED_EVENTS,
     INDEXED_EVENTS,
     PooledEventLogStorage,
@@ -147,7 +147,7 @@ def test_a_process_that_keeps_more_connections_has_them_and_those_that_it_starts
     """A run is started by the daemon: what the daemon allows itself must not be the run's as well."""
     monkeypatch.setattr(PooledPostgresStorage, "_process_connections", 0)
     look = (
-        "from dagster_stack.postgres import PooledPostgresStorage as Storage;"
+        "from dagster_stack.storage.postgres import PooledPostgresStorage as Storage;"
         f"print(Storage({URL!r}, connections=2).run_storage._engine.pool.size())"
     )
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from dagster import DagsterInstance
 
-from dagster_stack import process
-from dagster_stack.process import KEPT_RUNS, known_run, undisturbed
+from dagster_stack.worker import process
+from dagster_stack.worker.process import KEPT_RUNS, known_run, undisturbed
 from tests.unit import step_jobs
 from tests.unit.runs_by_hand import started_run
 

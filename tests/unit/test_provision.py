@@ -9,9 +9,9 @@ import pytest
 from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
-from dagster_stack import provision
 from dagster_stack.errors import ProvisionError
-from dagster_stack.provision import LOG_EXPIRY_DAYS, MinioRoot
+from dagster_stack.services import provision
+from dagster_stack.services.provision import LOG_EXPIRY_DAYS, MinioRoot
 from dagster_stack.settings import S3Settings, Settings
 
 RULE = {

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dagster_stack import shutdown
+from dagster_stack.worker import shutdown
 from scripts.console import ROOT
 
 STOPPING = """
 import logging, signal, sys, threading
 logging.basicConfig()
 from celery import signals
-from dagster_stack import shutdown
+from dagster_stack.worker import shutdown
 shutdown.DRAIN_SECS = float(sys.argv[1])
 shutdown.install()
 # As Celery's worker sends it on SIGTERM.

@@ -11,8 +11,8 @@ from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.state import KnownExecutionState
 from sqlalchemy.exc import OperationalError
 
-from dagster_stack import planned_job, step_execution
-from dagster_stack.messages import StepMessage
+from dagster_stack.broker.messages import StepMessage
+from dagster_stack.worker import planned_job, step_execution
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from celery import Celery, _state
 
-from dagster_stack import step_execution, tasks
-from dagster_stack.tasks import STEP_TASK, STOCK_TASKS, register_tasks, stock_function
+from dagster_stack.broker import tasks
+from dagster_stack.broker.tasks import STEP_TASK, STOCK_TASKS, register_tasks, stock_function
+from dagster_stack.worker import step_execution
 from scripts.console import ROOT
 
 #: Loads what a worker's main process loads, and says what that was.

@@ -11,8 +11,8 @@ import pytest
 from celery import signals
 from dagster import DagsterInstance
 
-from dagster_stack import process, warm_up
-from dagster_stack.warm_up import code_modules
+from dagster_stack.worker import process, warm_up
+from dagster_stack.worker.warm_up import code_modules
 from scripts.console import ROOT
 
 
@@ -139,7 +139,7 @@ def test_only_a_pool_of_several_processes_shares_what_is_loaded(
 
     assert bool(loaded) is shared
     # Threads and connections of user code would not survive the fork.
-    assert set(loaded) <= {"dagster_stack.step_execution"}
+    assert set(loaded) <= {"dagster_stack.worker.step_execution"}
 
 
 def test_a_worker_warms_up_each_process_of_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from dagster_stack import health
-from dagster_stack.webserver import CodeServerProbe
+from dagster_stack.services import health
+from dagster_stack.services.webserver import CodeServerProbe
 from tests.waiting import wait_until
 
 #: What Dagster starts, as far as the probe can tell: a process with these words in its command line.

@@ -43,7 +43,7 @@ class Standing:
 
 def standing(instance: DagsterInstance, run_id: str, step_key: str) -> Standing:
     """One query with this stack's Postgres storage; any other storage is asked in Dagster's own way."""
-    from dagster_stack.postgres import PooledEventLogStorage
+    from dagster_stack.storage.postgres import PooledEventLogStorage
 
     events = instance.event_log_storage
     if isinstance(events, PooledEventLogStorage):

@@ -14,10 +14,10 @@ from dagster._core.executor.step_delegating import CheckStepHealthResult, StepHa
 from kombu.exceptions import OperationalError
 
 from dagster_stack import tags
-from dagster_stack.app_factory import FOLDER_BROKER
-from dagster_stack.broker import ANSWER_SECS, BrokerLink
+from dagster_stack.broker.app_factory import FOLDER_BROKER
+from dagster_stack.broker.link import ANSWER_SECS, BrokerLink
+from dagster_stack.broker.messages import StepMessage, step_message
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.messages import StepMessage, step_message
 
 logger = logging.getLogger(__name__)
 

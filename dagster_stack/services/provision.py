@@ -19,8 +19,8 @@ from sqlalchemy.exc import OperationalError
 from urllib3.exceptions import HTTPError
 
 from dagster_stack.errors import ProvisionError
-from dagster_stack.postgres import PooledEventLogStorage, make_tables
 from dagster_stack.settings import Settings
+from dagster_stack.storage.postgres import PooledEventLogStorage, make_tables
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ from dagster._core.execution.plan.objects import StepFailureData
 from dagster._utils.error import serializable_error_info_from_exc_info
 from sqlalchemy.exc import DBAPIError
 
-from dagster_stack.broker import wake_up
-from dagster_stack.delivery import ENDS, standing
-from dagster_stack.messages import StepMessage
-from dagster_stack.planned_job import planned_job, step_events
-from dagster_stack.postgres import PooledEventLogStorage, server_is_away
-from dagster_stack.process import known_run, undisturbed, warm_instance
+from dagster_stack.broker.link import wake_up
+from dagster_stack.broker.messages import StepMessage
+from dagster_stack.storage.postgres import PooledEventLogStorage, server_is_away
+from dagster_stack.worker.planned_job import planned_job, step_events
+from dagster_stack.worker.process import known_run, undisturbed, warm_instance
+from dagster_stack.worker.standing import ENDS, standing
 
 logger = logging.getLogger(__name__)
 

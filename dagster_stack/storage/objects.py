@@ -203,7 +203,7 @@ def presigned_link(public_url: str | None, bucket: str, key: str) -> str:
 def stack_resources(settings: Settings | None = None) -> dict[str, Any]:
     """The resources of every job: `io_manager` for data between steps, `store` for objects."""
     settings = settings or Settings.from_environment()
-    from dagster_stack.io_manager import S3IOManager
+    from dagster_stack.storage.io_manager import S3IOManager
 
     if settings.s3 is None:
         folder = settings.store_folder

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from dagster_webserver.cli import cli
 
-from dagster_stack.health import LIFELESS_STATES, Heartbeat, child_processes, process_state
-from dagster_stack.postgres import PooledPostgresStorage
+from dagster_stack.services.health import LIFELESS_STATES, Heartbeat, child_processes, process_state
+from dagster_stack.storage.postgres import PooledPostgresStorage
 
 #: Words of a code server's command line.
 CODE_SERVER = ("api", "grpc")

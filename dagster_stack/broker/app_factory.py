@@ -6,8 +6,8 @@ from pathlib import Path
 from celery import Celery
 from kombu.entity import Queue
 
+from dagster_stack.broker.tasks import STOCK_TASKS
 from dagster_stack.settings import BROKER_VARIABLE, CeleryConfig, Settings
-from dagster_stack.tasks import STOCK_TASKS
 
 #: What dagster-celery's own app has, so that its executor and its command line meet our workers.
 QUEUE = "dagster"

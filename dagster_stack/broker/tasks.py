@@ -23,7 +23,7 @@ def register_tasks(app: Celery) -> None:
 
     @app.task(bind=True, name=STEP_TASK, ignore_result=True)
     def execute_step(self: Task, message: dict[str, Any]) -> None:
-        from dagster_stack.step_execution import execute_step
+        from dagster_stack.worker.step_execution import execute_step
 
         execute_step(self, message)
 

@@ -7,8 +7,8 @@ from dagster._core.storage.tags import GRPC_INFO_TAG
 from dagster._daemon.cli import cli
 from dagster._daemon.controller import get_daemon_statuses
 
-from dagster_stack.health import Heartbeat
-from dagster_stack.postgres import PooledPostgresStorage
+from dagster_stack.services.health import Heartbeat
+from dagster_stack.storage.postgres import PooledPostgresStorage
 
 logger = logging.getLogger(__name__)
 

@@ -18,15 +18,15 @@ from dagster._core.execution.plan.objects import StepRetryData
 from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.step import ExecutionStep
 
-from dagster_stack.broker import BrokerLink
+from dagster_stack.broker.link import BrokerLink
+from dagster_stack.broker.messages import step_task_id
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.event_tail import EventTail
-from dagster_stack.handler import CeleryStepHandler, report
-from dagster_stack.messages import step_task_id
-from dagster_stack.postgres import PooledEventLogStorage
+from dagster_stack.executor.event_tail import EventTail
+from dagster_stack.executor.step_handler import CeleryStepHandler, report
+from dagster_stack.storage.postgres import PooledEventLogStorage
 
 if TYPE_CHECKING:
-    from dagster_stack.executor import CeleryExecutor
+    from dagster_stack.executor.celery_executor import CeleryExecutor
 
 #: Seconds after which the event log is read without a wake-up: what a lost one costs.
 POLL_SECS = 5

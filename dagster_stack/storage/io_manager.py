@@ -12,7 +12,7 @@ from dagster._core.storage.upath_io_manager import UPathIOManager
 from dagster_aws.s3.io_manager import PickledObjectS3IOManager
 from upath import UPath
 
-from dagster_stack.storage import s3_client
+from dagster_stack.storage.objects import s3_client
 
 #: Bytes from which an object is sent in parts, and the size of a part. S3 allows 10,000 parts: 160 GB.
 PART_SIZE = 16 << 20

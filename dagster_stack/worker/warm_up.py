@@ -28,7 +28,7 @@ def share(instance: Any, **_: Any) -> None:
     threads and connections that it starts would not survive the fork.
     """
     if instance.concurrency > 1:
-        importlib.import_module("dagster_stack.step_execution")
+        importlib.import_module("dagster_stack.worker.step_execution")
         gc.freeze()
 
 
@@ -38,7 +38,7 @@ def warm_up(**_: Any) -> None:
     A failure here is only logged. A step that meets it again fails with it, where people look.
     """
     try:
-        from dagster_stack.process import warm_instance
+        from dagster_stack.worker.process import warm_instance
 
         for module in code_modules(Settings.from_environment().workspace_yaml):
             importlib.import_module(module)

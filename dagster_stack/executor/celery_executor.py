@@ -35,11 +35,11 @@ from dagster._core.storage.tags import PRIORITY_TAG
 from dagster_celery.executor import CELERY_CONFIG
 
 from dagster_stack import tags
-from dagster_stack.app_factory import make_app
-from dagster_stack.broker import BrokerLink
-from dagster_stack.drive import Drive
+from dagster_stack.broker.app_factory import make_app
+from dagster_stack.broker.link import BrokerLink
 from dagster_stack.errors import SettingsError
-from dagster_stack.handler import CeleryStepHandler
+from dagster_stack.executor.drive import Drive
+from dagster_stack.executor.step_handler import CeleryStepHandler
 from dagster_stack.settings import BROKER_VARIABLE, CeleryConfig, Settings
 
 #: The stock executor's schema without its default backend, and what Dagster's multiprocess executor adds.

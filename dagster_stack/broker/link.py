@@ -13,9 +13,9 @@ from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
+from dagster_stack.broker.messages import StepMessage
+from dagster_stack.broker.tasks import STEP_TASK
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.messages import StepMessage
-from dagster_stack.tasks import STEP_TASK
 
 logger = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ from dagster._core.execution.step_dependency_config import StepDependencyConfig
 from dagster._core.system_config.objects import ResolvedRunConfig
 from dagster._utils.hosted_user_process import recon_job_from_origin
 
-from dagster_stack.messages import upstream_outputs
+from dagster_stack.broker.messages import upstream_outputs
 
 #: Jobs, as they are configured and selected by runs, that a process keeps: a plan of 1,000 steps takes 10 MB.
 KEPT_JOBS = 8

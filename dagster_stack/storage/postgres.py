@@ -29,7 +29,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
-from dagster_stack.event_batch import EventBatch
+from dagster_stack.storage.event_batch import EventBatch
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -1,0 +1,1 @@
+"""What travels through RabbitMQ, and the connections to it."""

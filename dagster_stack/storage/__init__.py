@@ -1,0 +1,1 @@
+"""What is kept: runs, events and claims in Postgres, data and step output in S3."""

@@ -1,0 +1,1 @@
+"""A Celery worker: how its processes execute steps, and how they stop."""
