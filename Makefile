@@ -1,5 +1,5 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
-# Variables: JOB, CONFIG, TAGS, N, ROUNDS, WORK (below), PYTHON, STACK_ENV_FILE (another .env: a second copy of the stack).
+# Variables: JOB, CONFIG, TAGS, N, DEPLOY, ROUNDS, WORK, MINUTES, SEED (below), PYTHON, STACK_ENV_FILE (another .env: a second copy of the stack).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
 PYTHON ?= python3
@@ -9,11 +9,13 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help up down demo run scale workers logs ps shell dev test test-unit lint lock bench clean
+.PHONY: help up deploy down demo run scale workers dead-letters logs ps shell dev test test-unit lint lock bench drills soak clean
 
 ##@ Every day
 up: ## Build what is missing, start all, wait until healthy, print the addresses
 	@$(PYTHON) -m scripts.up
+deploy: ## After an edit: new code for the running stack, no run fails: [DEPLOY=wait|hand-over]
+	@$(PYTHON) -m scripts.deploy
 down: ## Stop all; data stays
 	@$(COMPOSE) --profile '*' down --remove-orphans
 demo: ## Start all and run a year of flights through it
@@ -26,6 +28,8 @@ scale: ## As many workers: N=8
 ##@ Looking
 workers: ## Who is alive, on which queue, doing what
 	@$(PYTHON) -m scripts.run workers
+dead-letters: ## Messages that no worker could use, and why
+	@$(PYTHON) -m scripts.run dead-letters
 ps: ## The containers
 	@$(COMPOSE) ps
 logs: ## All logs, as they come
@@ -46,10 +50,14 @@ lint: ## Lint and types alone
 	@$(PYTHON) -m scripts.test lint
 bench: ## Executors side by side, 15 minutes: [ROUNDS=5] [WORK=chain_21,parallel_50]
 	@$(PYTHON) -m scripts.bench
+drills: ## Break everything once, on a stack of their own, 45 minutes: what it cost is a table
+	@$(PYTHON) -m scripts.drills
+soak: ## Break two things at once, at random: [MINUTES=10] [SEED=7]
+	@$(PYTHON) -m scripts.drills soak
 
 ##@ The end
 clean: ## Remove the stack with all its data (asks first)
 	@$(PYTHON) -m scripts.clean
 
 help: ## This list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

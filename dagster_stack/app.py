@@ -7,7 +7,7 @@ from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.tasks import register_tasks
 from dagster_stack.services.health import Watchdog
 from dagster_stack.settings import CeleryConfig, Settings
-from dagster_stack.worker import prefetch, shutdown, warm_up
+from dagster_stack.worker import consumer, consumption, prefetch, request, shutdown, warm_up
 
 #: The module that `dagster-celery worker start -y` writes and puts on the path.
 STARTED_WITH = "dagster_celery_config"
@@ -21,6 +21,9 @@ if importlib.util.find_spec(STARTED_WITH):
 
 register_tasks(app)
 app.steps["worker"].add(Watchdog)
+consumer.install(app)
+consumption.install(app)
 prefetch.install()
+request.install(app)
 shutdown.install()
 warm_up.install()

@@ -67,6 +67,17 @@ def workers(as_json: bool) -> ExitCode:
 
 
 @cli.command()
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, with all of each message, instead of a table."
+)
+def dead_letters(as_json: bool) -> ExitCode:
+    """Show the messages that no worker could use, and why."""
+    from dagster_stack.client.dead_letters import show_dead_letters
+
+    return show_dead_letters(sys.stdout, as_json)
+
+
+@cli.command()
 def init() -> None:
     """Make schema, bucket and S3 user: the service `init`, safe to repeat."""
     from dagster_stack.services.provision import provision
@@ -76,12 +87,13 @@ def init() -> None:
 
 
 @cli.command()
-def daemon() -> None:
+@click.option("--workspace", metavar="FILE", default="workspace.yaml", help="Names the code locations.")
+def daemon(workspace: str) -> None:
     """Run Dagster's daemon: the service `daemon`."""
     from dagster_stack.services.daemon import run_daemon
 
     log_to_stdout()
-    run_daemon()
+    run_daemon(workspace)
 
 
 def log_to_stdout() -> None:

@@ -65,3 +65,34 @@ class BrokerUnreachable(StackError):
     """Raised when the broker does not answer at its address."""
 
     exit_code = ExitCode.UNREACHABLE
+
+
+class Fenced(StackError):
+    """Raised when a process reports on work that another process has taken over."""
+
+
+class ForeignCode(StackError):
+    """Raised when a message belongs to a run that other code drives."""
+
+    def __init__(self, theirs: str, ours: str) -> None:
+        super().__init__(
+            f"The run belongs to code {theirs}, and this process has code {ours}. `make deploy` brings all services"
+            " to the same code; a run that was launched before it can be started again on the new one."
+        )
+        self.theirs, self.ours = theirs, ours
+
+
+class NoSuchRun(StackError):
+    """Raised when a message names a run that the database does not have."""
+
+
+class NoSuchJob(StackError):
+    """Raised when the code has no job, or no step, of the name that a message gives."""
+
+
+class GivenUp(Fenced):
+    """Raised when a process reports on work after the database was away for longer than its patience."""
+
+
+class AlreadyHeld(StackError):
+    """Raised when a message names work that another living process does."""

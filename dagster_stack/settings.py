@@ -16,6 +16,9 @@ DEFAULT_WORKSPACE_YAML = DEFAULT_CELERY_YAML.with_name("workspace.yaml")
 #: What Celery itself takes from the environment, before any configuration file.
 BROKER_VARIABLE = "CELERY_BROKER_URL"
 BUCKET_VARIABLE = "DAGSTER_STACK_S3_BUCKET"
+#: How often a step is given to a worker before it counts as the cause of the workers' deaths.
+MAX_DELIVERIES_VARIABLE = "MAX_DELIVERIES"
+MAX_DELIVERIES = 3
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Settings:
     #: Path prefixes inside the store, so that an expiry rule can name them.
     data_prefix: str = "storage"
     log_prefix: str = "logs"
+    max_deliveries: int = MAX_DELIVERIES
 
     @property
     def embedded(self) -> bool:
@@ -65,7 +69,15 @@ class Settings:
             store_folder=Path(environment.get("DAGSTER_STACK_STORE") or home / "store").resolve(),
             broker_folder=home / "broker",
             celery_yaml=Path(environment.get("DAGSTER_STACK_CELERY_YAML") or DEFAULT_CELERY_YAML),
+            max_deliveries=_count(environment, MAX_DELIVERIES_VARIABLE, MAX_DELIVERIES),
         )
+
+
+def _count(environment: Mapping[str, str], name: str, default: int) -> int:
+    text = environment.get(name) or str(default)
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise SettingsError(f"{name} must be a whole number from 1, it is {text!r}.")
+    return int(text)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,21 @@ from dagster_celery.tags import (
     DAGSTER_CELERY_STEP_PRIORITY_TAG as PRIORITY,
 )
 
-__all__ = ["PRIORITY", "QUEUE", "RUN_PRIORITY", "step_priority"]
+__all__ = [
+    "CODE",
+    "HIGHEST",
+    "PRIORITY",
+    "QUEUE",
+    "REDELIVER",
+    "RUN_PRIORITY",
+    "may_be_redelivered",
+    "step_priority",
+]
+
+#: On a run: the content hash of the code that drives it. Set by the stack, for everybody to see.
+CODE = "dagster-stack/code"
+#: On an op, a job or a run: "false" when an execution that was lost must not be repeated.
+REDELIVER = "dagster-stack/redeliver"
 
 #: The range of every queue: AMQP's lowest, and `task_queue_max_priority` of celery.yaml.
 LOWEST, HIGHEST = 0, 10
@@ -27,6 +41,11 @@ def step_priority(step_tags: Mapping[str, str], run_tags: Mapping[str, str]) -> 
     """
     total = _number(step_tags.get(PRIORITY), DEFAULT) + _number(run_tags.get(RUN_PRIORITY), 0)
     return max(LOWEST, min(HIGHEST, total))
+
+
+def may_be_redelivered(step_tags: Mapping[str, str], run_tags: Mapping[str, str]) -> bool:
+    """Whether a step may be executed again after its worker was lost; a step's own tag wins over its run's."""
+    return step_tags.get(REDELIVER, run_tags.get(REDELIVER, "true")).strip().lower() != "false"
 
 
 def _number(text: str | None, default: int) -> int:

@@ -6,7 +6,8 @@ import re
 import signal
 import subprocess
 from base64 import b64decode
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import Any
@@ -15,7 +16,16 @@ from uuid import uuid4
 from dagster_stack.bench import report, where
 from dagster_stack.bench.figures import Results
 from dagster_stack.bench.goals import outcomes
-from dagster_stack.bench.works import MEMORY, PARTS, STEPS, TRANSFER, WORKS
+from dagster_stack.bench.works import (
+    BACKFILL,
+    INTERVALS,
+    LAUNCH,
+    MEMORY,
+    PARTS,
+    STEPS,
+    TRANSFER,
+    WORKS,
+)
 from scripts import compose, env_file
 from scripts.connections import require_connections
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, say, warn
@@ -29,6 +39,11 @@ RAW = BUILD_FOLDER / "bench.json"
 DOCS = ROOT / "docs"
 #: Workers with which memory is looked at: the difference is what a further one takes.
 FEW, MANY = 2, 8
+#: What Dagit and daemon load while launches are measured, besides the user's code.
+WORKSPACE = "dagster_stack/bench/workspace.yaml"
+WITH_WORKSPACE = ("dagit", "daemon")
+#: Enough for as many processes of runs as there are places with runners.
+STOCK_MEMORY = "6g"
 #: Seconds between two looks at the memory, until it changes by less than one in a hundred; and how long at most.
 SETTLE_SECS, SETTLED_WITHIN_SECS = 3, 90
 
@@ -88,6 +103,39 @@ def measure(chosen: list[str], rounds: int, results: dict[str, Any]) -> None:
         merge(results, ask("transfer", "--rounds", str(rounds)))
     if STEPS in chosen:
         merge(results, ask("steps"))
+    if parts := [each for each in (LAUNCH, BACKFILL) if each in chosen]:
+        measure_launches(parts, results)
+
+
+def measure_launches(parts: list[str], results: dict[str, Any]) -> None:
+    with benchmarks_jobs():
+        merge(results, ask("launches", "stack", *parts))
+    for variant in INTERVALS:
+        # The interval of the run queue's looks does not bound a backfill of Dagster's own.
+        merge(results, stock_launches(variant, parts if variant == "stock" else [LAUNCH]))
+
+
+@contextmanager
+def benchmarks_jobs() -> Iterator[None]:
+    """Dagit and daemon with this benchmark's jobs as well; afterwards without."""
+    try:
+        recreate("Adding the jobs to Dagit", {"DAGSTER_WORKSPACE": WORKSPACE})
+        yield
+    finally:
+        recreate("Taking the jobs out of Dagit", {})
+
+
+def recreate(title: str, environment: dict[str, str]) -> None:
+    command = ["--progress", "plain", "up", "--detach", "--no-deps", *WITH_WORKSPACE]
+    run_logged(title, [*compose.compose(), *command], environment=environment)
+    wait_until_healthy()
+
+
+def stock_launches(variant: str, parts: list[str]) -> dict[str, Any]:
+    """The same with Dagster's own launcher, in a container like the daemon's: its runs are processes there."""
+    places = env_file.number("RUNNERS", 2) * env_file.number("RUNNER_CONCURRENCY", 4)
+    memory = {"DAEMON_MEMORY": STOCK_MEMORY}
+    return ask("launches", variant, *parts, "--at-once", str(places), service="daemon", environment=memory)
 
 
 def merge(results: dict[str, Any], more: dict[str, Any]) -> None:
@@ -128,14 +176,19 @@ def require_up() -> int:
 # --- the half beside the stack -----------------------------------------------------------------------
 
 
-def ask(*arguments: str, given: str | None = None) -> dict[str, Any]:
-    """What `python -m dagster_stack.bench` answers; its progress goes to this terminal."""
+def ask(
+    *arguments: str,
+    given: str | None = None,
+    service: str = "cli",
+    environment: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """What `python -m dagster_stack.bench` answers, beside a service; its progress goes to this terminal."""
     name = f"{compose.project()}-bench-{uuid4().hex[:12]}"
     start = ["--progress", "quiet", "run", "--rm", "--no-deps", "--no-TTY", "--name", name]
     # A session of its own: at Ctrl-C Compose would leave before the container has ended its run.
     process = subprocess.Popen(
-        [*compose.compose(), *start, "cli", "python", "-m", "dagster_stack.bench", *arguments],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        [*compose.compose(), *start, service, "python", "-m", "dagster_stack.bench", *arguments],
+        cwd=ROOT, env={**os.environ, **(environment or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
         answer, _ = process.communicate(given)
@@ -225,6 +278,8 @@ def show(results: Results) -> None:
     """The tables, on this terminal."""
     if results.samples:
         say(f"\n{report.figures(results)}")
+    if launches := report.launches(results):
+        say(f"\n{launches}")
     if results.content.get("transfers"):
         say(f"\n{report.transfers(results)}")
     if results.content.get("memory"):

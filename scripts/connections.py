@@ -6,7 +6,7 @@ from scripts.console import Failure
 #: The setting that raises the limit, and its default in compose.yaml.
 LIMIT_VARIABLE = "POSTGRES_MAX_CONNECTIONS"
 DEFAULT_LIMIT = 200
-#: What a worker process and a run keep at most: DEFAULT_CONNECTIONS of dagster_stack/storage/postgres.py.
+#: What a worker process and a run keep at most: DEFAULT_CONNECTIONS of dagster_stack/storage/database.py.
 EACH = 2
 #: What dagit and daemon with their code servers take when they are busy, and a few for people.
 RESERVED = 60
@@ -16,7 +16,7 @@ def require_connections(workers: int) -> None:
     """Raise Failure when so many workers could find no connection; it names the setting and its new value."""
     limit = env_file.number(LIMIT_VARIABLE, DEFAULT_LIMIT)
     processes = workers * env_file.number("WORKER_CONCURRENCY", 1) + env_file.number("HEAVY_WORKERS", 1)
-    runs = env_file.number("MAX_CONCURRENT_RUNS", 8)
+    runs = env_file.number("RUNNERS", 2) * env_file.number("RUNNER_CONCURRENCY", 4)
     needed = EACH * (processes + runs) + RESERVED
     if needed > limit:
         raise Failure(

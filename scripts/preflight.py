@@ -55,9 +55,7 @@ def machine() -> list[Finding]:
             "memory",
             f"{MEMORY_GB} GB",
             f"{memory:.1f} GB",
-            "containers may be killed: lower WORKERS and MAX_CONCURRENT_RUNS in .env"
-            if memory < MEMORY_GB
-            else "",
+            "containers may be killed: lower WORKERS and RUNNERS in .env" if memory < MEMORY_GB else "",
             fatal=False,
         ),
     ]
@@ -98,6 +96,20 @@ def versions() -> list[Finding]:
         )
         for subject, required, version in found
     ]
+
+
+def runs_at_once() -> list[Finding]:
+    """The daemon would refuse to start runs for which there is no place with a runner."""
+    runners, each = env_file.number("RUNNERS", 2), env_file.number("RUNNER_CONCURRENCY", 4)
+    places, wanted = runners * each, env_file.number("MAX_CONCURRENT_RUNS", 0)
+    file = env_file.env_path().name
+    cure = (
+        f"lower it in {file}, or leave it empty; or raise RUNNERS ({runners}) or RUNNER_CONCURRENCY ({each})"
+        if wanted > places
+        else ""
+    )
+    found = f"MAX_CONCURRENT_RUNS={wanted}" if wanted else "no limit below that"
+    return [Finding("runs at once", f"at most {places}, as runners drive", found, cure)]
 
 
 def ports() -> list[Finding]:

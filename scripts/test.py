@@ -13,6 +13,8 @@ DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster"]
 #: What of the tests needs what.
 UNIT = ["tests/unit"]
 STACK = ["tests/stack", "tests/browser"]
+#: The quick half of the drills, on a copy of the stack of their own.
+DRILLS = ["tests/faults", "-m", "quick"]
 
 
 def test() -> int:
@@ -24,18 +26,20 @@ def test() -> int:
     except engine.NoEngine as reason:
         if os.environ.get("CI"):
             raise
-        warn(f"Skipped, since they need a Docker engine: {', '.join(STACK)}. {reason}")
+        warn(f"Skipped, since they need a Docker engine: {', '.join(STACK + DRILLS[:1])}. {reason}")
         return pytest(python, UNIT)
     apt.ensure("Installing Chromium", "chromium", ["chromium"])
-    return pytest(python, [*UNIT, *STACK])
+    # One copy of the stack at a time; the second half also when the first one failed.
+    results = [pytest(python, [*UNIT, *STACK]), pytest(python, DRILLS)]
+    return max(results)
 
 
 def unit() -> int:
     return pytest(str(venv.ensure("dev")), UNIT)
 
 
-def pytest(python: str, folders: list[str]) -> int:
-    return subprocess.run([python, "-m", "pytest", *folders], cwd=ROOT, check=False).returncode
+def pytest(python: str, arguments: list[str]) -> int:
+    return subprocess.run([python, "-m", "pytest", *arguments], cwd=ROOT, check=False).returncode
 
 
 def lint() -> int:

@@ -18,19 +18,29 @@ LOG_LINES = 25
 
 
 def up() -> None:
+    prepare()
+    say("Building images")
+    images.ensure()
+    say("Starting")
+    start()
+    addresses()
+    check_code_location()
+
+
+def prepare() -> None:
+    """See to all that images and containers need: engine, settings, base image."""
     say("Looking at this machine")
     preflight.report(preflight.machine())
     engine.ensure()
     preflight.report([*preflight.versions(), *preflight.disk()])
     env_file.complete()
     require_connections(env_file.number("WORKERS", 2))
-    preflight.report(preflight.ports())
+    preflight.report([*preflight.runs_at_once(), *preflight.ports()])
     base_image.ensure()
-    say("Building images")
-    images.ensure()
-    say("Starting")
-    start()
-    addresses()
+
+
+def check_code_location() -> None:
+    """Raise Failure when Dagit, where it can be asked from here, can't load the code."""
     if not engine.is_elsewhere():
         code_location.check(dagit_url())
 
@@ -82,7 +92,7 @@ def is_up() -> bool:
     return (
         len(lines) == len(found)
         and all(is_current(line.split(), hashes) for line in lines)
-        and all(scales[service] == number for service, number in wanted_scales().items())
+        and all(scales.get(service, number) == number for service, number in wanted_scales().items())
     )
 
 
@@ -97,14 +107,20 @@ def started_services() -> set[str]:
 
 
 def wanted_scales() -> dict[str, int]:
-    return {"worker": env_file.number("WORKERS", 2), "worker-heavy": env_file.number("HEAVY_WORKERS", 1)}
+    return {
+        "runner": env_file.number("RUNNERS", 2),
+        "worker": env_file.number("WORKERS", 2),
+        "worker-heavy": env_file.number("HEAVY_WORKERS", 1),
+    }
 
 
-def wait_until_healthy() -> None:
+def wait_until_healthy(*services: str) -> None:
+    """Wait for these services, or for all; raises Failure with the log of one that is not well."""
     deadline = time.monotonic() + HEALTHY_TIMEOUT_SECS
     with Progress("Waiting until all is healthy") as progress:
         while True:
-            unwell = [container for container in compose.containers() if not container.is_well]
+            found = [each for each in compose.containers() if not services or each.service in services]
+            unwell = [container for container in found if not container.is_well]
             if not unwell:
                 return
             progress.at(", ".join(f"{container.service} {container.condition}" for container in unwell))

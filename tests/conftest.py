@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,16 @@ PORTS = ("DAGIT_PORT", "RABBITMQ_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT")
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """A healthy copy of the stack with its own project name, ports and secrets."""
-    stack = Stack(BUILD_FOLDER / PROJECT / ".env")
+    with copy_of_stack(PROJECT) as stack:
+        yield stack
+
+
+@contextmanager
+def copy_of_stack(project: str, settings: Mapping[str, str] | None = None) -> Iterator[Stack]:
+    """A healthy copy of the stack under a name, with these settings in its .env; removed afterwards."""
+    stack = Stack(BUILD_FOLDER / project / ".env")
     if not stack.env.exists():
-        prepare(stack.env)
+        prepare(stack.env, project, settings or {})
     try:
         print(stack.make("up", timeout=1800).stdout)
         yield stack
@@ -33,11 +41,11 @@ def stack() -> Iterator[Stack]:
             stack.env.unlink()
 
 
-def prepare(env: Path) -> None:
+def prepare(env: Path, project: str, settings: Mapping[str, str]) -> None:
     """What this copy decides for itself; `make up` adds the rest."""
     env.parent.mkdir(parents=True, exist_ok=True)
     base = env_file.read(env_file.env_path()).get("BASE_IMAGE")
-    values = {"COMPOSE_PROJECT_NAME": PROJECT} | dict(zip(PORTS, free_ports(), strict=True))
+    values = {"COMPOSE_PROJECT_NAME": project, **settings, **dict(zip(PORTS, free_ports(), strict=True))}
     if base:
         values["BASE_IMAGE"] = base
     env.write_text("".join(f"{name}={value}\n" for name, value in values.items()))

@@ -6,16 +6,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from amqp import spec
 from celery import Celery
 from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from dagster_stack.broker.messages import StepMessage
 from dagster_stack.broker.tasks import STEP_TASK
 from dagster_stack.errors import BrokerUnreachable
+
+if TYPE_CHECKING:
+    from dagster_stack.broker.messages import StepMessage
 
 logger = logging.getLogger(__name__)
 
@@ -57,10 +60,14 @@ class BrokerLink:
         self._woken = False
         self._next_try = 0.0
         self._beat_at = 0.0
+        #: The broker's own words while it takes no messages.
+        self._alarm: str | None = None
+        self._alarm_is_over = False
 
-    def send(self, message: StepMessage, job: str, queue: str, priority: int) -> None:
+    def send(self, message: "StepMessage", job: str, queue: str, priority: int) -> None:
         """Hand a step to its queue; returns when the broker has confirmed it."""
-        with self._recovering():
+        with self._recovering() as connection:
+            self._heed_alarm(connection)
             self._app.send_task(
                 STEP_TASK,
                 kwargs={"message": message.to_json()},
@@ -92,7 +99,8 @@ class BrokerLink:
 
     def queue_state(self, queue: str) -> QueueState:
         """What the broker knows of a queue; one that does not exist is empty and has no consumer."""
-        with self._recovering() as connection:
+        with self._recovering() as standing:
+            connection = self._heed_alarm(standing)
             # A queue that is not there closes the channel it was asked on.
             channel = connection.channel()
             try:
@@ -116,6 +124,8 @@ class BrokerLink:
 
     def close(self) -> None:
         """End the connection, and with it the queue for wake-ups."""
+        if self._alarm:
+            self._drop()
         connection, queue = self._connection, self._queue
         self._connection = self._queue = self._producer = None
         if connection:
@@ -131,6 +141,7 @@ class BrokerLink:
         """Forget a connection that failed, without a word to a broker that may not answer."""
         connection = self._connection
         self._connection = self._queue = self._producer = None
+        self._alarm, self._alarm_is_over = None, False
         if connection:
             connection.collect(socket_timeout=0.1)
 
@@ -155,6 +166,7 @@ class BrokerLink:
         try:
             connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_TIMEOUT_SECS)
             bound_waits(connection)
+            self._listen_for_alarms(connection)
             channel = connection.default_channel
             queue = Queue("", WAKEUPS, routing_key=self._run_id, durable=False, exclusive=True,
                           auto_delete=True, max_length=1)(channel)  # fmt: skip
@@ -168,6 +180,39 @@ class BrokerLink:
         # Whoever ended a step before the queue was there has woken nobody.
         self._woken = True
         return cast(Connection, connection)
+
+    def _listen_for_alarms(self, connection: Connection) -> None:
+        if connection.transport.driver_type == "amqp":
+            amqp = connection.connection
+            # Of RabbitMQ's notice, py-amqp leaves out the reason. https://www.rabbitmq.com/docs/connection-blocked
+            amqp._METHODS = {
+                **amqp._METHODS,
+                spec.Connection.Blocked: spec.method(spec.Connection.Blocked, "s"),
+            }
+            amqp._callbacks[spec.Connection.Blocked] = self._on_blocked
+            amqp._callbacks[spec.Connection.Unblocked] = self._on_unblocked
+
+    def _on_blocked(self, reason: str) -> None:
+        # Out of whatever waits for an answer: with a heartbeat now and then it would wait for ever.
+        self._alarm = reason
+        raise BrokerUnreachable(f"The broker takes no messages: {reason}")
+
+    def _on_unblocked(self) -> None:
+        self._alarm_is_over = True
+
+    def _heed_alarm(self, connection: Connection) -> Connection:
+        """The connection to talk on. While the broker has an alarm, it reads nothing on one that has sent."""
+        if self._alarm and not self._alarm_is_over:
+            with suppress(socket.timeout, TimeoutError):
+                while True:
+                    connection.drain_events(timeout=0.0001)
+        if self._alarm_is_over:
+            # What was sent into the alarm may be confirmed now: it must not pass for another message's.
+            self._drop()
+            return self._open()
+        if self._alarm:
+            raise BrokerUnreachable(f"The broker takes no messages: {self._alarm}")
+        return connection
 
     def _wake(self, _message: Any) -> None:
         self._woken = True
@@ -187,7 +232,8 @@ class BrokerLink:
 def bound_waits(connection: Connection) -> None:
     """Let no call wait for ever for a broker that is frozen, or behind a cut network: it raises TimeoutError."""
     if connection.transport.driver_type == "amqp":
-        transport = connection.connection.transport
+        # The pool closes a connection after an error, and such a one stays closed until it is told to connect.
+        transport = connection.connect().transport
         # None: it ended meanwhile, and whoever uses it next is told.
         if transport is not None:
             transport.sock.settimeout(CONNECT_TIMEOUT_SECS)

@@ -1,10 +1,11 @@
-"""What travels through the broker: a message that starts a step. It is JSON, and nothing in it is code."""
+"""What travels through the broker: messages that start a step or a run. They are JSON, and nothing in them is code."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, TypeVar, cast
 from uuid import NAMESPACE_URL, uuid5
 
+from dagster import DagsterRun
 from dagster._core.execution.plan.handle import ResolvedFromDynamicStepHandle, StepHandle
 from dagster._core.execution.plan.inputs import FromMultipleSources
 from dagster._core.execution.plan.outputs import StepOutputHandle
@@ -13,8 +14,19 @@ from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.execution.retries import RetryMode
 from dagster._serdes import deserialize_value, serialize_value
 
-#: Raised with every change of `StepMessage` that older workers can't read.
-VERSION = 1
+from dagster_stack import tags
+from dagster_stack.code_version import code_version
+from dagster_stack.storage.claims import Work
+
+Message = TypeVar("Message", "StepMessage", "RunMessage")
+
+#: Raised with every change of a message that older workers can't read.
+VERSION = 2
+
+
+def run_task_id(run_id: str) -> str:
+    """The Celery task id under which a run is driven."""
+    return str(uuid5(NAMESPACE_URL, f"dagster-stack:{run_id}"))
 
 
 def step_task_id(run_id: str, step_key: str, attempt: int) -> str:
@@ -34,11 +46,21 @@ class StepMessage:
     known_state: str
     #: The value of Dagster's `RetryMode` for a single step.
     retry_mode: str
+    #: The content hash of the code that drives the run.
+    code: str
+    #: Whether a lost execution may be repeated.
+    redeliver: bool
+    #: When a worker with other code first handed it back (seconds since 1970), or None.
+    refused_at: float | None = None
     version: int = VERSION
 
     @property
     def task_id(self) -> str:
         return step_task_id(self.run_id, self.step_key, self.attempt)
+
+    @property
+    def work(self) -> Work:
+        return Work(self.run_id, self.step_key, self.attempt)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -46,12 +68,8 @@ class StepMessage:
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "StepMessage":
         """Raises ValueError for a message that this version can't read."""
-        try:
-            message = StepMessage(**content)
-        except TypeError as error:
-            raise ValueError(f"not a step message: {error}") from error
-        if message.version != VERSION:
-            raise ValueError(f"a step message of version {message.version}; this worker reads {VERSION}")
+        message = _read(StepMessage, content)
+        message.unpack_retry_mode()
         return message
 
     def unpack_known_state(self) -> KnownExecutionState:
@@ -61,17 +79,65 @@ class StepMessage:
         return RetryMode(self.retry_mode)
 
 
+@dataclass(frozen=True)
+class RunMessage:
+    """A run that is to be driven to its end, from its start or from where it is."""
+
+    run_id: str
+    #: The content hash of the code that launched it.
+    code: str
+    refused_at: float | None = None
+    version: int = VERSION
+
+    @property
+    def task_id(self) -> str:
+        return run_task_id(self.run_id)
+
+    @property
+    def work(self) -> Work:
+        return Work(self.run_id)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(content: Mapping[str, Any]) -> "RunMessage":
+        """Raises ValueError for a message that this version can't read."""
+        return _read(RunMessage, content)
+
+
+def _read(kind: type[Message], content: Mapping[str, Any]) -> Message:
+    version = content.get("version") if isinstance(content, Mapping) else None
+    if version != VERSION:
+        raise ValueError(f"a message of version {version!r}; this code reads {VERSION}")
+    known = {field.name: field.type for field in fields(kind)}
+    if unknown := sorted(content.keys() - known):
+        raise ValueError(f"unexpected field {unknown[0]}")
+    try:
+        message = kind(**content)
+    except TypeError as error:
+        raise ValueError(f"not a message of this stack: {error}") from error
+    for name, expected in known.items():
+        value = getattr(message, name)
+        # To Python, True is a number.
+        if not isinstance(value, cast(Any, expected)) or (isinstance(value, bool) and expected is not bool):
+            raise ValueError(f"{name} is {value!r}")
+    return message
+
+
 def step_message(
-    run_id: str, step: ExecutionStep, state: KnownExecutionState, retry_mode: RetryMode
+    run: DagsterRun, step: ExecutionStep, state: KnownExecutionState, retry_mode: RetryMode
 ) -> StepMessage:
     """The message for a step that is ready; its size depends on the step's inputs, not on the run's."""
     previous = state.previous_retry_attempts.get(step.key, 0)
     return StepMessage(
-        run_id=run_id,
+        run_id=run.run_id,
         step_key=step.key,
         attempt=previous + 1,
         known_state=serialize_value(_needed_by(step, state, previous)),
         retry_mode=retry_mode.value,
+        code=code_version(),
+        redeliver=tags.may_be_redelivered(step.tags, run.tags),
     )
 
 

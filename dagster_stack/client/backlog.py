@@ -1,6 +1,7 @@
 """How much waits in each queue, from RabbitMQ's management API."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ VHOST_VARIABLE = "DAGSTER_STACK_BROKER_VHOST"
 #: Seconds for an answer: the backlog is an extra, the progress must not wait long for it.
 TIMEOUT_SECS = 2.0
 
+#: Of runs, of messages that come again after a pause, of those that were put aside.
+NOT_OF_STEPS = re.compile(r"runs|dead-letters|.+\.postponed")
 COLUMNS = "name,durable,auto_delete,exclusive,messages_ready,messages_unacknowledged,consumers"
 
 
@@ -60,7 +63,7 @@ class BrokerApi:
 
 
 def work_queues(answer: Iterable[Mapping[str, Any]]) -> tuple[QueueDepth, ...]:
-    """The durable queues of an answer: Celery's own for replies, events and control are not."""
+    """The queues of steps in an answer. Celery's own for replies, events and control are not durable."""
     return tuple(
         sorted(
             (
@@ -72,7 +75,10 @@ def work_queues(answer: Iterable[Mapping[str, Any]]) -> tuple[QueueDepth, ...]:
                     entry.get("consumers", 0),
                 )
                 for entry in answer
-                if entry.get("durable") and not entry.get("auto_delete") and not entry.get("exclusive")
+                if entry.get("durable")
+                and not entry.get("auto_delete")
+                and not entry.get("exclusive")
+                and not NOT_OF_STEPS.fullmatch(entry["name"])
             ),
             key=lambda depth: depth.name,
         )

@@ -8,22 +8,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TextIO
 
-from celery import Celery
-from kombu.exceptions import KombuError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dagster_stack.client.broker import connected
 from dagster_stack.client.display import printable
 from dagster_stack.client.progress import clock
-from dagster_stack.errors import BrokerUnreachable, ExitCode, UsageError
+from dagster_stack.errors import ExitCode
 from dagster_stack.settings import BROKER_VARIABLE
 
 #: Seconds for the first question, which waits in full as nobody knows how many will answer.
 #: The next ones end with the last worker's answer. A worker with busy processes answers in some 50 ms.
 ANSWER_TIMEOUT_SECS = 1.5
-#: Seconds for a connection to the broker, which is one hop away.
-CONNECT_TIMEOUT_SECS = 3.0
 #: Characters of a run's id: as Dagit shows it.
 SHORT_RUN_ID = 8
 #: Columns of a table that goes into a file or pipe: wide enough that no cell is cut.
@@ -58,13 +55,7 @@ class Worker:
 
 def show_workers(out: TextIO, as_json: bool, environment: Mapping[str, str] = os.environ) -> ExitCode:
     """Print all workers; FAILED when none is alive. Raises UsageError or BrokerUnreachable."""
-    broker = environment.get(BROKER_VARIABLE)
-    if not broker:
-        raise UsageError(
-            f"{BROKER_VARIABLE} is not set: without a broker there are no workers (embedded mode), or this"
-            " is not the stack's `cli` container (`make workers` uses that)."
-        )
-    workers = ask_workers(broker)
+    workers = ask_workers(environment.get(BROKER_VARIABLE))
     if as_json:
         print(json.dumps([asdict(worker) for worker in workers], indent=2), file=out)
     elif workers:
@@ -79,32 +70,17 @@ def show_workers(out: TextIO, as_json: bool, environment: Mapping[str, str] = os
     return ExitCode.SUCCESS if workers else ExitCode.FAILED
 
 
-def ask_workers(broker: str) -> list[Worker]:
+def ask_workers(broker: str | None) -> list[Worker]:
     """Everybody who answers on this broker, by name."""
-    app = Celery(broker=broker)
-    # One try: a person waits.
-    app.conf.update(broker_connection_timeout=CONNECT_TIMEOUT_SECS, broker_connection_retry=False)
-    try:
-        transport = app.connection_for_write().transport
-    except KeyError as error:
-        raise UsageError(f"{BROKER_VARIABLE} must start with amqp:// or amqps://.") from error
-    try:
-        with app.connection_for_write() as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_TIMEOUT_SECS)
-            inspect = app.control.inspect(timeout=ANSWER_TIMEOUT_SECS, connection=connection)
-            names = sorted(inspect.ping() or {})
-            if not names:
-                return []
-            inspect = app.control.inspect(
-                names, timeout=ANSWER_TIMEOUT_SECS, connection=connection, limit=len(names)
-            )
-            queues, active, stats = inspect.active_queues(), inspect.active(), inspect.stats()
-    except (OSError, KombuError, *transport.connection_errors, *transport.channel_errors) as error:
-        raise BrokerUnreachable(
-            # as_uri leaves the password out.
-            f"The broker can't be used at {app.connection_for_write().as_uri()} ({error})."
-            f" `make up` starts the stack; {BROKER_VARIABLE} says where the broker is."
-        ) from error
+    with connected(broker) as (app, connection):
+        inspect = app.control.inspect(timeout=ANSWER_TIMEOUT_SECS, connection=connection)
+        names = sorted(inspect.ping() or {})
+        if not names:
+            return []
+        inspect = app.control.inspect(
+            names, timeout=ANSWER_TIMEOUT_SECS, connection=connection, limit=len(names)
+        )
+        queues, active, stats = inspect.active_queues(), inspect.active(), inspect.stats()
     return [
         read_worker(name, (queues or {}).get(name), (active or {}).get(name), (stats or {}).get(name))
         for name in names

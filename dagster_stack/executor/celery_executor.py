@@ -11,6 +11,8 @@ from typing import Any
 from celery import Celery
 from dagster import (
     DagsterEvent,
+    DagsterEventType,
+    DagsterInstance,
     Field,
     InitExecutorContext,
     IntSource,
@@ -39,6 +41,7 @@ from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.link import BrokerLink
 from dagster_stack.errors import SettingsError
 from dagster_stack.executor.drive import Drive
+from dagster_stack.executor.event_tail import EventTail
 from dagster_stack.executor.step_handler import CeleryStepHandler
 from dagster_stack.settings import BROKER_VARIABLE, CeleryConfig, Settings
 
@@ -73,6 +76,8 @@ class CeleryExecutor(StepDelegatingExecutor):
     ) -> Iterator[DagsterEvent]:
         run = plan_context.dagster_run
         warn_of_foreign_priorities(plan_context, execution_plan)
+        sent = sent_before(plan_context.instance, run.run_id) if plan_context.resume_from_failure else {}
+        known = set(sent.values())
         link = BrokerLink(self._app, run.run_id)
         with ExitStack() as stack:
             stack.callback(link.close)
@@ -81,7 +86,10 @@ class CeleryExecutor(StepDelegatingExecutor):
                 ActiveExecution(
                     execution_plan,
                     retry_mode=self.retries,
-                    sort_key_fn=lambda step: -tags.step_priority(step.tags, run.tags),
+                    # What is on its way already comes first: limits count it.
+                    sort_key_fn=lambda step: (
+                        -tags.step_priority(step.tags, run.tags) - (tags.HIGHEST + 1) * (step.key in known)
+                    ),
                     max_concurrent=self._max_concurrent,
                     tag_concurrency_limits=self._tag_concurrency_limits,
                     instance_concurrency_context=slots,
@@ -89,12 +97,22 @@ class CeleryExecutor(StepDelegatingExecutor):
                 )
             )
             handler = CeleryStepHandler(self._app, run, link)
-            yield from Drive(self, plan_context, active, handler, link).events()
+            yield from Drive(self, plan_context, active, handler, sent).events()
 
     def handler_context(
         self, context: PlanOrchestrationContext, steps: Sequence[ExecutionStep], active: ActiveExecution
     ) -> StepHandlerContext:
         return self._get_step_handler_context(context, steps, active)
+
+
+def sent_before(instance: DagsterInstance, run_id: str) -> dict[str, str]:
+    """The tasks that were announced in a run so far, each with its step's key."""
+    announced = EventTail(instance, run_id, {DagsterEventType.STEP_WORKER_STARTING})
+    return {
+        str(event.engine_event_data.metadata["task"].value): event.step_key
+        for event in announced.read()
+        if event.step_key
+    }
 
 
 def warn_of_foreign_priorities(context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:

@@ -2,9 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dagster import (
     DagsterEvent,
@@ -17,13 +17,15 @@ from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.objects import StepRetryData
 from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.step import ExecutionStep
+from sqlalchemy.exc import DBAPIError
 
-from dagster_stack.broker.link import BrokerLink
 from dagster_stack.broker.messages import step_task_id
-from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.errors import BrokerUnreachable, Fenced
 from dagster_stack.executor.event_tail import EventTail
 from dagster_stack.executor.step_handler import CeleryStepHandler, report
-from dagster_stack.storage.postgres import PooledEventLogStorage
+from dagster_stack.executor.termination import GRACE_SECS
+from dagster_stack.storage.database import server_is_away
+from dagster_stack.storage.event_log import PooledEventLogStorage
 
 if TYPE_CHECKING:
     from dagster_stack.executor.celery_executor import CeleryExecutor
@@ -58,18 +60,24 @@ class Drive:
         context: PlanOrchestrationContext,
         active: ActiveExecution,
         handler: CeleryStepHandler,
-        link: BrokerLink,
+        sent: Container[str],
     ) -> None:
         self._executor = executor
         self._context = context
         self._active = active
         self._handler = handler
-        self._link = link
+        self._link = handler.link
         self._tail = EventTail(context.instance, context.run_id, TOLD_EVENTS)
         #: Steps that are sent or about to be, by key.
         self._in_flight: dict[str, ExecutionStep] = {}
-        #: Outputs of the attempt in flight that were counted, by step: a second report of one is not.
-        self._outputs: defaultdict[str, set[StepOutputHandle]] = defaultdict(set)
+        #: Outputs of the attempt in flight, by step: a lost execution may have reported some of them too.
+        self._outputs: defaultdict[str, dict[StepOutputHandle, DagsterEvent]] = defaultdict(dict)
+        #: Whether steps wait for whole steps: then outputs count when their step succeeds, those of the execution
+        #: that did. Else they count at once, when they are first reported.
+        self._whole_steps = executor.step_dependency_config.require_upstream_step_success
+        #: Of a run that goes on: the tasks that were sent before, and what their steps reported.
+        self._sent = sent
+        self._reported: defaultdict[str, list[DagsterEvent]] = defaultdict(list)
         #: Attempts, by step and number of attempts before, whose resources failed.
         self._failed_resources: set[tuple[str, int]] = set()
         self._read_at = 0.0
@@ -83,12 +91,14 @@ class Drive:
             self._advance()
             while not self._active.is_complete:
                 if self._active.check_for_interrupts():
-                    self._interrupt()
+                    yield from self._interrupt()
                     return
                 yield from self._news()
                 self._advance()
                 yield from self._look_after()
-        except Exception:
+        except Exception as error:
+            if goes_on_elsewhere(error):
+                raise
             # Whatever went wrong here ends the run: its steps must not go on without it.
             self._handler.revoke_all()
             raise
@@ -121,24 +131,37 @@ class Drive:
         if key is None:
             return
         if key not in self._in_flight:
-            if event.is_step_up_for_retry:
+            if self._context.resume_from_failure:
+                # Of a step that this process has not come to yet.
+                self._reported[key].append(event)
+            elif event.is_step_up_for_retry:
                 # An attempt that was executed twice. Workers tell by the number of these events which one is due.
                 self._active.retry_state.mark_attempt(key)
             return
-        if event.is_successful_output:
+        if event.is_step_start and self._whole_steps:
+            # An execution before this one was lost, and what it reported with it.
+            self._outputs.pop(key, None)
+        elif event.is_successful_output:
             output = event.step_output_data.step_output_handle
             if output not in self._outputs[key]:
-                self._outputs[key].add(output)
-                self._active.handle_event(event)
+                self._outputs[key][output] = event
+                if not self._whole_steps:
+                    self._active.handle_event(event)
         elif event.is_resource_init_failure:
             self._fail(key, event)
-        elif event.is_step_success or event.is_step_failure or event.is_step_up_for_retry:
-            del self._in_flight[key]
-            self._outputs.pop(key, None)
-            self._handler.forget(key)
-            self._active.handle_event(event)
-            if not event.is_step_up_for_retry:
-                self._active.verify_complete(self._context, key)
+        elif is_end(event):
+            self._end(key, event)
+
+    def _end(self, key: str, event: DagsterEvent) -> None:
+        del self._in_flight[key]
+        outputs = self._outputs.pop(key, {})
+        self._handler.forget(key)
+        if self._whole_steps and event.is_step_success:
+            for output in outputs.values():
+                self._active.handle_event(output)
+        self._active.handle_event(event)
+        if not event.is_step_up_for_retry:
+            self._active.verify_complete(self._context, key)
 
     def _fail(self, key: str, event: DagsterEvent) -> None:
         """A step whose resources failed reports no end of its own: write it, and read it like any other."""
@@ -162,9 +185,15 @@ class Drive:
             pass
         for _ in self._active.concurrency_event_iterator(self._context):
             pass
-        ready = self._active.get_steps_to_execute()
-        for first in range(0, len(ready), LAUNCH_SIZE):
-            self._launch(ready[first : first + LAUNCH_SIZE])
+        while ready := self._active.get_steps_to_execute():
+            known = [step for step in ready if self._is_sent(step)]
+            new = [step for step in ready if not self._is_sent(step)]
+            for first in range(0, len(new), LAUNCH_SIZE):
+                self._launch(new[first : first + LAUNCH_SIZE])
+            for step in known:
+                self._track(step)
+            if not known:
+                break
         self._handler.send(self._context)
 
     def _launch(self, steps: Sequence[ExecutionStep]) -> None:
@@ -196,45 +225,64 @@ class Drive:
             time.sleep(timeout)
             return False
 
-    def _interrupt(self) -> None:
+    def _interrupt(self) -> Iterator[DagsterEvent]:
+        """Call back what waits and what runs; what does not end within its grace period is killed."""
+        storage = self._context.instance.event_log_storage
+        if isinstance(storage, PooledEventLogStorage):
+            # Not by a user, but because another process has the run now: its steps are not to be touched.
+            storage.check_claim()
         self._active.mark_interrupted()
-        if self._context.instance.run_will_resume(self._context.run_id):
-            report(self._context, "This run's process was told to stop; the run will be resumed.")
-            return
         keys = list(self._in_flight)
         DagsterEvent.engine_event(
             self._context,
             f"Told to stop: {len(keys)} steps are called back from queues and workers.",
             EngineEventData.interrupted(keys),
         )
-        self._handler.revoke_all()
+        killed = self._handler.call_back(self._context.instance)
+        if killed:
+            report(
+                self._context, f"Killed, since they did not end within {GRACE_SECS} s: {', '.join(killed)}."
+            )
+        yield from self._take(self._tail.read())
+
+    # --- going on ----------------------------------------------------------------------------------------
 
     def _resume(self) -> Iterator[DagsterEvent]:
         """Go on where an earlier process of this run stopped: what it sent is waited for, not sent twice."""
         report(self._context, "Going on with this run where its earlier process stopped.")
-        prior = list(self._tail.read())
-        announced = EventTail(
-            self._context.instance, self._context.run_id, {DagsterEventType.STEP_WORKER_STARTING}
-        )
-        sent = {event.engine_event_data.metadata["task"].value for event in announced.read()}
-        self._track(self._active.get_steps_to_execute(), sent)
-        for event in prior:
+        yield from self._take(self._tail.read())
+
+    def _is_sent(self, step: ExecutionStep) -> bool:
+        attempt = self._active.retry_state.get_attempt_count(step.key) + 1
+        return step_task_id(self._context.run_id, step.key, attempt) in self._sent
+
+    def _track(self, step: ExecutionStep) -> None:
+        """Wait for a step that an earlier process sent; what it reported since is in the log."""
+        self._in_flight[step.key] = step
+        self._handler.track(self._executor.handler_context(self._context, [step], self._active))
+        reported = self._reported.pop(step.key, [])
+        for number, event in enumerate(reported):
+            if event.is_resource_init_failure and any(map(is_end, reported[number:])):
+                # What followed from it was written by the earlier process.
+                continue
             if event.is_step_up_for_retry:
                 # Whatever pause it asked for: what followed it may be in the log already.
                 self._account(event._replace(event_specific_data=StepRetryData(event.step_retry_data.error)))
             else:
                 self._account(event)
-            self._track(self._active.get_steps_to_execute(), sent)
-            yield event
+            if step.key not in self._in_flight:
+                self._reported[step.key] = reported[number + 1 :]
+                return
 
-    def _track(self, steps: Sequence[ExecutionStep], sent: set[Any]) -> None:
-        for step in steps:
-            attempt = self._active.retry_state.get_attempt_count(step.key) + 1
-            if step_task_id(self._context.run_id, step.key, attempt) in sent:
-                self._in_flight[step.key] = step
-                self._handler.track(self._executor.handler_context(self._context, [step], self._active))
-            else:
-                self._launch([step])
+
+def is_end(event: DagsterEvent) -> bool:
+    """Whether an attempt of a step ends with this event."""
+    return event.is_step_success or event.is_step_failure or event.is_step_up_for_retry
+
+
+def goes_on_elsewhere(error: Exception) -> bool:
+    """Whether a run does not end with this error: another process has it, or will have it."""
+    return isinstance(error, Fenced) or (isinstance(error, DBAPIError) and server_is_away(error))
 
 
 @contextmanager

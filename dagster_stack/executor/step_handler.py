@@ -2,22 +2,27 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from celery import Celery
-from dagster import DagsterEvent, DagsterRun, MetadataValue
+from dagster import DagsterEvent, DagsterInstance, DagsterRun, MetadataValue
 from dagster._core.events import EngineEventData
 from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.plan.objects import StepFailureData
 from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.executor.step_delegating import CheckStepHealthResult, StepHandler, StepHandlerContext
+from dagster_shared.error import SerializableErrorInfo
 from kombu.exceptions import OperationalError
 
 from dagster_stack import tags
 from dagster_stack.broker.app_factory import FOLDER_BROKER
 from dagster_stack.broker.link import ANSWER_SECS, BrokerLink
-from dagster_stack.broker.messages import StepMessage, step_message
+from dagster_stack.broker.messages import StepMessage, step_message, step_task_id
+from dagster_stack.broker.postponed import postponed
 from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.executor.termination import call_back, revoke
+from dagster_stack.storage.event_log import PooledEventLogStorage
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +35,15 @@ QUESTION_SIZE = 500
 #: Looks at which a step must have been with nobody before it is sent again: one may fall between a delivery
 #: and its execution.
 MISSING_LOOKS = 2
+#: Times that a step is sent again before it fails: workers may put its message aside, each time.
+MOST_RESENDS = 3
 
 
 @dataclass
 class Sent:
     """A step that is on its way, or executed by some worker."""
 
+    step: ExecutionStep
     message: StepMessage
     queue: str
     priority: int
@@ -43,6 +51,8 @@ class Sent:
     since: float
     #: Looks in a row at which neither queue nor worker had it.
     missing: int = 0
+    #: Times that it was sent again.
+    resent: int = 0
 
 
 class CeleryStepHandler(StepHandler):
@@ -51,7 +61,7 @@ class CeleryStepHandler(StepHandler):
     def __init__(self, app: Celery, run: DagsterRun, link: BrokerLink) -> None:
         self._app = app
         self._run = run
-        self._link = link
+        self.link = link
         self._default_queue = str(app.conf.task_default_queue)
         self._embedded = str(app.conf.broker_url).startswith(FOLDER_BROKER)
         self._in_flight: dict[str, Sent] = {}
@@ -89,7 +99,7 @@ class CeleryStepHandler(StepHandler):
 
     def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
         keys = step_handler_context.execute_step_args.step_keys_to_execute or []
-        self.revoke([self._in_flight[key].message.task_id for key in keys if key in self._in_flight])
+        revoke(self._app, [self._in_flight[key].message.task_id for key in keys if key in self._in_flight])
         return iter(())
 
     # --- the executor's ------------------------------------------------------------------------------
@@ -104,7 +114,8 @@ class CeleryStepHandler(StepHandler):
             step = step_handler_context.get_step_context(key).step
             assert isinstance(step, ExecutionStep)
             sent = Sent(
-                message=step_message(self._run.run_id, step, arguments.known_state, arguments.retry_mode),
+                step=step,
+                message=step_message(self._run, step, arguments.known_state, arguments.retry_mode),
                 queue=step.tags.get(tags.QUEUE, self._default_queue),
                 priority=tags.step_priority(step.tags, self._run.tags),
                 since=time.monotonic(),
@@ -122,7 +133,7 @@ class CeleryStepHandler(StepHandler):
         try:
             while self._outbox:
                 sent = self._outbox[0]
-                self._link.send(sent.message, self._run.job_name, sent.queue, sent.priority)
+                self.link.send(sent.message, self._run.job_name, sent.queue, sent.priority)
                 del self._outbox[0]
         except BrokerUnreachable as error:
             if not self._broker_is_away:
@@ -148,25 +159,23 @@ class CeleryStepHandler(StepHandler):
             return False
         return False
 
-    def revoke(self, task_ids: Iterable[str]) -> None:
-        """Call steps back: what waits is dropped by the worker that gets it, what runs is interrupted."""
-        ids = list(task_ids)
-        self._outbox = [sent for sent in self._outbox if sent.message.task_id not in ids]
-        if ids:
-            try:
-                self._app.control.revoke(ids, terminate=True, signal="SIGINT")
-            except (OperationalError, OSError) as error:
-                # A worker executes nothing of a run that has ended; what runs goes on to its end.
-                logger.warning("%d steps could not be called back: %s", len(ids), error)
-
     def revoke_all(self) -> None:
-        self.revoke([sent.message.task_id for sent in self._in_flight.values()])
+        """Tell all workers to end the run's steps, and wait for none."""
+        revoke(self._app, self._called_back())
+
+    def call_back(self, instance: DagsterInstance) -> list[str]:
+        """End the run's steps; returns the keys of those that had to be killed."""
+        return call_back(self._app, instance, self._run.run_id, self._called_back())
+
+    def _called_back(self) -> list[str]:
+        self._outbox.clear()
+        return [sent.message.task_id for sent in self._in_flight.values()]
 
     # --- looking after -------------------------------------------------------------------------------
 
     def _look_at_queues(self, context: PlanOrchestrationContext) -> None:
         for queue in {sent.queue for sent in self._in_flight.values()} | self._unconsumed:
-            state = self._link.queue_state(queue)
+            state = self.link.queue_state(queue)
             if state.consumers and queue in self._unconsumed:
                 self._unconsumed.discard(queue)
                 report(context, f'A worker consumes queue "{queue}" now.')
@@ -195,12 +204,14 @@ class CeleryStepHandler(StepHandler):
             if sent.since <= due and sent.message.task_id not in waiting
         ]
         drained = {
-            queue for queue in {sent.queue for sent in silent} if not self._link.queue_state(queue).ready
+            queue
+            for queue in {sent.queue for sent in silent}
+            if not self.link.queue_state(queue).ready and not self.link.queue_state(postponed(queue)).ready
         }
         suspects = [sent for sent in silent if sent.queue in drained][:QUESTION_SIZE]
         if not suspects:
             return False
-        known = self._with_workers([sent.message.task_id for sent in suspects])
+        known = self._executed(context, [sent.message.task_id for sent in suspects])
         for sent in suspects:
             sent.missing = 0 if sent.message.task_id in known else sent.missing + 1
         return any(sent.missing >= MISSING_LOOKS for sent in suspects)
@@ -210,13 +221,37 @@ class CeleryStepHandler(StepHandler):
         lost = [sent for sent in self._in_flight.values() if sent.missing >= MISSING_LOOKS]
         for sent in lost:
             sent.missing = 0
+            sent.resent += 1
+            key = sent.message.step_key
+            if sent.resent > MOST_RESENDS:
+                DagsterEvent.step_failure_event(
+                    context.for_step(sent.step),
+                    StepFailureData(
+                        SerializableErrorInfo(
+                            f'Its message was lost {sent.resent} times in queue "{sent.queue}". `make dead-letters`'
+                            " shows whether a worker put it aside, and why.",
+                            [],
+                            None,
+                        ),
+                        user_failure_data=None,
+                    ),
+                )
+                continue
             report(
                 context,
-                f'Step "{sent.message.step_key}" is neither in queue "{sent.queue}" nor with any worker:'
+                f'Step "{key}" is neither in queue "{sent.queue}" nor with any worker:'
                 " its message was lost, it is sent again.",
             )
-        self._outbox += lost
+            self._outbox.append(sent)
         self.send(context)
+
+    def _executed(self, context: PlanOrchestrationContext, task_ids: list[str]) -> set[str]:
+        """Those of the tasks that some living process executes."""
+        storage = context.instance.event_log_storage
+        if isinstance(storage, PooledEventLogStorage):
+            works = storage.claims.alive([context.run_id])
+            return {step_task_id(work.run_id, work.step_key, work.attempt) for work in works}
+        return self._with_workers(task_ids)
 
     def _with_workers(self, task_ids: list[str]) -> set[str]:
         """Those of the tasks that some worker has taken."""

@@ -107,7 +107,7 @@ class Heartbeat(threading.Thread):
 
 
 class Watchdog(bootsteps.StartStopStep):
-    """Proves that a Celery worker's event loop turns, its broker connection stands and its pool lives.
+    """Proves that a Celery worker's event loop turns, its broker connection stands, its pool lives, and gets work.
 
     The loop turns only while the connection stands: Celery leaves it to reconnect, and AMQP's own
     heartbeats (`broker_heartbeat` in celery.yaml) end a connection that was cut in silence.
@@ -129,7 +129,9 @@ class Watchdog(bootsteps.StartStopStep):
         silence = time.monotonic() - self._last_turn
         if silence > LOOP_SILENCE_SECS:
             return f"no connection to the broker, or the event loop hangs, for {silence:.0f} s"
-        return pool_complaint(pool_processes(worker.pool))
+        complaint = pool_complaint(pool_processes(worker.pool))
+        # The consumer's own one comes from dagster_stack/worker/consumption.py.
+        return complaint or getattr(getattr(worker, "consumer", None), "complaint", None)
 
     def _turn(self) -> None:
         self._last_turn = time.monotonic()

@@ -11,16 +11,20 @@ from urllib.parse import urlsplit
 
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError
-from dagster import DagsterInstance
+from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException
 from sqlalchemy.exc import OperationalError
 from urllib3.exceptions import HTTPError
 
+from dagster_stack import tags
+from dagster_stack.code_version import code_version
 from dagster_stack.errors import ProvisionError
 from dagster_stack.settings import Settings
-from dagster_stack.storage.postgres import PooledEventLogStorage, make_tables
+from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.postgres import make_tables
 
 logger = logging.getLogger(__name__)
 
@@ -169,4 +173,18 @@ def make_schema() -> None:
         if isinstance(storage, PooledEventLogStorage):
             patiently("Postgres", lambda: make_tables(storage.postgres_url))
         instance.upgrade(print_fn=lambda line: logger.debug("%s", line))
+        give_runs_this_code(instance)
     logger.info("the database schema is up to date")
+
+
+def give_runs_this_code(instance: DagsterInstance) -> None:
+    """Let runs that are on their way go on with the code of this deployment: its workers would refuse them else."""
+    code = code_version()
+    for run in instance.get_runs(
+        RunsFilter(statuses=[*IN_PROGRESS_RUN_STATUSES, DagsterRunStatus.CANCELING])
+    ):
+        if code and run.tags.get(tags.CODE, code) != code:
+            instance.report_engine_event(
+                f"Goes on with code {code}; so far it was {run.tags[tags.CODE]}.", run
+            )
+            instance.add_run_tags(run.run_id, {tags.CODE: code})

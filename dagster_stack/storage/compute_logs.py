@@ -16,8 +16,8 @@ from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, L
 from dagster._serdes import ConfigurableClassData
 from dagster_aws.s3.compute_log_manager import S3ComputeLogManager
 
+from dagster_stack.storage.capture import CapturedStream, captured
 from dagster_stack.storage.objects import presigned_link, s3_client
-from dagster_stack.worker.capture import CapturedStream, captured
 
 logger = logging.getLogger(__name__)
 

@@ -3,15 +3,18 @@
 import io
 import pickle
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
+from botocore.exceptions import ClientError
 from dagster import ConfigurableIOManager, InputContext, OutputContext
 from dagster._core.storage.upath_io_manager import UPathIOManager
 from dagster_aws.s3.io_manager import PickledObjectS3IOManager
 from upath import UPath
 
+from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.objects import s3_client
 
 #: Bytes from which an object is sent in parts, and the size of a part. S3 allows 10,000 parts: 160 GB.
@@ -20,6 +23,11 @@ PART_SIZE = 16 << 20
 PARTS_AT_ONCE = 3
 #: Bytes that one read of a download asks for.
 READ_SIZE = 1 << 20
+#: What S3 answers when nothing is there, and when something else is there than was expected.
+ABSENT = {"404", "NoSuchKey", "NotFound"}
+REFUSED = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
+#: Times that an object is written before its place counts as fought for.
+MOST_TRIES = 5
 #: The first pickle protocol that hands large buffers to the file uncopied.
 PICKLE_PROTOCOL = 5
 
@@ -55,7 +63,12 @@ class PickledObjects(PickledObjectS3IOManager):
         UPathIOManager.__init__(self, base_path=UPath(prefix))
 
     def dump_to_path(self, context: OutputContext, obj: Any, path: UPath) -> None:
-        with S3Writer(self.s3, self.bucket, path.as_posix()) as file:
+        fence = claim_check(context)
+        target = FencedObject(self.s3, self.bucket, path.as_posix(), fence) if fence else None
+        if target and context.has_asset_key:
+            # An asset's object is there already, as a rule: to learn that by a refused upload would cost one.
+            target.expect_what_is_there()
+        with S3Writer(self.s3, self.bucket, path.as_posix(), target) as file:
             pickle.dump(obj, file, PICKLE_PROTOCOL)
 
     def load_from_path(self, context: InputContext, path: UPath) -> Any:
@@ -69,6 +82,50 @@ class PickledObjects(PickledObjectS3IOManager):
     def path_exists(self, path: UPath) -> bool:
         found = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=path.as_posix(), MaxKeys=1)
         return any(entry["Key"] == path.as_posix() for entry in found.get("Contents", ()))
+
+
+def claim_check(context: OutputContext) -> Callable[[], None] | None:
+    """What raises Fenced when the step has gone to another process; None where nobody claims steps."""
+    step = context._step_context
+    storage = step.instance.event_log_storage if step else None
+    return storage.check_claim if isinstance(storage, PooledEventLogStorage) and storage.claim else None
+
+
+class FencedObject:
+    """An object that an execution overwrites only while its step is its own, by conditional requests.
+
+    It expects no object there, or the very one that was there before it asked whether the step is still its own:
+    one that was frozen in between finds another. https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+    """
+
+    def __init__(self, client: Any, bucket: str, key: str, check: Callable[[], None]) -> None:
+        self._client = client
+        self._where = {"Bucket": bucket, "Key": key}
+        self._check = check
+        self._expected: dict[str, str] = {"IfNoneMatch": "*"}
+
+    def expect_what_is_there(self) -> None:
+        """Overwrite what is there now; raises Fenced."""
+        try:
+            self._expected = {"IfMatch": self._client.head_object(**self._where)["ETag"]}
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in ABSENT:
+                raise
+            self._expected = {"IfNoneMatch": "*"}
+        self._check()
+
+    def write(self, send: Callable[..., Any]) -> None:
+        """Call `send` with the condition under which it may write; raises Fenced."""
+        for _ in range(MOST_TRIES):
+            try:
+                send(**self._expected)
+                return
+            except ClientError as error:
+                if error.response["Error"]["Code"] not in REFUSED:
+                    raise
+            # A lost execution wrote it, or this one, by a request whose answer was lost.
+            self.expect_what_is_there()
+        raise OSError(f"{self._where['Key']} is written by others all the time")
 
 
 @lru_cache
@@ -94,9 +151,12 @@ class RawBody(io.RawIOBase):
 class S3Writer(io.RawIOBase):
     """A file to write whose content is one object in S3 once it is closed; after an error there is none."""
 
-    def __init__(self, client: Any, bucket: str, key: str) -> None:
+    def __init__(self, client: Any, bucket: str, key: str, fenced: FencedObject | None = None) -> None:
         self._client = client
         self._where = {"Bucket": bucket, "Key": key}
+        self._write_fenced: Callable[[Callable[..., Any]], Any] = (
+            fenced.write if fenced else lambda send: send()
+        )
         self._buffer = bytearray()
         self._upload: MultipartUpload | None = None
 
@@ -120,10 +180,11 @@ class S3Writer(io.RawIOBase):
     def __exit__(self, kind: Any, *_: Any) -> None:
         if self._upload is None:
             if kind is None:
-                self._client.put_object(**self._where, Body=bytes(self._buffer))
+                put = partial(self._client.put_object, **self._where, Body=bytes(self._buffer))
+                self._write_fenced(put)
         elif kind is None:
             self._upload.add(bytes(self._buffer))
-            self._upload.complete()
+            self._upload.complete(self._write_fenced)
         else:
             self._upload.abort()
         self.close()
@@ -150,10 +211,12 @@ class MultipartUpload:
         answer = self._client.upload_part(**self._upload, PartNumber=number, Body=data)
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
-    def complete(self) -> None:
+    def complete(self, write: Callable[[Callable[..., Any]], Any]) -> None:
+        """Make the parts an object; `write` calls what does it."""
         try:
             self._parts += [part.result() for part in self._on_their_way]
-            self._client.complete_multipart_upload(**self._upload, MultipartUpload={"Parts": self._parts})
+            parts = {"Parts": self._parts}
+            write(partial(self._client.complete_multipart_upload, **self._upload, MultipartUpload=parts))
         except BaseException:
             self.abort()
             raise

@@ -183,7 +183,8 @@ def s3_client(endpoint_url: str | None) -> Any:
     """The process's S3 client for an address: making one takes 120 ms, so it is kept (it is thread-safe)."""
     config = Config(
         signature_version="s3v4",
-        retries={"max_attempts": 5, "mode": "standard"},
+        # Pauses double from 1 s at most to 20 s: about a minute in all, longer than a restart of the store takes.
+        retries={"max_attempts": 10, "mode": "standard"},
         # The signature covers a hash of the content already; a second checksum costs each request 1 ms, and
         # older S3 stores refuse its form.
         request_checksum_calculation="when_required",

@@ -6,6 +6,7 @@ sees the connection close and gives each unacknowledged step to another worker.
 """
 
 import logging
+import mmap
 import os
 import threading
 from typing import Any
@@ -18,8 +19,18 @@ logger = logging.getLogger(__name__)
 DRAIN_SECS = 20
 
 
+#: One byte that the processes of a pool share with their worker.
+_leaving = mmap.mmap(-1, 1)
+
+
+def is_leaving() -> bool:
+    """Whether this process's worker was told to stop: what it still does may go to another one."""
+    return _leaving[0] != 0
+
+
 def start_drain(**_: Any) -> None:
     """Bound Celery's warm shutdown, which by itself waits for ever."""
+    _leaving[0] = 1
     timer = threading.Timer(DRAIN_SECS, hand_back)
     timer.daemon = True
     timer.start()

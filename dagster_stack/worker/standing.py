@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
 
+from dagster_stack import tags
+from dagster_stack.storage.event_log import PooledEventLogStorage
+
 #: Events that end an attempt of a step.
 ENDS = {
     DagsterEventType.STEP_SUCCESS,
@@ -28,11 +31,11 @@ class Standing:
     #: None: nobody knows the run.
     run_status: DagsterRunStatus | None
     ends: Counter[DagsterEventType]
+    #: The content hash of the code that drives the run; None when nobody has said it.
+    code: str | None = None
 
     def objection(self, attempt: int) -> str | None:
         """Why this attempt is not to be executed, or None."""
-        if self.run_status is None:
-            return "nobody knows its run: it was deleted, or belongs to another database"
         if self.run_status in ENDED_RUN:
             return f"its run is {self.run_status.value}"
         retries = self.ends[DagsterEventType.STEP_UP_FOR_RETRY]
@@ -43,14 +46,13 @@ class Standing:
 
 def standing(instance: DagsterInstance, run_id: str, step_key: str) -> Standing:
     """One query with this stack's Postgres storage; any other storage is asked in Dagster's own way."""
-    from dagster_stack.storage.postgres import PooledEventLogStorage
-
     events = instance.event_log_storage
     if isinstance(events, PooledEventLogStorage):
-        status, ends = events.standing(run_id, step_key, [kind.value for kind in ENDS])
+        status, code, ends = events.standing(run_id, step_key, [kind.value for kind in ENDS])
         return Standing(
             DagsterRunStatus(status) if status else None,
             Counter({DagsterEventType(kind): count for kind, count in ends.items()}),
+            code,
         )
     run = instance.get_run_by_id(run_id)
     records = instance.get_records_for_run(run_id, of_type=ENDS).records if run else []
@@ -59,4 +61,4 @@ def standing(instance: DagsterInstance, run_id: str, step_key: str) -> Standing:
         for record in records
         if (event := record.event_log_entry.dagster_event) and event.step_key == step_key
     ]
-    return Standing(run.status if run else None, Counter(kinds))
+    return Standing(run.status if run else None, Counter(kinds), run.tags.get(tags.CODE) if run else None)

@@ -1,92 +1,193 @@
-"""One delivery of a step message on a worker: ask the event log, execute, report, wake the run."""
+"""One delivery of a step message on a worker: claim the step, execute it, report, wake the run."""
 
 import logging
 import os
+import signal
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 from celery import Task
-from celery.exceptions import Reject
-from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, MetadataValue
+from dagster import (
+    DagsterEvent,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    MetadataValue,
+)
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.execution.context_creation_job import create_context_free_log_manager
 from dagster._core.execution.plan.objects import StepFailureData
 from dagster._utils.error import serializable_error_info_from_exc_info
+from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy.exc import DBAPIError
 
+from dagster_stack import tags
+from dagster_stack.broker.dead_letters import bury_task
 from dagster_stack.broker.link import wake_up
 from dagster_stack.broker.messages import StepMessage
-from dagster_stack.storage.postgres import PooledEventLogStorage, server_is_away
+from dagster_stack.broker.postponed import refused_for
+from dagster_stack.code_version import code_version
+from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, NoSuchJob, NoSuchRun
+from dagster_stack.settings import MAX_DELIVERIES_VARIABLE, Settings
+from dagster_stack.storage.claims import Claim, Sign
+from dagster_stack.storage.database import server_is_away
+from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.life import SignsOfLife
+from dagster_stack.worker.delivery import handled, release
 from dagster_stack.worker.planned_job import planned_job, step_events
 from dagster_stack.worker.process import known_run, undisturbed, warm_instance
-from dagster_stack.worker.standing import ENDS, standing
+from dagster_stack.worker.shutdown import is_leaving
+from dagster_stack.worker.standing import ENDED_RUN, ENDS, standing
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a message rests before it goes back to its queue because the database stayed away.
-REJECT_PAUSE_SECS = 5
+#: Seconds that a step waits for a worker with the code of its run before it fails.
+FOREIGN_CODE_SECS = 60
 
 
-def execute_step(task: Task, content: dict[str, Any]) -> None:
+def execute_step(task: Task, content: Any) -> None:
     """Execute the step of a message that a Celery task got. Returns once its end is stored, raises Reject else."""
-    message = StepMessage.from_json(content)
-    worker = task.request.hostname or "a worker"
     try:
-        StepExecution(message, worker, lambda: wake_up(task.app, message.run_id)).run()
-    except DBAPIError as error:
-        if not server_is_away(error):
-            raise
-        # Nothing can be reported without the database: the step is somebody's who reaches it.
-        logger.error("step %s of run %s goes back to its queue: %s", message.step_key, message.run_id, error)
-        time.sleep(REJECT_PAUSE_SECS)
-        raise Reject(str(error), requeue=True) from error
+        message = StepMessage.from_json(content)
+    except ValueError as error:
+        bury_task(task, content, str(error))
+        return
+    holder = f"{task.request.hostname} (process {os.getpid()})"
+    execution = StepExecution(message, holder, lambda: wake_up(task.app, message.run_id))
+    with handled(task, message, execution.hand_over):
+        execution.run()
 
 
 class StepExecution:
     """One delivery of a step message to this process; `wake_run` is called when its end stands in the log."""
 
-    def __init__(self, message: StepMessage, worker: str, wake_run: Callable[[], None]) -> None:
+    def __init__(self, message: StepMessage, holder: str, wake_run: Callable[[], None]) -> None:
         self._message = message
-        self._worker = worker
+        self._holder = holder
         self._wake_run = wake_run
+        self._claim: Claim | None = None
+        self._is_interrupted = False
+        self._foreign_code: ForeignCode | None = None
 
     def run(self) -> None:
-        """Execute the step unless the event log objects; how it ends stands in the event log."""
+        """Execute the step unless the event log objects; how it ends stands in the event log.
+
+        Raises AlreadyHeld while another process executes it, Fenced when one has taken it over meanwhile, and
+        ForeignCode, NoSuchRun, NoSuchJob.
+        """
         instance = warm_instance()
+        if self._is_done(instance):
+            return
+        storage = instance.event_log_storage
+        if not isinstance(storage, PooledEventLogStorage):
+            self._execute(instance, known_run(self._message.run_id))
+            return
+        claim = self._claim = storage.claims.take(self._message.work, self._holder)
+        if claim is None:
+            raise AlreadyHeld(f"{self._message.work} is with another process, which is alive")
+        if claim.epoch > 1 and self._is_done(instance):
+            # It ended while this process asked for it.
+            return
+        run = known_run(self._message.run_id)
+        with storage.claimed(claim):
+            refusal = self._refusal(claim)
+            if refusal:
+                self._fail(instance, run, refusal)
+            else:
+                with SignsOfLife(storage.claims, claim, self._heard, is_leaving), storage.batching():
+                    self._execute(instance, run)
+        storage.claims.release(claim)
+
+    def hand_over(self) -> None:
+        """Let whoever gets the message next begin at once."""
+        release(self._claim)
+
+    def _is_done(self, instance: DagsterInstance) -> bool:
+        """Whether nothing is to be done for the message; raises ForeignCode, NoSuchRun."""
         message = self._message
-        objection = standing(instance, message.run_id, message.step_key).objection(message.attempt)
+        found = standing(instance, message.run_id, message.step_key)
+        if found.run_status is None:
+            raise NoSuchRun(
+                f"nobody knows run {message.run_id}: it was deleted, or belongs to another database"
+            )
+        objection = found.objection(message.attempt)
         if objection:
             logger.warning("step %s of run %s is skipped: %s", message.step_key, message.run_id, objection)
             self._wake_run()
+            return True
+        # What the run says wins: `init` gives a run that goes on after a deployment its new code.
+        theirs, ours = found.code or message.code, code_version()
+        self._foreign_code = ForeignCode(theirs, ours) if theirs and ours and theirs != ours else None
+        if self._foreign_code and refused_for(message) < FOREIGN_CODE_SECS:
+            raise self._foreign_code
+        return False
+
+    def _refusal(self, claim: Claim) -> str | None:
+        """Why the step is not to be executed, if so."""
+        if self._foreign_code:
+            return f"No worker with the code of its run has taken it for {FOREIGN_CODE_SECS} s. {self._foreign_code}"
+        losses = claim.losses
+        if losses and not self._message.redeliver:
+            return (
+                f"It must not be executed twice ({tags.REDELIVER}), and its execution was lost ({losses[0]})."
+                " It may have done its work: look at what it changes before you run it again."
+            )
+        if len(losses) >= Settings.from_environment().max_deliveries:
+            return (
+                f"It was delivered {len(losses)} times, and each time its worker was lost:"
+                f" {'; '.join(map(str, losses))}. {MAX_DELIVERIES_VARIABLE} in .env is the limit."
+            )
+        return None
+
+    def _heard(self, sign: Sign | None) -> None:
+        """What the database says while the step is executed."""
+        if sign is None:
+            self._interrupt("another process has taken it over")
+        elif sign.run_status is None:
+            self._interrupt("its run was deleted")
+        elif DagsterRunStatus(sign.run_status) in ENDED_RUN:
+            self._interrupt(f"its run is {sign.run_status}")
+
+    def _interrupt(self, reason: str) -> None:
+        if self._is_interrupted:
+            # Once: a second one would hit what the step does to end well.
             return
-        run = known_run(message.run_id)
-        storage = instance.event_log_storage
-        if isinstance(storage, PooledEventLogStorage):
-            with storage.batching():
-                self._execute(instance, run)
-        else:
-            self._execute(instance, run)
+        self._is_interrupted = True
+        logger.warning(
+            "step %s of run %s is interrupted: %s", self._message.step_key, self._message.run_id, reason
+        )
+        os.kill(os.getpid(), signal.SIGINT)
 
     def _execute(self, instance: DagsterInstance, run: DagsterRun) -> None:
-        message = self._message
+        message, claim = self._message, self._claim
+        try:
+            planned = planned_job(instance, run)
+            plan = planned.plan_for(message.step_key, message.unpack_known_state())
+        except Exception as error:
+            if isinstance(error, DBAPIError) and server_is_away(error):
+                raise
+            self._fail(instance, run, f"It could not be loaded on {self._holder}.")
+            raise NoSuchJob(
+                f"step {message.step_key} of job {run.job_name} can't be loaded: {error}"
+            ) from error
         DagsterEvent.step_worker_started(
             create_context_free_log_manager(instance, run),
             run.job_name,
-            message=f'Executing step "{message.step_key}" on {self._worker}.',
+            message=f'Executing step "{message.step_key}" on {self._holder}.',
             metadata={
-                "Celery worker": MetadataValue.text(self._worker),
+                "Celery worker": MetadataValue.text(self._holder.partition(" ")[0]),
                 "pid": MetadataValue.text(str(os.getpid())),
                 "attempt": MetadataValue.int(message.attempt),
+                "execution": MetadataValue.int(claim.epoch if claim else 1),
                 "task": MetadataValue.text(message.task_id),
+                "code": MetadataValue.text(code_version()),
             },
             step_key=message.step_key,
         )
         without_resources = False
         try:
-            planned = planned_job(instance, run)
-            plan = planned.plan_for(message.step_key, message.unpack_known_state())
             with undisturbed():
                 for event in step_events(planned, plan, run, instance, message.unpack_retry_mode()):
                     without_resources = without_resources or event.is_resource_init_failure
@@ -96,6 +197,8 @@ class StepExecution:
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
             # Its failure event is stored; the message has done its work.
             logger.warning("step %s of run %s was interrupted", message.step_key, message.run_id)
+        except Fenced:
+            raise
         except Exception as error:
             if isinstance(error, DBAPIError) and server_is_away(error):
                 raise
@@ -104,7 +207,7 @@ class StepExecution:
                 self._flush(instance)
                 self._wake_run()
             else:
-                self._fail(instance, run)
+                self._fail(instance, run, f"It could not be executed on {self._holder}.")
 
     @staticmethod
     def _flush(instance: DagsterInstance) -> None:
@@ -112,15 +215,20 @@ class StepExecution:
         if isinstance(storage, PooledEventLogStorage):
             storage.flush()
 
-    def _fail(self, instance: DagsterInstance, run: DagsterRun) -> None:
-        """Report what kept the step from running, such as code that can't be loaded, as its failure."""
-        error = serializable_error_info_from_exc_info(sys.exc_info())
+    def _fail(self, instance: DagsterInstance, run: DagsterRun, message: str) -> None:
+        """Report what keeps the step from running as its failure; with the error that is being handled, if any."""
+        error = (
+            serializable_error_info_from_exc_info(sys.exc_info())
+            if sys.exc_info()[0]
+            else SerializableErrorInfo(message, [], None)
+        )
         event = DagsterEvent(
             event_type_value=DagsterEventType.STEP_FAILURE.value,
             job_name=run.job_name,
             step_key=self._message.step_key,
-            message=f'Step "{self._message.step_key}" could not be executed on {self._worker}.',
+            message=f'Step "{self._message.step_key}" failed. {message}',
             event_specific_data=StepFailureData(error=error, user_failure_data=None),
         )
         instance.report_dagster_event(event, run.run_id, logging.ERROR)
+        self._flush(instance)
         self._wake_run()

@@ -3,6 +3,8 @@
 import gc
 import importlib
 import logging
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +16,32 @@ from dagster_stack.settings import Settings
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Worker:
+    """The worker of this process: its Celery name, and when it was started (monotonic clock)."""
+
+    name: str = ""
+    started_at: float = 0.0
+
+
+_worker = Worker()
+
+
 def install() -> None:
     """Warm up the processes of this process's worker."""
+    _worker.started_at = time.monotonic()
     # A weak reference would be gone with the caller's frame.
     signals.celeryd_after_setup.connect(share, weak=False)
     signals.worker_process_init.connect(warm_up, weak=False)
 
 
-def share(instance: Any, **_: Any) -> None:
+def share(sender: Any, instance: Any, **_: Any) -> None:
     """Load the platform before a pool of several processes is forked, so that they share it.
 
     A pool of one has nobody to share with: its main process stays small. User code is never loaded here:
     threads and connections that it starts would not survive the fork.
     """
+    _worker.name = str(sender)
     if instance.concurrency > 1:
         importlib.import_module("dagster_stack.worker.step_execution")
         gc.freeze()
@@ -38,11 +53,17 @@ def warm_up(**_: Any) -> None:
     A failure here is only logged. A step that meets it again fails with it, where people look.
     """
     try:
+        from dagster_stack.storage.event_log import PooledEventLogStorage
         from dagster_stack.worker.process import warm_instance
 
         for module in code_modules(Settings.from_environment().workspace_yaml):
             importlib.import_module(module)
-        warm_instance().get_runs(limit=1)
+        storage = warm_instance().event_log_storage
+        if isinstance(storage, PooledEventLogStorage):
+            # Whatever an earlier worker of this name executed: it is dead.
+            storage.claims.sweep(_worker.name, time.monotonic() - _worker.started_at)
+        else:
+            warm_instance().get_runs(limit=1)
     except Exception:
         logger.warning("this process starts cold", exc_info=True)
     # What is loaded by now stays: the garbage collector need not look at it again.

@@ -78,6 +78,10 @@ class Stack:
     """One copy of the stack: its .env, and every surface that it shows."""
 
     env: Path
+    #: Seconds that Dagit has for an answer.
+    patience: float = 60
+    #: The checkout whose make targets and compose.yaml are used.
+    checkout: Path = ROOT
 
     @property
     def settings(self) -> dict[str, str]:
@@ -117,7 +121,7 @@ class Stack:
     def _run(self, command: list[str], check: bool, timeout: float) -> subprocess.CompletedProcess[str]:
         result = subprocess.run(
             command,
-            check=False, cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            check=False, cwd=self.checkout, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
             timeout=timeout,
         )  # fmt: skip
         if check and result.returncode:
@@ -170,7 +174,7 @@ class Stack:
 
     def graphql(self, query: str, **variables: Any) -> dict[str, Any]:
         response = requests.post(
-            f"{self.dagit_url}/graphql", json={"query": query, "variables": variables}, timeout=60
+            f"{self.dagit_url}/graphql", json={"query": query, "variables": variables}, timeout=self.patience
         )
         body = response.json()
         assert "errors" not in body, body["errors"]
@@ -178,11 +182,15 @@ class Stack:
         return data
 
     def launch(
-        self, job: str, config: dict[str, Any] | None = None, tags: dict[str, str] | None = None
+        self,
+        job: str,
+        config: dict[str, Any] | None = None,
+        tags: dict[str, str] | None = None,
+        location: str = "pipelines",
     ) -> str:
         """Launch a job as the Launchpad does; returns the run's id."""
         selector = {
-            "repositoryLocationName": "pipelines", "repositoryName": "__repository__", "jobName": job,
+            "repositoryLocationName": location, "repositoryName": "__repository__", "jobName": job,
         }  # fmt: skip
         params = {
             "selector": selector,

@@ -10,7 +10,7 @@ from scripts.console import ROOT
 from tests.stack import work
 from tests.stack.stack import Stack
 
-SERVICES = ("postgres", "rabbitmq", "minio", "dagit", "daemon", "worker", "worker-heavy")
+SERVICES = ("postgres", "rabbitmq", "minio", "dagit", "daemon", "runner", "worker", "worker-heavy")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from scripts.images import CERTIFICATES_FILE
 from tests.stack.stack import Stack
 
 STORES = ("postgres", "rabbitmq", "minio")
-DAGSTER = ("dagit", "daemon", "worker", "worker-heavy")
+DAGSTER = ("dagit", "daemon", "runner", "worker", "worker-heavy")
 SERVICES = STORES + DAGSTER
 
 #: What each service shows on 127.0.0.1; the others show nothing.
@@ -30,7 +30,7 @@ PUBLISHED = {
 KNOWS = {
     "POSTGRES_SUPERUSER_PASSWORD": {"postgres"},
     "POSTGRES_PASSWORD": {"postgres", "init", *DAGSTER},
-    "RABBITMQ_PASSWORD": {"rabbitmq", "daemon", "worker", "worker-heavy"},
+    "RABBITMQ_PASSWORD": {"rabbitmq", "daemon", "runner", "worker", "worker-heavy"},
     "RABBITMQ_ADMIN_PASSWORD": {"rabbitmq"},
     "RABBITMQ_MONITOR_PASSWORD": {"rabbitmq"},
     "MINIO_ROOT_PASSWORD": {"minio", "init"},
@@ -44,6 +44,7 @@ REACHES = {
     "minio": {"minio"},
     "dagit": {"postgres", "minio"},
     "daemon": {"postgres", "rabbitmq", "minio"},
+    "runner": {"postgres", "rabbitmq", "minio"},
     "worker": {"postgres", "rabbitmq", "minio"},
 }
 #: A route that leaves this host, by which nothing answers (RFC 5737).

@@ -13,7 +13,7 @@ from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
 STORES = ("postgres", "rabbitmq", "minio")
-DAGSTER = ("dagit", "daemon", "worker", "worker-heavy")
+DAGSTER = ("dagit", "daemon", "runner", "worker", "worker-heavy")
 SERVICES = STORES + DAGSTER
 
 #: Seconds within which a service that hangs is unhealthy: 30 s of silence, three checks that each wait 5 s

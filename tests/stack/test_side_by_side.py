@@ -268,7 +268,7 @@ def outsourced(second: Second, outside: OutsideStores) -> Stack:
 
 def test_containers_of_outside_stores_are_not_running(outsourced: Stack) -> None:
     running = {entry["Service"] for entry in outsourced.containers() if entry["State"] == "running"}
-    assert running == {"dagit", "daemon", "worker", "worker-heavy"}
+    assert running == {"dagit", "daemon", "runner", "worker", "worker-heavy"}
 
 
 def test_all_jobs_succeed_on_outside_stores(outsourced: Stack, outside: OutsideStores) -> None:

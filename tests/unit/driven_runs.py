@@ -7,26 +7,32 @@ import pickle
 import signal
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dagster import (
     DagsterEvent,
+    DagsterEventType,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
+    MetadataValue,
     reconstructable,
 )
+from dagster._core.events import EngineEventData
 from dagster._core.execution.api import execute_run_iterator
 
 from dagster_stack.broker.link import QueueState
 from dagster_stack.broker.messages import StepMessage, step_task_id
-from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.errors import BrokerUnreachable, Fenced
 from dagster_stack.worker.standing import ENDS
 from dagster_stack.worker.step_execution import StepExecution
 from tests.unit.clock import Clock
 from tests.unit.runs_by_hand import events, said, started_run
+
+HOLDER = "worker@here"
 
 
 class Workers:
@@ -47,8 +53,9 @@ class Workers:
         self.most_at_once = 0
         self.reads = 0
         self.closed = False
-        #: The task ids of each call to revoke.
+        #: The task ids of each call to revoke, and of those that sent SIGKILL.
         self.revoked: list[list[str]] = []
+        self.killed: list[list[str]] = []
         # What may be different from a good day:
         self.wakes_run = True
         self.away_until = 0.0
@@ -94,7 +101,9 @@ class Workers:
         self.queue.remove(first)
         self.before(first[1])
         woken: list[bool] = []
-        StepExecution(first[1], "worker@here", lambda: woken.append(True)).run()
+        # Its message is done then, too: whoever has the step has one as well.
+        with suppress(Fenced):
+            StepExecution(first[1], HOLDER, lambda: woken.append(True)).run()
         self.after(first[1])
         if not self.wakes_run:
             self._clock.sleep(timeout)
@@ -155,10 +164,29 @@ def executed(
     return Result(instance, run.run_id, told)
 
 
-def resumed(instance: DagsterInstance, run: DagsterRun, a_job: Any) -> Result:
+def resumed(instance: DagsterInstance, run: DagsterRun, a_job: Any, resume: bool = True) -> Result:
     """A run, driven from where it stopped to its end as a new process does."""
-    told = list(execute_run_iterator(reconstructable(a_job), run, instance, resume_from_failure=True))
+    told = list(execute_run_iterator(reconstructable(a_job), run, instance, resume_from_failure=resume))
     return Result(instance, run.run_id, told)
+
+
+def announced(instance: DagsterInstance, run: DagsterRun, *keys: str, attempt: int = 1) -> None:
+    """What an earlier process of the run wrote before it sent these steps."""
+    for key in keys:
+        event = DagsterEvent(
+            DagsterEventType.STEP_WORKER_STARTING.value,
+            run.job_name,
+            step_key=key,
+            event_specific_data=EngineEventData(
+                {
+                    "queue": MetadataValue.text("dagster"),
+                    "priority": MetadataValue.int(5),
+                    "attempt": MetadataValue.int(attempt),
+                    "task": MetadataValue.text(step_task_id(run.run_id, key, attempt)),
+                }
+            ),
+        )
+        instance.report_dagster_event(event, run.run_id)
 
 
 def interrupt(workers: Workers) -> None:

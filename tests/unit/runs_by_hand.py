@@ -48,13 +48,13 @@ def message(
     state = state or KnownExecutionState()
     planned = planned_job(instance, run)
     step = planned.plan_for(key, state).get_step_by_key(key)
-    return step_message(run.run_id, step, state, RetryMode.DEFERRED)  # type: ignore[arg-type]
+    return step_message(run, step, state, RetryMode.DEFERRED)  # type: ignore[arg-type]
 
 
-def execute(step: StepMessage) -> list[str]:
+def execute(step: StepMessage, holder: str = "worker@here") -> list[str]:
     """Execute a step as a worker's process does; returns when the run was woken: the last event by then."""
     woken: list[str] = []
-    StepExecution(step, "worker@here", lambda: woken.append("woken")).run()
+    StepExecution(step, holder, lambda: woken.append("woken")).run()
     return woken
 
 

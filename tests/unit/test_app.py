@@ -25,6 +25,7 @@ print(json.dumps({
                for name in ("dagster", "heavy")},
     "tasks": sorted(name for name in app.tasks if not name.startswith("celery.")),
     "watchdog": Watchdog in app.steps["worker"],
+    "own": [app.conf.worker_consumer, app.Task.Request],
     "at start": [ref.__name__ for name in ("celeryd_after_setup", "worker_process_init", "worker_shutting_down")
                  for _, ref in getattr(signals, name).receivers if ref.__module__.startswith("dagster_stack")],
 }, default=str))
@@ -88,6 +89,11 @@ def test_each_queue_has_the_ten_priorities_and_is_durable(app: Any) -> None:
 def test_a_worker_knows_its_own_and_the_stock_tasks_and_watches_itself(app: Any) -> None:
     assert {"dagster_stack.execute_step", "execute_plan", "execute_job", "resume_job"} <= set(app["tasks"])
     assert app["watchdog"] is True
+
+
+def test_a_worker_has_its_own_ways_with_messages(app: Any) -> None:
+    """It puts aside what it can't use, and tells what its processes die of."""
+    assert app["own"] == ["dagster_stack.worker.consumer:Consumer", "dagster_stack.worker.request:Request"]
 
 
 def test_a_worker_warms_up_its_processes_and_bounds_its_stop(app: Any) -> None:

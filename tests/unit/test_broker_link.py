@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from kombu.transport.memory import Channel, Transport
+from kombu.transport.memory import Channel
 from kombu.transport.virtual import Base64
 
 from dagster_stack.broker import link as broker
@@ -22,25 +22,18 @@ from dagster_stack.broker.messages import StepMessage
 from dagster_stack.broker.tasks import STEP_TASK
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.settings import CeleryConfig, Settings
+from tests.unit.deliveries import empty_the_memory, memory_app
 
-STEP = StepMessage("run-1", "a.b[c]", 2, "{}", "deferred")
+STEP = StepMessage("run-1", "a.b[c]", 2, "{}", "deferred", "", True)
 
 
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Celery]:
     """The app of a run, on the broker in this process's memory."""
-    settings = Settings.from_environment({"DAGSTER_HOME": str(tmp_path)})
-    app = make_app(CeleryConfig(broker="memory://localhost", backend="disabled://"), settings)
-    empty_the_memory()
+    app = memory_app(tmp_path)
     yield app
     app.close()
     empty_the_memory()
-
-
-def empty_the_memory() -> None:
-    # All connections of a process share one broker, which forgets no binding of a deleted queue.
-    Channel.queues.clear()
-    Transport.global_state.clear()
 
 
 @pytest.fixture
@@ -75,7 +68,7 @@ def test_a_step_becomes_a_message_in_its_queue_with_its_id_and_priority(link: Br
 
 def test_what_a_message_shows_in_lists_does_not_grow_with_the_step(link: BrokerLink) -> None:
     """Flower and `celery inspect` show arguments: the run and the attempt, not what the step must know."""
-    link.send(StepMessage("run-1", "a", 1, "x" * 10_000, "deferred"), "a_job", "dagster", 5)
+    link.send(StepMessage("run-1", "a", 1, "x" * 10_000, "deferred", "", True), "a_job", "dagster", 5)
 
     headers = Channel.queues["dagster"].get_nowait()["headers"]
     assert (headers["argsrepr"], headers["kwargsrepr"]) == ("run-1", "attempt 1")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dagster_stack.worker.capture import CapturedStream, captured, descriptor_of
+from dagster_stack.storage.capture import CapturedStream, captured, descriptor_of
 
 
 class Streams:

@@ -218,18 +218,6 @@ def test_a_canceled_run_ends_as_canceled(instance: DagsterInstance, workers: Wor
     assert workers.revoked == [[step_task_id(result.run_id, "one", 1)]]
 
 
-def test_steps_of_a_run_that_will_be_resumed_go_on(
-    instance: DagsterInstance, workers: Workers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(DagsterInstance, "run_will_resume", lambda *_: True)
-    interrupt(workers)
-
-    result = executed(instance, step_jobs.linear)
-
-    assert workers.revoked == []
-    assert "This run's process was told to stop; the run will be resumed." in said(instance, result.run_id)
-
-
 def test_an_error_in_the_run_itself_calls_its_steps_back(instance: DagsterInstance, workers: Workers) -> None:
     """Its steps must not go on without it: nobody would see how they end."""
 

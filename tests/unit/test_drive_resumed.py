@@ -1,39 +1,24 @@
 """A run that goes on where an earlier process of it stopped."""
 
+import pytest
 from dagster import (
     DagsterEvent,
     DagsterEventType,
     DagsterInstance,
-    DagsterRun,
     DagsterRunStatus,
-    MetadataValue,
 )
-from dagster._core.events import EngineEventData
 from dagster._core.execution.plan.state import KnownExecutionState
 
 from dagster_stack.broker.messages import step_task_id
 from tests.unit import step_jobs
-from tests.unit.driven_runs import Workers, interrupt, resumed
+from tests.unit.driven_runs import Workers, announced, interrupt, resumed
 from tests.unit.runs_by_hand import execute, message, started_run
 
 
-def announced(instance: DagsterInstance, run: DagsterRun, *keys: str, attempt: int = 1) -> None:
-    """What an earlier process of the run wrote before it sent these steps."""
-    for key in keys:
-        event = DagsterEvent(
-            DagsterEventType.STEP_WORKER_STARTING.value,
-            run.job_name,
-            step_key=key,
-            event_specific_data=EngineEventData(
-                {
-                    "queue": MetadataValue.text("dagster"),
-                    "priority": MetadataValue.int(5),
-                    "attempt": MetadataValue.int(attempt),
-                    "task": MetadataValue.text(step_task_id(run.run_id, key, attempt)),
-                }
-            ),
-        )
-        instance.report_dagster_event(event, run.run_id)
+@pytest.fixture
+def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
+    """Runs go on in the stack alone: the embedded mode has no runner."""
+    return postgres_instance
 
 
 def test_a_resumed_run_sends_what_is_open_and_nothing_twice(

@@ -2,17 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import sqlalchemy
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, EventLogEntry, EventLogRecord
 from dagster._core.event_api import EventLogCursor
 from dagster._core.execution.plan.objects import StepSuccessData
 from dagster._core.storage.event_log.base import EventLogConnection
 from dagster._core.test_utils import create_run_for_test
+from dagster._serdes import serialize_value
 
 from dagster_stack.executor import event_tail
 from dagster_stack.executor.event_tail import PAGE, EventTail
+from dagster_stack.storage.database import pooled_engine
+from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.tenure import Tenure
 
 KINDS = {DagsterEventType.STEP_SUCCESS, DagsterEventType.STEP_START}
 
@@ -34,6 +40,8 @@ class Log:
     """
 
     rows: dict[int, str] = field(default_factory=dict)
+    #: Not the stack's own.
+    event_log_storage: None = None
     #: The cursor of each query.
     queries: list[int] = field(default_factory=list)
 
@@ -176,6 +184,36 @@ def test_what_appears_before_the_second_look_back_is_never_missed(reads: int) ->
 
     # Then all were handed out, and none twice
     assert sorted(seen, key=str) == sorted((f"step_{number}" for number in range(1, 101)), key=str)
+
+
+def test_with_the_stacks_storage_each_read_finds_what_became_visible_late_and_first(
+    database_url: str,
+) -> None:
+    """A step's success that is seen without its outputs lets Dagster skip what waits for them."""
+    # Given a reader that has seen row 3 while the transaction of row 2 was open
+    storage = PooledEventLogStorage(database_url, pooled_engine(database_url, 2), Tenure())
+    tail = EventTail(cast(DagsterInstance, SimpleNamespace(event_log_storage=storage)), "run", KINDS)
+    insert = sqlalchemy.text(
+        "INSERT INTO event_logs (id, run_id, event, dagster_event_type, timestamp, step_key)"
+        " VALUES (:number, 'run', :event, 'STEP_SUCCESS', now(), :step)"
+    )
+
+    def row(number: int, step: str) -> dict[str, Any]:
+        return {"number": number, "step": step, "event": serialize_value(entry("run", event(step)))}
+
+    with storage._engine.connect() as reader:
+        reader.execute(insert, [row(1, "a"), row(3, "c")])
+    assert steps(tail.read()) == ["a", "c"]
+
+    # When it has committed, and another row comes after it
+    with storage._engine.connect() as writer:
+        writer.execute(insert, [row(4, "d"), row(2, "b")])
+
+    # Then the next read has both, in the order of the log, and nothing twice
+    assert steps(tail.read()) == ["b", "d"]
+    assert (
+        steps(tail.read()) == steps(tail.look_back()) == steps(tail.look_back()) == steps(tail.reread()) == []
+    )
 
 
 def test_a_reread_finds_what_was_never_handed_out_however_old_it_is() -> None:

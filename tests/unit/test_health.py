@@ -19,6 +19,7 @@ from dagster_stack.services.health import (
     pool_processes,
     process_state,
 )
+from dagster_stack.worker import consumption
 from tests.waiting import wait_until
 
 #: Seconds between two looks of the tests' heartbeats.
@@ -293,3 +294,15 @@ def test_a_loop_that_turns_over_a_dead_pool_is_a_complaint(child: subprocess.Pop
     worker = worker_with([child.pid])
 
     assert "does not run" in str(Watchdog(worker).probe(worker))
+
+
+def test_a_consumer_that_gets_nothing_is_a_complaint(child: subprocess.Popen[bytes]) -> None:
+    worker = worker_with([child.pid])
+    worker.consumer = SimpleNamespace(complaint="messages wait and none comes")
+
+    assert Watchdog(worker).probe(worker) == "messages wait and none comes"
+
+
+def test_the_broker_has_less_time_for_an_answer_than_the_loop_for_a_turn() -> None:
+    """A question to a broker that is frozen must not look like a loop that hangs."""
+    assert consumption.ANSWER_SECS < health.LOOP_SILENCE_SECS

@@ -1,17 +1,18 @@
 """The message that starts a step: its id, its form on the wire, and what the run knows cut down to what it needs."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from dagster import JobDefinition
+from dagster import DagsterRun, JobDefinition
 from dagster._core.execution.api import create_execution_plan
 from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.state import KnownExecutionState, PastExecutionState
 from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.execution.retries import RetryMode
 
-from dagster_stack.broker.messages import VERSION, StepMessage, step_message, step_task_id
+from dagster_stack.broker.messages import VERSION, RunMessage, StepMessage, step_message, step_task_id
 from tests.unit import step_jobs
 
 RUN = "1f0c8e0a-7a4e-4f4c-9b5e-4a1d2c3b4e5f"
@@ -30,7 +31,8 @@ def step_of(job: JobDefinition, key: str, mappings: Any = None) -> ExecutionStep
 def message_for(
     job: JobDefinition, key: str, state: KnownExecutionState, mappings: Any = None
 ) -> StepMessage:
-    return step_message(RUN, step_of(job, key, mappings), state, RetryMode.DEFERRED)
+    run = DagsterRun(job.name, run_id=RUN)
+    return step_message(run, step_of(job, key, mappings), state, RetryMode.DEFERRED)
 
 
 def outputs(*keys: str) -> set[StepOutputHandle]:
@@ -50,6 +52,14 @@ def test_run_step_and_attempt_each_make_another_id() -> None:
     ids = {step_task_id(run, step, attempt) for run in "ab" for step in "ab" for attempt in (1, 2)}
 
     assert len(ids) == 8
+
+
+def test_a_run_has_one_task_id_whoever_sends_it_and_how_often() -> None:
+    """A redelivered message has the same id: a run has one task at a time, whoever sends it."""
+    launched = RunMessage("a-run", "code")
+
+    assert replace(launched, refused_at=1.0).task_id == launched.task_id
+    assert RunMessage("another-run", "code").task_id != launched.task_id
 
 
 # --- the wire --------------------------------------------------------------------------------------------------
@@ -83,17 +93,32 @@ def test_a_message_comes_out_of_json_as_it_went_in() -> None:
 def test_a_message_of_another_version_is_refused_with_both_numbers(version: Any) -> None:
     content = message_for(step_jobs.linear, "one", KnownExecutionState()).to_json()
 
-    with pytest.raises(ValueError, match=f"version {version}; this worker reads {VERSION}"):
+    with pytest.raises(ValueError, match=f"version {version!r}; this code reads {VERSION}"):
         StepMessage.from_json({**content, "version": version})
 
 
+WHOLE = StepMessage("run", "step", 1, "{}", "enabled", "code", True).to_json()
+
+
 @pytest.mark.parametrize(
-    "content",
-    [{}, {"run_id": "a"}, {"a": 1}, {**StepMessage("r", "s", 1, "{}", "enabled").to_json(), "more": 1}],
-    ids=["empty", "a part", "foreign", "a newer one with more"],
+    ("content", "reason"),
+    [
+        ({}, "version None"),
+        ("hello", "version None"),
+        ([WHOLE], "version None"),
+        ({"run_id": "a", "version": VERSION}, "not a message of this stack: .*step_key"),
+        ({**WHOLE, "more": 1}, "unexpected field more"),
+        ({**WHOLE, "run_id": None}, "run_id is None"),
+        ({**WHOLE, "step_key": 3}, "step_key is 3"),
+        ({**WHOLE, "attempt": "1"}, "attempt is '1'"),
+        ({**WHOLE, "attempt": True}, "attempt is True"),
+        ({**WHOLE, "redeliver": "false"}, "redeliver is 'false'"),
+        ({**WHOLE, "refused_at": "yesterday"}, "refused_at is 'yesterday'"),
+        ({**WHOLE, "retry_mode": "often"}, "'often' is not a valid RetryMode"),
+    ],
 )
-def test_what_is_no_step_message_is_refused(content: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="not a step message"):
+def test_what_is_no_step_message_is_refused_with_the_reason(content: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         StepMessage.from_json(content)
 
 

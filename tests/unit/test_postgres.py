@@ -1,7 +1,4 @@
-"""The storage on kept connections, without a server: what waits, what is written together, and what is not.
-
-Its SQL runs on a real Postgres in the tests of the stack.
-"""
+"""The storage on kept connections: what waits, what is written together, and what is not."""
 
 import os
 import subprocess
@@ -13,25 +10,21 @@ from typing import Any, NoReturn, cast
 
 import pytest
 import sqlalchemy
-from dagster import DagsterEvent, DagsterEventType, EventLogEntry
-from dagster._core.storage.event_log import SqlEventLogStorageMetadata, SqlEventLogStorageTable
+from dagster import DagsterEvent, DagsterEventType, DagsterRun, DagsterRunStatus, EventLogEntry
+from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster_postgres.event_log import PostgresEventLogStorage
 from sqlalchemy.dialects.postgresql import psycopg2
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError
-from sqlalchemy.pool import QueuePool, StaticPool
+from sqlalchemy.pool import QueuePool
 
-from dagster_stack.storage import postgres
+from dagster_stack import tags
+from dagster_stack.storage import database, event_log
+from dagster_stack.storage.database import RETRY_SECS, patient_connection, patiently, pooled_engine
 from dagster_stack.storage.event_batch import SIZE, EventBatch
-from dagster_stack.storage.postgres import (
-    AWAITED_EVENTS,
-    INDEXED_EVENTS,
-    PooledEventLogStorage,
-    PooledPostgresStorage,
-    patient_connection,
-    patiently,
-    pooled_engine,
-)
+from dagster_stack.storage.event_log import AWAITED_EVENTS, INDEXED_EVENTS, PooledEventLogStorage
+from dagster_stack.storage.postgres import PooledPostgresStorage
+from dagster_stack.storage.tenure import Tenure
 from tests.unit.clock import Clock
 
 #: Nobody listens on this port.
@@ -44,7 +37,7 @@ NEVER = 3600.0
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(postgres, "time", clock)
+    monkeypatch.setattr(database, "time", clock)
     return clock
 
 
@@ -82,7 +75,7 @@ def test_a_call_gives_up_when_the_server_stays_away(clock: Clock) -> None:
         patiently(act, patience=10)
 
     assert 10 <= calls[-1] - start <= 11
-    assert len(calls) <= 10 / postgres.RETRY_SECS + 2
+    assert len(calls) <= 10 / RETRY_SECS + 2
 
 
 def test_a_connection_that_broke_under_a_statement_is_the_servers_absence(clock: Clock) -> None:
@@ -199,20 +192,20 @@ def test_the_configuration_is_dagsters_and_a_number_of_connections() -> None:
 
 
 class EventLog(PooledEventLogStorage):
-    """The storage on SQLite in memory, whose table of events is the same as that in Postgres.
+    """The storage, with a look at what it does.
 
     `log` tells what was done in which order: the steps of the events of each write, and `stored` for an event
     that went through Dagster's own code, which writes the tables of assets too, a connection each.
     """
 
     def __init__(self, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-        super().__init__(URL, engine)
+        super().__init__(URL, engine, Tenure())
         self.log: list[Any] = []
         monkeypatch.setattr(PostgresEventLogStorage, "store_event", lambda _, event: self._dagsters([event]))
         monkeypatch.setattr(
             PostgresEventLogStorage, "store_event_batch", lambda _, each: self._dagsters(each)
         )
-        monkeypatch.setattr(postgres, "EventBatch", lambda write: EventBatch(write, NEVER))
+        monkeypatch.setattr(event_log, "EventBatch", lambda write: EventBatch(write, NEVER))
 
     def _dagsters(self, events: Sequence[EventLogEntry]) -> None:
         self.log.append(("stored", [event.step_key for event in events]))
@@ -229,16 +222,11 @@ class EventLog(PooledEventLogStorage):
 
 
 @pytest.fixture
-def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[EventLog]:
-    engine = sqlalchemy.create_engine(
-        "sqlite://",
-        poolclass=StaticPool,
-        isolation_level="AUTOCOMMIT",
-        connect_args={"check_same_thread": False},
-    )
-    SqlEventLogStorageMetadata.create_all(engine)
-    yield EventLog(engine, monkeypatch)
-    engine.dispose()
+def events(database_url: str, monkeypatch: pytest.MonkeyPatch) -> EventLog:
+    engine = pooled_engine(database_url, 2)
+    with engine.connect() as connection:
+        connection.execute(SqlEventLogStorageTable.delete())
+    return EventLog(engine, monkeypatch)
 
 
 def event(step: str, kind: DagsterEventType | None = DagsterEventType.ENGINE_EVENT) -> EventLogEntry:
@@ -360,39 +348,33 @@ def test_a_write_waits_for_a_server_that_is_away(
 # --- how a step stands --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("rows", "expected"),
-    [
-        ([], (None, {})),
-        ([("STARTED", None, 0)], ("STARTED", {})),
-        (
-            [("STARTED", "STEP_SUCCESS", 1), ("STARTED", "STEP_UP_FOR_RETRY", 2)],
-            ("STARTED", {"STEP_SUCCESS": 1, "STEP_UP_FOR_RETRY": 2}),
-        ),
-    ],
-)
-def test_a_steps_standing_is_read_from_one_answer(
-    events: EventLog, monkeypatch: pytest.MonkeyPatch, rows: list[Any], expected: Any
-) -> None:
-    """The statement is Postgres's own (`= ANY`): here its answer is given, the stack's tests ask a server."""
-    asked: list[dict[str, Any]] = []
+def test_a_steps_standing_is_read_from_one_answer(events: EventLog, database_url: str) -> None:
+    # Given a run with the ends of two steps and other events, beside another run with the same steps
+    runs = PooledPostgresStorage(database_url).run_storage
+    run = DagsterRun("a_job", status=DagsterRunStatus.STARTED, tags={tags.CODE: "1234", "other": "tag"})
+    other = DagsterRun("a_job", status=DagsterRunStatus.CANCELING)
+    runs.add_run(run)
+    runs.add_run(other)
+    kinds = DagsterEventType
+    for run_id, step, kind in (
+        (run.run_id, "step", kinds.STEP_START),
+        (run.run_id, "step", kinds.STEP_UP_FOR_RETRY),
+        (run.run_id, "step", kinds.STEP_UP_FOR_RETRY),
+        (run.run_id, "step", kinds.STEP_SUCCESS),
+        (run.run_id, "beside", kinds.STEP_FAILURE),
+        (other.run_id, "step", kinds.STEP_FAILURE),
+    ):
+        events.store_event(event(step, kind)._replace(run_id=run_id))
+    ends = ["STEP_SUCCESS", "STEP_FAILURE", "STEP_UP_FOR_RETRY"]
 
-    class Connection:
-        """Answers with `rows`: one for each kind of event, or the run alone, or nothing for an unknown run."""
-
-        def execute(self, statement: Any, parameters: dict[str, Any]) -> Any:
-            assert statement is postgres.STANDING
-            asked.append(parameters)
-            return self
-
-        def all(self) -> list[Any]:
-            return rows
-
-    @contextmanager
-    def connect() -> Iterator[Connection]:
-        yield Connection()
-
-    monkeypatch.setattr(events, "_connect", connect)
-
-    assert events.standing("run", "step", ["STEP_SUCCESS"]) == expected
-    assert asked == [{"run": "run", "step": "step", "kinds": ["STEP_SUCCESS"]}]
+    # Then each step's ends are counted, whatever is beside them
+    assert events.standing(run.run_id, "step", ends) == (
+        "STARTED",
+        "1234",
+        {"STEP_SUCCESS": 1, "STEP_UP_FOR_RETRY": 2},
+    )
+    assert events.standing(run.run_id, "beside", ends) == ("STARTED", "1234", {"STEP_FAILURE": 1})
+    assert events.standing(run.run_id, "never started", ends) == ("STARTED", "1234", {})
+    # And a run that nobody gave its code, or that nobody knows, has none
+    assert events.standing(other.run_id, "step", ends) == ("CANCELING", None, {"STEP_FAILURE": 1})
+    assert events.standing("nobody's", "step", ends) == (None, None, {})

@@ -17,8 +17,8 @@ FREE = "DAGIT_PORT={0}\nRABBITMQ_PORT={1}\nMINIO_PORT={2}\nMINIO_CONSOLE_PORT={3
 
 
 @pytest.fixture
-def ports() -> list[int]:
-    """Four free ports."""
+def ports(taken: int) -> list[int]:
+    """Four free ports, none of which is taken meanwhile."""
     probes = [socket.socket() for _ in range(4)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))

@@ -8,11 +8,15 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 from botocore.stub import Stubber
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._core.test_utils import create_run_for_test
 
+from dagster_stack import tags
 from dagster_stack.errors import ProvisionError
 from dagster_stack.services import provision
 from dagster_stack.services.provision import LOG_EXPIRY_DAYS, MinioRoot
 from dagster_stack.settings import S3Settings, Settings
+from tests.unit.runs_by_hand import said
 
 RULE = {
     "Bucket": "dagster",
@@ -231,3 +235,75 @@ def test_an_outside_store_has_no_root_though_its_keys_are_set(monkeypatch: pytes
 def test_without_a_bucket_there_is_nothing_to_make_and_that_is_said() -> None:
     with pytest.raises(ProvisionError, match="DAGSTER_STACK_S3_BUCKET is not set"):
         provision.provision()
+
+
+# --- runs that are on their way -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def new_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provision, "code_version", lambda: "new")
+
+
+def coded_run(instance: DagsterInstance, status: DagsterRunStatus, code: str | None) -> DagsterRun:
+    code_tag = {tags.CODE: code} if code else {}
+    run: DagsterRun = create_run_for_test(instance, status=status, tags=code_tag)
+    return run
+
+
+def code_of(instance: DagsterInstance, run: DagsterRun) -> str | None:
+    found = instance.get_run_by_id(run.run_id)
+    assert found
+    return found.tags.get(tags.CODE)
+
+
+@pytest.mark.usefixtures("new_code")
+@pytest.mark.parametrize(
+    "status", [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
+)
+def test_a_run_that_is_on_its_way_goes_on_with_the_code_of_this_deployment(
+    postgres_instance: DagsterInstance, status: DagsterRunStatus
+) -> None:
+    """The new workers would refuse its steps."""
+    run = coded_run(postgres_instance, status, "old")
+
+    for _ in range(2):
+        provision.give_runs_this_code(postgres_instance)
+
+    assert code_of(postgres_instance, run) == "new"
+    assert said(postgres_instance, run.run_id) == ["Goes on with code new; so far it was old."]
+
+
+@pytest.mark.usefixtures("new_code")
+@pytest.mark.parametrize(
+    "status", [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+)
+def test_a_run_that_has_ended_keeps_the_code_that_it_ran_with(
+    postgres_instance: DagsterInstance, status: DagsterRunStatus
+) -> None:
+    run = coded_run(postgres_instance, status, "old")
+
+    provision.give_runs_this_code(postgres_instance)
+
+    assert code_of(postgres_instance, run) == "old"
+
+
+@pytest.mark.usefixtures("new_code")
+@pytest.mark.parametrize("code", ["new", None])
+def test_a_run_of_the_same_or_of_no_code_stays_as_it_is(
+    postgres_instance: DagsterInstance, code: str | None
+) -> None:
+    run = coded_run(postgres_instance, DagsterRunStatus.STARTED, code)
+
+    provision.give_runs_this_code(postgres_instance)
+
+    assert code_of(postgres_instance, run) == code
+    assert said(postgres_instance, run.run_id) == []
+
+
+def test_without_a_version_of_its_own_a_deployment_changes_no_run(postgres_instance: DagsterInstance) -> None:
+    run = coded_run(postgres_instance, DagsterRunStatus.STARTED, "old")
+
+    provision.give_runs_this_code(postgres_instance)
+
+    assert code_of(postgres_instance, run) == "old"

@@ -1,20 +1,23 @@
 """One delivery of a step message, from the message to the wake-up, on an instance in local files."""
 
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery import Celery
 from celery.exceptions import Reject
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.state import KnownExecutionState
 from sqlalchemy.exc import OperationalError
 
-from dagster_stack.broker.messages import StepMessage
 from dagster_stack.worker import planned_job, step_execution
 from tests.unit import step_jobs
-from tests.unit.clock import Clock
+from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
 
 AWAY = OperationalError("SELECT 1", {}, Exception("the server closed the connection"))
@@ -24,16 +27,12 @@ def outputs(*keys: str) -> KnownExecutionState:
     return KnownExecutionState(ready_outputs={StepOutputHandle(key, "result") for key in keys})
 
 
-class Worker:
-    """What of a Celery task `execute_step` uses: the worker's name, and the app that wakes the run.
-
-    In a real worker `task.request` belongs to the message and `hostname` is the worker's node name; without a
-    worker, as when a task is called directly, it is None.
-    """
-
-    def __init__(self, hostname: str | None = "worker@here") -> None:
-        self.request = SimpleNamespace(hostname=hostname)
-        self.app = object()
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Celery]:
+    app = memory_app(tmp_path)
+    yield app
+    app.close()
+    empty_the_memory()
 
 
 @pytest.fixture
@@ -66,20 +65,19 @@ def test_steps_are_executed_one_by_one_and_hand_their_outputs_on(instance: Dagst
 
 
 def test_the_run_log_says_which_worker_has_the_step(
-    instance: DagsterInstance, woken: list[tuple[Any, str]]
+    instance: DagsterInstance, app: Celery, woken: list[tuple[Any, str]]
 ) -> None:
     run = started_run(instance, step_jobs.alone)
     content = message(instance, run, "one").to_json()
-    worker = Worker("worker@node-3")
 
-    step_execution.execute_step(worker, content)
+    step_execution.execute_step(Delivery(app, hostname="worker@node-3"), content)
 
-    assert 'Executing step "one" on worker@node-3.' in said(instance, run.run_id)
+    assert f'Executing step "one" on worker@node-3 (process {os.getpid()}).' in said(instance, run.run_id)
     (started,) = (
         event for event in events(instance, run.run_id) if event.event_type_value == "STEP_WORKER_STARTED"
     )
-    assert started.engine_event_data.metadata["task"].value == StepMessage.from_json(content).task_id
-    assert woken == [(worker.app, run.run_id)]
+    assert started.engine_event_data.metadata["task"].value == message(instance, run, "one").task_id
+    assert woken == [(app, run.run_id)]
 
 
 def test_the_run_is_woken_when_the_end_stands_in_the_log_and_before_hooks(
@@ -196,16 +194,19 @@ def test_a_step_of_a_run_that_has_ended_is_not_executed(
     assert "is skipped: its run is" in caplog.text
 
 
-def test_a_step_of_a_deleted_run_is_dropped(
-    instance: DagsterInstance, caplog: pytest.LogCaptureFixture
+def test_a_step_of_a_deleted_run_is_put_aside(
+    instance: DagsterInstance, app: Celery, woken: list[tuple[Any, str]]
 ) -> None:
     run = started_run(instance, step_jobs.alone)
-    step = message(instance, run, "one")
+    content = message(instance, run, "one").to_json()
     instance.delete_run(run.run_id)
 
-    assert execute(step) == ["woken"]
+    step_execution.execute_step(Delivery(app), content)
 
-    assert "nobody knows its run" in caplog.text
+    (letter,) = buried()
+    assert letter["reason"].startswith(f"nobody knows run {run.run_id}")
+    assert json.loads(letter["body"]) == content
+    assert woken == []
 
 
 def test_the_status_of_a_run_is_never_a_kept_one(instance: DagsterInstance) -> None:
@@ -224,7 +225,7 @@ def test_the_status_of_a_run_is_never_a_kept_one(instance: DagsterInstance) -> N
 
 
 def test_code_that_can_not_be_loaded_is_the_steps_failure_with_its_reason(
-    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, app: Celery, woken: list[tuple[Any, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a worker whose image lacks a module
     run = started_run(instance, step_jobs.alone)
@@ -237,25 +238,34 @@ def test_code_that_can_not_be_loaded_is_the_steps_failure_with_its_reason(
     monkeypatch.setattr(planned_job, "recon_job_from_origin", lacking)
 
     # When the step comes
-    assert execute(step) == ["woken"]
+    step_execution.execute_step(Delivery(app), step.to_json())
 
     # Then its failure says what and where
     failure = events(instance, run.run_id)[-1]
     assert (failure.event_type_value, failure.step_key) == ("STEP_FAILURE", "one")
-    assert failure.message == 'Step "one" could not be executed on worker@here.'
+    where = f"worker@here (process {os.getpid()})"
+    assert failure.message == f'Step "one" failed. It could not be loaded on {where}.'
     assert failure.step_failure_data.error
     assert "No module named 'pandas'" in failure.step_failure_data.error.message
+    assert woken == [(app, run.run_id)]
+    # And its message is kept for whoever looks after the workers
+    (letter,) = buried()
+    assert "step one of job alone can't be loaded: No module named 'pandas'" in letter["reason"]
 
 
-def test_a_step_that_the_workers_code_does_not_have_is_a_failure(instance: DagsterInstance) -> None:
+def test_a_step_that_the_workers_code_does_not_have_is_a_failure_and_put_aside(
+    instance: DagsterInstance, app: Celery, woken: list[tuple[Any, str]]
+) -> None:
     """Workers with older code than the daemon's."""
     run = started_run(instance, step_jobs.alone)
-    newer = StepMessage(run.run_id, "new_step", 1, message(instance, run, "one").known_state, "deferred")
+    newer = replace(message(instance, run, "one"), step_key="new_step")
 
-    assert execute(newer) == ["woken"]
+    step_execution.execute_step(Delivery(app), newer.to_json())
 
     failure = events(instance, run.run_id)[-1]
     assert (failure.event_type_value, failure.step_key) == ("STEP_FAILURE", "new_step")
+    assert woken == [(app, run.run_id)]
+    assert "step new_step of job alone can't be loaded" in buried()[0]["reason"]
 
 
 def test_a_resource_that_does_not_start_is_in_the_log_for_the_run_to_decide(
@@ -280,13 +290,15 @@ def test_a_run_whose_step_lacks_a_resource_is_woken(instance: DagsterInstance) -
 
 @pytest.mark.parametrize("place", ["standing", "planned_job"])
 def test_without_the_database_a_message_goes_back_to_its_queue(
-    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch, woken: list[tuple[Any, str]], place: str
+    instance: DagsterInstance,
+    app: Celery,
+    monkeypatch: pytest.MonkeyPatch,
+    woken: list[tuple[Any, str]],
+    place: str,
 ) -> None:
     # Given a database that stays away, before or after the step was begun
     run = started_run(instance, step_jobs.alone)
     content = message(instance, run, "one").to_json()
-    clock = Clock()
-    monkeypatch.setattr(step_execution, "time", clock)
 
     def away(*_: Any) -> None:
         raise AWAY
@@ -295,18 +307,24 @@ def test_without_the_database_a_message_goes_back_to_its_queue(
 
     # When the message comes
     with pytest.raises(Reject) as rejection:
-        step_execution.execute_step(Worker(), content)
+        step_execution.execute_step(Delivery(app), content)
 
-    # Then it goes back, not at once again and again, and no end is in the log
+    # Then it goes back (at once: the wait for the database was long), and no end is in the log
     assert rejection.value.requeue is True
-    assert clock.now == Clock().now + step_execution.REJECT_PAUSE_SECS
     assert "STEP_FAILURE" not in kinds(instance, run.run_id)
     assert woken == []
 
 
-def test_a_foreign_message_is_refused_and_says_why() -> None:
-    with pytest.raises(ValueError, match="not a step message"):
-        step_execution.execute_step(Worker(), {"hello": "world"})
+def test_a_foreign_message_is_put_aside_and_says_why(app: Celery) -> None:
+    step_execution.execute_step(Delivery(app), {"hello": "world"})
+
+    (letter,) = buried()
+    assert letter["reason"] == "a message of version None; this code reads 2"
+    assert (letter["queue"], letter["worker"], letter["body"]) == (
+        "dagster",
+        "worker@here",
+        '{"hello": "world"}',
+    )
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import pytest
 from celery import Celery, _state
 
 from dagster_stack.broker import tasks
-from dagster_stack.broker.tasks import STEP_TASK, STOCK_TASKS, register_tasks, stock_function
+from dagster_stack.broker.tasks import RUN_TASK, STEP_TASK, STOCK_TASKS, register_tasks, stock_function
+from dagster_stack.runner import run_execution
 from dagster_stack.worker import step_execution
 from scripts.console import ROOT
 
@@ -68,24 +69,42 @@ def test_a_workers_main_process_does_without_dagster(main_process: Any) -> None:
     assert "pipelines" not in loaded
 
 
-def test_a_worker_knows_this_stacks_task_and_all_of_dagster_celery(main_process: Any) -> None:
-    assert main_process["tasks"] == sorted([STEP_TASK, "execute_job", "execute_plan", "resume_job"])
+def test_a_worker_knows_this_stacks_tasks_and_all_of_dagster_celery(main_process: Any) -> None:
+    assert main_process["tasks"] == sorted([RUN_TASK, STEP_TASK, "execute_job", "execute_plan", "resume_job"])
 
 
-def test_a_step_needs_no_result(app: Celery) -> None:
+@pytest.mark.parametrize("task", [STEP_TASK, RUN_TASK])
+def test_a_step_or_run_needs_no_result(app: Celery, task: str) -> None:
     """The event log says how it ended: a result would be a message that nobody takes."""
-    assert app.tasks[STEP_TASK].ignore_result is True
+    assert app.tasks[task].ignore_result is True
 
 
-def test_the_task_of_a_step_executes_its_message(app: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """What was to be executed: the task's name, and what it got."""
     executed: list[tuple[str, Any]] = []
-    monkeypatch.setattr(
-        step_execution, "execute_step", lambda task, message: executed.append((task.name, message))
-    )
+    for module, name in ((step_execution, "execute_step"), (run_execution, "execute_run")):
+        monkeypatch.setattr(module, name, lambda task, message: executed.append((task.name, message)))
+    return executed
 
-    app.tasks[STEP_TASK](message={"run_id": "run"})
 
-    assert executed == [(STEP_TASK, {"run_id": "run"})]
+@pytest.mark.parametrize("task", [STEP_TASK, RUN_TASK])
+def test_the_task_of_a_step_or_run_executes_its_message(
+    app: Celery, executed: list[tuple[str, Any]], task: str
+) -> None:
+    app.tasks[task](message={"run_id": "run"})
+
+    assert executed == [(task, {"run_id": "run"})]
+
+
+@pytest.mark.parametrize("task", [STEP_TASK, RUN_TASK])
+def test_a_task_with_other_arguments_is_looked_at_as_a_whole_and_never_fails_before(
+    app: Celery, executed: list[tuple[str, Any]], task: str
+) -> None:
+    """Somebody else's message: why it was refused must be seen."""
+    app.tasks[task]("hello", message={}, more=1)
+
+    assert executed == [(task, {"args": ("hello",), "kwargs": {"message": {}, "more": 1}})]
 
 
 @pytest.mark.parametrize("name", STOCK_TASKS)

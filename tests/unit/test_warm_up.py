@@ -31,6 +31,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.syspath_prepend(str(tmp_path))
     settings = SimpleNamespace(workspace_yaml=file)
     monkeypatch.setattr(warm_up, "Settings", SimpleNamespace(from_environment=lambda: settings))
+    monkeypatch.setattr(warm_up, "_worker", warm_up.Worker())
     yield file
     sys.modules.pop("loaded_by_warm_up", None)
 
@@ -73,7 +74,7 @@ def test_a_process_loads_the_code_and_opens_the_instance(
     def get_runs(limit: int) -> None:
         asked.append(limit)
 
-    warm = SimpleNamespace(get_runs=get_runs)
+    warm = SimpleNamespace(get_runs=get_runs, event_log_storage=None)
     monkeypatch.setattr(process, "warm_instance", lambda: warm)
 
     warm_up.warm_up()
@@ -134,8 +135,9 @@ def test_only_a_pool_of_several_processes_shares_what_is_loaded(
     """A pool of one has nobody to share with: its main process stays small."""
     loaded: list[str] = []
     monkeypatch.setattr(importlib, "import_module", loaded.append)
+    monkeypatch.setattr(warm_up, "_worker", warm_up.Worker())
 
-    warm_up.share(SimpleNamespace(concurrency=concurrency))
+    warm_up.share("worker@here", SimpleNamespace(concurrency=concurrency))
 
     assert bool(loaded) is shared
     # Threads and connections of user code would not survive the fork.
@@ -149,6 +151,7 @@ def test_a_worker_warms_up_each_process_of_its_pool(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(
             signal, "connect", lambda receiver, weak, name=name: connected.update({name: (receiver, weak)})
         )
+    monkeypatch.setattr(warm_up, "_worker", warm_up.Worker())
 
     warm_up.install()
 

@@ -1,0 +1,109 @@
+"""Messages that nobody can do anything with: put aside in a queue of their own, with the reason, for people to see."""
+
+import base64
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from celery import Celery, Task
+from kombu.connection import Connection
+from kombu.entity import Queue
+
+from dagster_stack.broker.link import CONFIRM_TIMEOUT_SECS, CONNECT_TIMEOUT_SECS, bound_waits
+
+logger = logging.getLogger(__name__)
+
+#: The most that are kept; the oldest give way.
+MOST = 10_000
+QUEUE = Queue("dead-letters", durable=True, queue_arguments={"x-max-length": MOST})
+#: Bytes of a message that are kept.
+KEPT_BYTES = 100_000
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message that was put aside."""
+
+    reason: str
+    #: The queue that it came from, and the worker that could not use it.
+    queue: str
+    worker: str
+    #: Celery's name for what was to be done, and its id; empty for a message that Celery did not send.
+    task: str = ""
+    task_id: str = ""
+    content_type: str = ""
+    body: str = ""
+    #: Seconds since 1970.
+    at: float = field(default_factory=time.time)
+
+    @staticmethod
+    def of(message: Any, reason: str, worker: str) -> "DeadLetter":
+        """A message as kombu gives it."""
+        headers: Mapping[str, Any] = message.headers if isinstance(message.headers, Mapping) else {}
+        return DeadLetter(
+            reason=reason,
+            queue=str((message.delivery_info or {}).get("routing_key", "")),
+            worker=worker,
+            task=str(headers.get("task", "")),
+            task_id=str(headers.get("id", "")),
+            content_type=str(message.content_type or ""),
+            body=_readable(message.body),
+        )
+
+
+def bury(app: Celery, letter: DeadLetter) -> None:
+    """Put a message aside; returns when the broker has it. Raises what the connection raises."""
+    logger.error(
+        "put aside in %s: %s %s: %s", QUEUE.name, letter.task or "a message", letter.task_id, letter.reason
+    )
+    with app.producer_pool.acquire(block=True, timeout=CONNECT_TIMEOUT_SECS) as producer:
+        bound_waits(producer.connection)
+        # Each time: without the queue, which somebody may have deleted, the broker would drop the letter.
+        QUEUE(producer.channel).queue_declare()
+        producer.publish(
+            json.dumps(asdict(letter)), exchange="", routing_key=QUEUE.name,
+            content_type="application/json", content_encoding="utf-8", delivery_mode="persistent",
+            confirm_timeout=CONFIRM_TIMEOUT_SECS,
+        )  # fmt: skip
+
+
+def bury_task(task: Task, content: Any, reason: str) -> None:
+    """The same for what a task got."""
+    request = task.request
+    letter = DeadLetter(
+        reason=reason,
+        queue=str((request.delivery_info or {}).get("routing_key", "")),
+        worker=str(request.hostname or ""),
+        task=str(task.name or ""),
+        task_id=str(request.id or ""),
+        content_type="application/json",
+        body=_readable(json.dumps(content, default=str)),
+    )
+    bury(task.app, letter)
+
+
+def letters(connection: Connection, limit: int = MOST) -> Iterator[DeadLetter]:
+    """What was put aside, the oldest first. It stays there."""
+    # Unacknowledged messages go back to their places when the channel ends.
+    with connection.channel() as channel:
+        queue = QUEUE(channel)
+        queue.queue_declare()
+        for _ in range(limit):
+            message = queue.get(no_ack=False)
+            if message is None:
+                return
+            try:
+                yield DeadLetter(**json.loads(message.body))
+            except (ValueError, TypeError):
+                yield DeadLetter.of(message, "somebody else put it here", "")
+
+
+def _readable(body: Any) -> str:
+    data = body.encode() if isinstance(body, str) else bytes(body or b"")
+    try:
+        return data[:KEPT_BYTES].decode()
+    except UnicodeDecodeError:
+        return "base64:" + base64.b64encode(data[:KEPT_BYTES]).decode()

@@ -1,0 +1,51 @@
+"""The content hash of the code: the platform, the user's pipelines and the locked packages.
+
+It is baked into the image, set as a run's tag and carried by each message, so that a process with other code can
+be told from one with the same.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+#: Names the file in which the image keeps it.
+BAKED = "DAGSTER_STACK_CODE_FILE"
+ROOT = Path(__file__).resolve().parent.parent
+#: What is hashed, below ROOT. A file that is not there does not count.
+PARTS = ("pipelines", "dagster_stack", "requirements/stack.lock", "requirements/flights.lock")
+#: Hexadecimal digits that are kept: enough to tell versions apart, short enough to read.
+LENGTH = 12
+
+
+@cache
+def code_version() -> str:
+    """The hash of the code of this process; empty outside the image, where code changes under a running process."""
+    baked = os.environ.get(BAKED)
+    return Path(baked).read_text(encoding="ascii").strip() if baked else ""
+
+
+def content_hash(root: Path) -> str:
+    """The hash of names and contents of all files that count as code below `root`."""
+    digest = hashlib.sha256()
+    for file in sorted(_files(root)):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:LENGTH]
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for part in PARTS:
+        path = root / part
+        if path.is_file():
+            yield path
+        for file in path.rglob("*"):
+            if file.is_file() and "__pycache__" not in file.parts:
+                yield file
+
+
+if __name__ == "__main__":
+    sys.stdout.write(content_hash(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT) + "\n")

@@ -1,0 +1,51 @@
+"""How steps are called back: what waits is dropped, what runs is interrupted, then killed."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from celery import Celery
+from dagster import DagsterInstance
+from kombu.exceptions import OperationalError
+
+from dagster_stack.broker.messages import step_task_id
+from dagster_stack.storage.claims import Work
+from dagster_stack.storage.event_log import PooledEventLogStorage
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a step gets to end after it was interrupted.
+GRACE_SECS = 4
+#: Seconds between two looks whether all have ended.
+LOOK_SECS = 0.2
+
+
+def revoke(app: Celery, task_ids: Sequence[str], signal: str = "SIGINT") -> None:
+    """Tell all workers: what waits is dropped by the one that gets it, the process of what runs gets the signal."""
+    if not task_ids:
+        return
+    try:
+        app.control.revoke(list(task_ids), terminate=True, signal=signal)
+    except (OperationalError, OSError) as error:
+        # A worker executes nothing of a run that has ended, and interrupts what it executes when it sees that.
+        logger.warning("%d steps could not be called back: %s", len(task_ids), error)
+
+
+def call_back(app: Celery, instance: DagsterInstance, run_id: str, task_ids: Sequence[str]) -> list[str]:
+    """Revoke tasks of a run; returns the keys of steps that had to be killed. Nothing of the run reports any more."""
+    revoke(app, task_ids)
+    storage = instance.event_log_storage
+    if not isinstance(storage, PooledEventLogStorage):
+        return []
+    until = time.monotonic() + GRACE_SECS
+    while (running := running_steps(storage, run_id)) and time.monotonic() < until:
+        time.sleep(LOOK_SECS)
+    ids = [step_task_id(work.run_id, work.step_key, work.attempt) for work in running]
+    revoke(app, ids, signal="SIGKILL")
+    # One that nobody could reach (a worker that is cut off) goes on until it sees the run's end.
+    storage.claims.revoke_steps(run_id)
+    return sorted(work.step_key for work in running)
+
+
+def running_steps(storage: PooledEventLogStorage, run_id: str) -> list[Work]:
+    return [work for work in storage.claims.alive([run_id]) if work.step_key]

@@ -1,0 +1,125 @@
+"""The run launcher: a run becomes one durable message on the queue `runs`, and a warm runner drives it."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from celery import Celery
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._core.launcher import (
+    CheckRunHealthResult,
+    LaunchRunContext,
+    ResumeRunContext,
+    RunLauncher,
+    WorkerStatus,
+)
+from dagster._serdes import ConfigurableClass, ConfigurableClassData
+
+from dagster_stack import tags
+from dagster_stack.broker.app_factory import make_app
+from dagster_stack.broker.messages import RunMessage
+from dagster_stack.broker.postponed import postponed
+from dagster_stack.broker.publishing import queue_state, send
+from dagster_stack.broker.tasks import RUN_TASK
+from dagster_stack.code_version import code_version
+from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.settings import CeleryConfig, Settings
+from dagster_stack.storage.claims import Work
+from dagster_stack.storage.event_log import PooledEventLogStorage
+
+logger = logging.getLogger(__name__)
+
+#: The queue of runs. Steps have queues of their own: a run that waits for its steps must not take their place.
+QUEUE = "runs"
+
+
+class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
+    """Hands a run to the `runner` service. A run that could not be handed over stays STARTING; see `RunWatch`."""
+
+    def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
+        self._inst_data = inst_data
+        self._app: Celery | None = None
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @property
+    def inst_data(self) -> ConfigurableClassData | None:
+        return self._inst_data
+
+    @classmethod
+    def config_type(cls) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def from_config_value(
+        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
+    ) -> "CeleryRunLauncher":
+        return cls(inst_data)
+
+    @property
+    def app(self) -> Celery:
+        """Made when it is needed: Dagit has the launcher too, and no broker."""
+        if self._app is None:
+            settings = Settings.from_environment()
+            self._app = make_app(CeleryConfig.load(settings.celery_yaml), settings)
+        return self._app
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        self.hand_over(context.dagster_run)
+
+    def hand_over(self, run: DagsterRun) -> None:
+        """Send a run's message. Sent twice it does no harm: one process at a time drives a run."""
+        if code_version():
+            self._instance.add_run_tags(run.run_id, {tags.CODE: code_version()})
+        message = RunMessage(run.run_id, code_version())
+        try:
+            send(self.app, RUN_TASK, message, queue=QUEUE, shadow=run.job_name)
+        except BrokerUnreachable as error:
+            logger.warning("run %s waits for the broker: %s", run.run_id, error)
+            self._instance.report_engine_event(
+                f"The run could not be handed to a runner, and is handed over as soon as the broker is back. {error}",
+                run,
+            )
+
+    def terminate(self, run_id: str) -> bool:
+        """Ask for a run's end: whoever drives it sees it within seconds. False when there is nothing to end."""
+        run = self._instance.get_run_by_id(run_id)
+        if run is None or run.is_finished:
+            return False
+        self._instance.report_run_canceling(run)
+        return True
+
+    # --- health ------------------------------------------------------------------------------------------
+
+    @property
+    def supports_check_run_worker_health(self) -> bool:
+        return True
+
+    def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
+        """NOT_FOUND only when nobody drives the run and no message for it can be on its way."""
+        storage = self._instance.event_log_storage
+        if run.is_finished:
+            status = WorkerStatus.SUCCESS if run.status == DagsterRunStatus.SUCCESS else WorkerStatus.FAILED
+            return CheckRunHealthResult(status)
+        if tags.CODE not in run.tags or not isinstance(storage, PooledEventLogStorage):
+            return CheckRunHealthResult(
+                WorkerStatus.RUNNING, "executed by hand: whether it lives, nobody here knows"
+            )
+        if Work(run.run_id) in storage.claims.alive([run.run_id]):
+            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        try:
+            waiting = [queue_state(self.app, name) for name in (QUEUE, postponed(QUEUE))]
+        except BrokerUnreachable as error:
+            # Not known is not dead.
+            return CheckRunHealthResult(WorkerStatus.RUNNING, f"unknown: {error}")
+        if any(state.ready for state in waiting):
+            return CheckRunHealthResult(WorkerStatus.RUNNING, f'it may wait in queue "{QUEUE}"')
+        return CheckRunHealthResult(
+            WorkerStatus.NOT_FOUND, "no runner gives a sign of life for it, and no message for it waits"
+        )
+
+    @property
+    def supports_resume_run(self) -> bool:
+        return True
+
+    def resume_run(self, context: ResumeRunContext) -> None:
+        self.hand_over(context.dagster_run)

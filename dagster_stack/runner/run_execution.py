@@ -1,0 +1,191 @@
+"""One delivery of a run message on a runner: claim the run and drive it, from its start or from where it is."""
+
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+from celery import Celery, Task
+from celery.exceptions import Reject
+from celery.result import allow_join_result
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._core.definitions.reconstruct import ReconstructableJob
+from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.events import JobFailureData
+from dagster._grpc.impl import core_execute_run
+from dagster._utils.error import serializable_error_info_from_exc_info
+from dagster._utils.hosted_user_process import recon_job_from_origin
+from dagster._utils.interrupts import capture_interrupts
+
+from dagster_stack import tags
+from dagster_stack.broker.dead_letters import bury_task
+from dagster_stack.broker.messages import RunMessage
+from dagster_stack.broker.postponed import refused_for
+from dagster_stack.code_version import code_version
+from dagster_stack.errors import AlreadyHeld, ForeignCode, NoSuchJob, NoSuchRun
+from dagster_stack.executor.celery_executor import celery_executor, sent_before
+from dagster_stack.executor.drive import goes_on_elsewhere
+from dagster_stack.executor.termination import call_back
+from dagster_stack.storage.claims import Claim, Sign
+from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.life import SignsOfLife
+from dagster_stack.worker.delivery import handled, release
+from dagster_stack.worker.process import undisturbed, warm_instance
+from dagster_stack.worker.shutdown import is_leaving
+
+logger = logging.getLogger(__name__)
+
+#: A run in these states goes on.
+GOING_ON = {DagsterRunStatus.STARTING, DagsterRunStatus.STARTED}
+
+#: Runners that a run may lose before it counts as the cause of their deaths.
+MOST_LOSSES = 10
+#: Seconds that a run waits for a runner with its code; then any other goes on with it.
+FOREIGN_CODE_SECS = 60
+
+
+def execute_run(task: Task, content: Any) -> None:
+    """Drive the run of a message that a Celery task got. Returns once it ended, raises Reject to hand it over."""
+    try:
+        message = RunMessage.from_json(content)
+    except ValueError as error:
+        bury_task(task, content, str(error))
+        return
+    execution = RunExecution(task.app, message, f"{task.request.hostname} (process {os.getpid()})")
+    # The stock executor, in a run of this stack, waits for its steps within this task.
+    with handled(task, message, execution.hand_over), allow_join_result():
+        execution.run()
+    if execution.is_handed_over:
+        raise Reject("this runner stops", requeue=True)
+
+
+class RunExecution:
+    """One delivery of a run message to this process."""
+
+    def __init__(self, app: Celery, message: RunMessage, holder: str) -> None:
+        self._app = app
+        self._message = message
+        self._holder = holder
+        self._claim: Claim | None = None
+        #: Whether the run may be interrupted: it is being driven, and was not told to stop so far.
+        self._is_interruptible = False
+        #: Whether this process stops, and has let go of the run.
+        self.is_handed_over = False
+
+    def run(self) -> None:
+        """Drive the run; how it ends stands in the event log.
+
+        Raises AlreadyHeld while another process drives it, Fenced when one has taken it over meanwhile, and
+        ForeignCode, NoSuchRun.
+        """
+        instance = warm_instance()
+        storage = instance.event_log_storage
+        assert isinstance(storage, PooledEventLogStorage), "runners need the storage of this stack"
+        if self._find(instance).is_finished:
+            return
+        claim = self._claim = storage.claims.take(self._message.work, self._holder)
+        if claim is None:
+            raise AlreadyHeld(f"{self._message.work} is with another runner, which is alive")
+        with (
+            storage.claimed(claim),
+            SignsOfLife(storage.claims, claim, self._heard, is_leaving),
+            undisturbed(),
+            capture_interrupts(),
+        ):
+            self._is_interruptible = True
+            try:
+                self._drive(instance, self._find(instance))
+            finally:
+                self._is_interruptible = False
+        storage.claims.release(claim)
+
+    def hand_over(self) -> None:
+        """Let the runner that gets the message next begin at once."""
+        release(self._claim)
+
+    def _find(self, instance: DagsterInstance) -> DagsterRun:
+        """The run as it is now, of this process's code."""
+        run = instance.get_run_by_id(self._message.run_id)
+        if run is None:
+            raise NoSuchRun(
+                f"nobody knows {self._message.work}: it was deleted, or belongs to another database"
+            )
+        theirs, ours = run.tags.get(tags.CODE, ""), code_version()
+        if theirs and ours and theirs != ours and not run.is_finished:
+            if refused_for(self._message) < FOREIGN_CODE_SECS:
+                raise ForeignCode(theirs, ours)
+            instance.report_engine_event(
+                f"No runner with its code {theirs} is left: it goes on with {ours}.", run
+            )
+            instance.add_run_tags(run.run_id, {tags.CODE: ours})
+        return run
+
+    def _heard(self, sign: Sign | None) -> None:
+        """What the database says while the run is driven: whether it is to be stopped."""
+        if not self._is_interruptible:
+            return
+        if sign and is_leaving():
+            logger.info("%s is handed over: this runner stops", self._message.work)
+            release(self._claim)
+            self.is_handed_over = True
+            sign = None
+        status = DagsterRunStatus(sign.run_status) if sign and sign.run_status else None
+        if status not in GOING_ON:
+            self._is_interruptible = False
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def _drive(self, instance: DagsterInstance, run: DagsterRun) -> None:
+        assert self._claim
+        losses = self._claim.losses
+        if run.is_finished:
+            return
+        if run.status == DagsterRunStatus.CANCELING:
+            cancel(self._app, instance, run)
+            return
+        if len(losses) >= MOST_LOSSES:
+            names = "; ".join(map(str, losses))
+            instance.report_run_failed(run, f"It lost its runner {len(losses)} times: {names}.")
+            return
+        job = loaded_job(instance, run)
+        goes_on = run.status == DagsterRunStatus.STARTED
+        if goes_on and not has_our_executor(job):
+            reason = f"Its runner was lost: {losses[-1]}." if losses else "Its runner was stopped."
+            instance.report_run_failed(
+                run,
+                f"{reason} The steps of this job's executor ended with it. If run retries are on (run_retries in"
+                " dagster.yaml), it starts again from the steps that had not ended.",
+            )
+            return
+        try:
+            for _ in core_execute_run(job, run, instance, inject_env_vars=True, resume_from_failure=goes_on):
+                pass
+        except (KeyboardInterrupt, DagsterExecutionInterruptedError):
+            logger.info("%s was interrupted", self._message.work)
+
+
+def loaded_job(instance: DagsterInstance, run: DagsterRun) -> ReconstructableJob:
+    """A run's job; raises NoSuchJob, and fails the run, when this process's code does not have it."""
+    try:
+        assert run.job_code_origin, "the run does not say where its code is"
+        job = recon_job_from_origin(run.job_code_origin)
+        job.get_definition()
+    except Exception as error:
+        if goes_on_elsewhere(error):
+            raise
+        failure = JobFailureData(serializable_error_info_from_exc_info(sys.exc_info()))
+        instance.report_run_failed(run, f"Job {run.job_name} can't be loaded by the runner.", failure)
+        raise NoSuchJob(f"job {run.job_name} of run {run.run_id} can't be loaded: {error}") from error
+    return job
+
+
+def has_our_executor(job: ReconstructableJob) -> bool:
+    """Whether a job's steps outlive the process that drives it."""
+    found = job.get_definition().executor_def.executor_creation_fn
+    return found is celery_executor.executor_creation_fn
+
+
+def cancel(app: Celery, instance: DagsterInstance, run: DagsterRun) -> None:
+    """End a run that was to be stopped, and whose driving process is gone."""
+    call_back(app, instance, run.run_id, list(sent_before(instance, run.run_id)))
+    instance.report_run_canceled(run)

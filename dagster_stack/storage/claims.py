@@ -1,0 +1,256 @@
+"""Who may execute a step attempt, or drive a run, now: a lease on it, a row in Postgres with a fencing token.
+
+The holder renews its lease by signs of life. Each new holder counts the epoch up, and what a process reports is
+stored, in the same statement, only while the epoch is its own: one that was paused or cut off, and whose work has
+gone to another, can't write any more. https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy.engine import Engine
+
+from dagster_stack.errors import Fenced
+from dagster_stack.storage.database import patiently
+
+#: Seconds between a holder's signs of life. By a run's, its termination is noticed too.
+STEP_BEAT_SECS = 4
+RUN_BEAT_SECS = 2
+#: Seconds without one after which a holder counts as dead: what a lost machine costs. Code that keeps Python's
+#: global lock for longer (a huge sort) looks dead; that matters only if its worker loses the broker too.
+STALE_SECS = 15
+#: Seconds after a run's end for which its claims are kept: a process of it that was frozen must find that it is late.
+KEPT_SECS = 24 * 3600
+
+#: Made by `init`. The second key makes a new epoch a change of a key: it waits for whoever holds the row FOR KEY
+#: SHARE, as fenced writes do, while a sign of life does not.
+TABLE = """
+    CREATE TABLE IF NOT EXISTS dagster_stack_claims (
+        run_id text NOT NULL,
+        step_key text NOT NULL,
+        attempt integer NOT NULL,
+        epoch integer NOT NULL,
+        holder text NOT NULL,
+        beat_at timestamptz,
+        leaving boolean NOT NULL DEFAULT false,
+        writes integer NOT NULL DEFAULT 0,
+        losses jsonb NOT NULL DEFAULT '[]',
+        PRIMARY KEY (run_id, step_key, attempt),
+        UNIQUE (run_id, step_key, attempt, epoch)
+    )
+"""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What only one process may do at a time: an attempt of a step, or with an empty key the run itself."""
+
+    run_id: str
+    step_key: str = ""
+    attempt: int = 0
+
+    @property
+    def beat_every(self) -> int:
+        """Seconds between two signs of life."""
+        return STEP_BEAT_SECS if self.step_key else RUN_BEAT_SECS
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {"run": self.run_id, "step": self.step_key, "attempt": self.attempt}
+
+    def __str__(self) -> str:
+        return f"step {self.step_key} of run {self.run_id}" if self.step_key else f"run {self.run_id}"
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A holder that died."""
+
+    holder: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.holder}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to do a work, until somebody else has a higher epoch."""
+
+    work: Work
+    epoch: int
+    holder: str
+    #: The holders before this one that died, not those that handed the work over.
+    losses: tuple[Loss, ...] = ()
+
+    @property
+    def key(self) -> dict[str, Any]:
+        return {**self.work.key, "epoch": self.epoch}
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What the database says to a sign of life."""
+
+    #: A value of DagsterRunStatus; None: the run was deleted.
+    run_status: str | None
+
+
+#: A holder that died without a word adds a loss here; one whose death was seen (LOSE), or that handed its work
+#: over, has none to add.
+TAKE = sqlalchemy.text(
+    """
+    INSERT INTO dagster_stack_claims AS held (run_id, step_key, attempt, epoch, holder, beat_at)
+    VALUES (:run, :step, :attempt, 1, :holder, now())
+    ON CONFLICT (run_id, step_key, attempt) DO UPDATE SET
+        epoch = held.epoch + 1,
+        writes = 0,
+        losses = CASE
+            WHEN held.beat_at IS NULL OR held.leaving OR held.holder = excluded.holder THEN held.losses
+            ELSE held.losses || jsonb_build_object(
+                'holder', held.holder, 'reason', 'no sign of life for ' || CAST(:stale AS text) || ' s'
+            )
+        END,
+        holder = excluded.holder,
+        beat_at = excluded.beat_at,
+        leaving = false
+    WHERE held.beat_at IS NULL
+        OR held.beat_at < now() - make_interval(secs => :stale)
+        OR held.leaving
+        -- The same process asks again, since the connection was lost with the answer.
+        OR held.holder = excluded.holder
+    RETURNING epoch, losses
+    """
+)
+MINE = "run_id = :run AND step_key = :step AND attempt = :attempt AND epoch = :epoch"
+BEAT = sqlalchemy.text(
+    f"""
+    UPDATE dagster_stack_claims SET beat_at = now(), leaving = :leaving WHERE {MINE}
+    RETURNING (SELECT status FROM runs WHERE runs.run_id = :run)
+    """
+)
+#: A new epoch that nobody has: whatever the last holder still wants to write is refused.
+RELEASE = sqlalchemy.text(f"UPDATE dagster_stack_claims SET epoch = epoch + 1, beat_at = NULL WHERE {MINE}")
+REVOKE = sqlalchemy.text(
+    """
+    UPDATE dagster_stack_claims SET epoch = epoch + 1, beat_at = NULL
+    WHERE run_id = :run AND step_key != '' AND beat_at IS NOT NULL
+    """
+)
+#: Seen beside the process that died. Who has taken over already learns why.
+LOSE = sqlalchemy.text(
+    """
+    UPDATE dagster_stack_claims SET
+        losses = CASE
+            WHEN holder = :holder AND beat_at IS NOT NULL
+            THEN losses || jsonb_build_object('holder', CAST(:holder AS text), 'reason', CAST(:reason AS text))
+            ELSE coalesce((
+                SELECT jsonb_agg(
+                    CASE WHEN loss ->> 'holder' = :holder
+                    THEN loss || jsonb_build_object('reason', CAST(:reason AS text)) ELSE loss END ORDER BY place
+                )
+                FROM jsonb_array_elements(losses) WITH ORDINALITY AS each(loss, place)
+            ), '[]')
+        END,
+        epoch = CASE WHEN holder = :holder THEN epoch + 1 ELSE epoch END,
+        beat_at = CASE WHEN holder = :holder THEN NULL ELSE beat_at END
+    WHERE run_id = :run AND step_key = :step AND attempt = :attempt
+    """
+)
+#: Processes of a worker that was started anew: their last sign of life is older than it.
+SWEEP = sqlalchemy.text(
+    """
+    UPDATE dagster_stack_claims SET
+        losses = losses || jsonb_build_object('holder', holder, 'reason', CAST(:reason AS text)),
+        epoch = epoch + 1,
+        beat_at = NULL
+    WHERE starts_with(holder, :worker) AND NOT leaving
+        AND beat_at < now() - make_interval(secs => :age)
+    """
+)
+ALIVE = sqlalchemy.text(
+    """
+    SELECT run_id, step_key, attempt FROM dagster_stack_claims
+    WHERE run_id = ANY(:runs) AND beat_at > now() - make_interval(secs => :stale)
+    """
+)
+HOLD = sqlalchemy.text(f"SELECT 1 FROM dagster_stack_claims WHERE {MINE} FOR KEY SHARE")
+#: Runs that ended a while ago: until then, a zombie of theirs must find that its epoch is not the last.
+FORGET = sqlalchemy.text(
+    """
+    DELETE FROM dagster_stack_claims USING runs
+    WHERE runs.run_id = dagster_stack_claims.run_id
+        AND runs.status IN ('SUCCESS', 'FAILURE', 'CANCELED')
+        AND runs.update_timestamp < now() AT TIME ZONE 'utc' - make_interval(secs => :age)
+    """
+)
+
+
+class Claims:
+    """The claims of a database. Waits while it is away, as everything that talks to it does."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def take(self, work: Work, holder: str) -> Claim | None:
+        """The right to do a work from now on; None while another living process has it."""
+        rows = self._execute(TAKE, **work.key, holder=holder, stale=STALE_SECS)
+        if not rows:
+            return None
+        losses = tuple(Loss(entry["holder"], entry["reason"]) for entry in rows[0][1])
+        return Claim(work, rows[0][0], holder, losses)
+
+    def beat(self, claim: Claim, leaving: bool = False) -> Sign | None:
+        """Give a sign of life; None when another process has taken over.
+
+        `leaving`: whoever gets the message next may begin, and if this process ends, it is no loss.
+        """
+        rows = self._execute(BEAT, **claim.key, leaving=leaving)
+        return Sign(rows[0][0]) if rows else None
+
+    def release(self, claim: Claim) -> None:
+        """Hand a work over: whoever asks next gets it, and what this process still writes is refused."""
+        self._execute(RELEASE, **claim.key)
+
+    def revoke_steps(self, run_id: str) -> None:
+        """Refuse whatever executions of a run's steps still want to write."""
+        self._execute(REVOKE, run=run_id)
+
+    def lose(self, work: Work, holder: str, reason: str) -> None:
+        """Say that a holder died, and of what: whoever asks next gets the work at once."""
+        self._execute(LOSE, **work.key, holder=holder, reason=reason)
+
+    def sweep(self, worker: str, age: float) -> None:
+        """The same for the processes that a worker had before it was started anew, so many seconds ago."""
+        # With what follows the worker's name in a holder's: another worker's may begin with it.
+        self._execute(SWEEP, worker=f"{worker} ", age=age, reason="its worker ended and was started again")
+
+    def alive(self, run_ids: Sequence[str], stale_after: float = STALE_SECS) -> set[Work]:
+        """What is being done for these runs by processes that gave a sign of life since so many seconds."""
+        rows = self._execute(ALIVE, runs=list(run_ids), stale=stale_after)
+        return {Work(*row) for row in rows}
+
+    def forget(self, age: float = KEPT_SECS) -> None:
+        """Delete the claims of runs that ended so many seconds ago."""
+        self._execute(FORGET, age=age)
+
+    def check(self, claim: Claim) -> None:
+        """Raise Fenced when somebody else has the work."""
+        if not self._execute(HOLD, **claim.key):
+            raise fenced(claim)
+
+    def _execute(self, statement: sqlalchemy.TextClause, **values: Any) -> Sequence[Any]:
+        def execute() -> Sequence[Any]:
+            with self._engine.connect() as connection:
+                result = connection.execute(statement, values)
+                return result.all() if result.returns_rows else ()
+
+        return patiently(execute)
+
+
+def fenced(claim: Claim) -> Fenced:
+    return Fenced(
+        f"{claim.work} is another process's now: what {claim.holder} reports of it does not count any more"
+    )

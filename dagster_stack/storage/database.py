@@ -1,0 +1,88 @@
+"""A process's connections to Postgres: a few that are kept, and patience while the server is away."""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import TypeVar
+
+import sqlalchemy
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.pool import QueuePool
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+#: Connections that a process keeps at most: one that works, one for the thread that writes events.
+DEFAULT_CONNECTIONS = 2
+#: Seconds that a caller waits while the server is away. A restart takes seconds, crash recovery minutes.
+PATIENCE_SECS = 180
+#: Seconds between two tries while it is away.
+RETRY_SECS = 0.5
+#: Seconds that opening one connection may take.
+CONNECT_TIMEOUT_SECS = 10
+#: Seconds that a caller waits for a free connection of its own process.
+POOL_TIMEOUT_SECS = 60
+
+
+@cache
+def pooled_engine(url: str, connections: int) -> Engine:
+    """The process's engine for a database: run, event and schedule storage share its connections."""
+    return sqlalchemy.create_engine(
+        url,
+        isolation_level="AUTOCOMMIT",
+        poolclass=QueuePool,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=POOL_TIMEOUT_SECS,
+        # A connection that died with a restarted server is replaced before it is used.
+        pool_pre_ping=True,
+        pool_use_lifo=True,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_SECS,
+            # So that the server's list of connections tells whose each one is.
+            "application_name": f"dagster-stack {os.getpid()}",
+        },
+    )
+
+
+# A forked process must not share its parent's connections.
+os.register_at_fork(after_in_child=pooled_engine.cache_clear)
+
+
+@contextmanager
+def patient_connection(engine: Engine, patience: float = PATIENCE_SECS) -> Iterator[Connection]:
+    """A connection of the pool; waits while the server is away, then raises SQLAlchemy's OperationalError."""
+    connection = patiently(engine.connect, patience)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def patiently(act: Callable[[], Result], patience: float = PATIENCE_SECS) -> Result:
+    """What `act` returns; tried again while the database server is away."""
+    until = time.monotonic() + patience
+    away = False
+    while True:
+        try:
+            result = act()
+        except DBAPIError as error:
+            if not server_is_away(error) or time.monotonic() > until:
+                raise
+            if not away:
+                logger.warning("Postgres is away, trying for %.0f s: %s", patience, error.orig)
+            away = True
+            time.sleep(RETRY_SECS)
+        else:
+            if away:
+                logger.warning("Postgres is back")
+            return result
+
+
+def server_is_away(error: DBAPIError) -> bool:
+    """Whether the server, or its connection, is gone or full, rather than the statement wrong."""
+    return isinstance(error, OperationalError) or error.connection_invalidated

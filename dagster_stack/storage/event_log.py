@@ -1,0 +1,279 @@
+"""Dagster's event log on the process's pool: a step's events are written together, and only by whom the step belongs to.
+
+Dagster's own opens a connection for every event (20 ms over a container network with SCRAM) and commits each one by
+itself.
+"""
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import sqlalchemy
+from dagster import DagsterEvent
+from dagster._core.events import (
+    ASSET_CHECK_EVENTS,
+    ASSET_EVENTS,
+    DagsterEventType,
+)
+from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.event_log import SqlEventLogStorageTable
+from dagster._core.storage.event_log.schema import AssetEventTagsTable
+from dagster._serdes import deserialize_value
+from dagster_postgres.event_log import PostgresEventLogStorage
+from sqlalchemy.engine import Connection, Engine
+
+from dagster_stack import tags
+from dagster_stack.storage.claims import Claim, fenced
+from dagster_stack.storage.database import (
+    patient_connection,
+    patiently,
+)
+from dagster_stack.storage.event_batch import EventBatch
+from dagster_stack.storage.tenure import PooledStorage, Tenure
+
+#: Events for which Dagster writes other tables too: they are stored one by one, by Dagster's own code.
+INDEXED_EVENTS = {*ASSET_EVENTS, *ASSET_CHECK_EVENTS}
+#: Events after which somebody waits: the executor for a step's end, a person for its start.
+AWAITED_EVENTS = {
+    DagsterEventType.STEP_START,
+    DagsterEventType.STEP_SUCCESS,
+    DagsterEventType.STEP_FAILURE,
+    DagsterEventType.STEP_UP_FOR_RETRY,
+}
+#: Answered from the index that `init` makes (STEP_ENDS_INDEX), however many events a run has.
+STANDING = sqlalchemy.text(
+    """
+    SELECT
+        runs.status,
+        (SELECT value FROM run_tags WHERE run_tags.run_id = runs.run_id AND key = :code_tag),
+        ends.dagster_event_type,
+        count(ends.id)
+    FROM runs
+    LEFT JOIN event_logs AS ends
+      ON ends.run_id = runs.run_id AND ends.step_key = :step AND ends.dagster_event_type = ANY(:kinds)
+    WHERE runs.run_id = :run
+    GROUP BY runs.run_id, runs.status, ends.dagster_event_type
+    """
+)
+#: Stores events for the holder of a claim: once, also when the answer to the first try was lost with its connection,
+#: and not at all when another process has taken over.
+FENCED_INSERT = sqlalchemy.text(
+    """
+    WITH mine AS (
+        UPDATE dagster_stack_claims SET writes = :writes
+        WHERE run_id = :run AND step_key = :step AND attempt = :attempt AND epoch = :epoch AND writes < :writes
+        RETURNING 1
+    )
+    INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition)
+    SELECT row.run_id, row.event, row.dagster_event_type, row.timestamp, row.step_key, row.asset_key, row.partition
+    FROM mine, unnest(
+        CAST(:run_ids AS text[]), CAST(:events AS text[]), CAST(:dagster_event_types AS text[]),
+        CAST(:timestamps AS timestamp[]), CAST(:step_keys AS text[]), CAST(:asset_keys AS text[]),
+        CAST(:partitions AS text[])
+    ) WITH ORDINALITY
+        AS row(run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition, place)
+    ORDER BY place
+    """
+)
+#: Events of a run from a row on, without those that are known.
+NEWS = sqlalchemy.text(
+    """
+    SELECT id, event FROM event_logs
+    WHERE run_id = :run AND id > :after AND NOT id = ANY(CAST(:known AS bigint[]))
+        AND dagster_event_type = ANY(:kinds)
+    ORDER BY id LIMIT :limit
+    """
+)
+#: What the present attempt of a step has reported so far of assets and their checks.
+REPORTED = sqlalchemy.text(
+    """
+    SELECT id, dagster_event_type, asset_key, partition FROM event_logs
+    WHERE run_id = :run AND step_key = :step AND dagster_event_type = ANY(:kinds) AND id > coalesce((
+        SELECT max(id) FROM event_logs
+        WHERE run_id = :run AND step_key = :step AND dagster_event_type = :retried
+    ), 0)
+    ORDER BY id
+    """
+)
+WRITES = sqlalchemy.text(
+    """
+    SELECT writes FROM dagster_stack_claims
+    WHERE run_id = :run AND step_key = :step AND attempt = :attempt AND epoch = :epoch
+    """
+)
+
+
+@dataclass(frozen=True)
+class Reported:
+    """An event about an asset that stands in the log: what makes another one the same report."""
+
+    event_id: int
+    same: tuple[str | None, ...]
+
+
+class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
+    """Dagster's event log on the process's pool; inside `batching` events are written together."""
+
+    def __init__(self, url: str, engine: Engine, tenure: Tenure) -> None:
+        super().__init__(url, should_autocreate_tables=False)
+        self._engine, self._tenure = engine, tenure
+        self._batch: EventBatch | None = None
+        #: Writes for the claim so far. Two threads write: this process's, and the one of a batch.
+        self._writes = 0
+        self._writing = threading.Lock()
+        #: What executions of the same step attempt that were lost have stored in Dagster's asset tables.
+        self._reported: list[Reported] = []
+
+    def _connect(self) -> AbstractContextManager[Connection]:
+        return self._connection()
+
+    @property
+    def claim(self) -> Claim | None:
+        """What this process works for."""
+        return self._tenure.claim
+
+    @contextmanager
+    def batching(self) -> Iterator[EventBatch]:
+        """Collect this process's events while the context lasts; whatever somebody awaits is written at once."""
+        batch = EventBatch(self._write)
+        self._batch = batch
+        try:
+            yield batch
+        finally:
+            self._batch = None
+            batch.close()
+
+    @contextmanager
+    def claimed(self, claim: Claim) -> Iterator[None]:
+        """Store what is reported of the claim's run only while the claim holds; raises Fenced when it does not."""
+        self._reported = self._reported_before(claim) if claim.work.step_key and claim.epoch > 1 else []
+        self._tenure.claim, self._tenure.given_up, self._writes = claim, False, 0
+        try:
+            yield
+        finally:
+            self._tenure.claim = None
+
+    def check_claim(self) -> None:
+        """Raise Fenced when what this process works for has gone to another; nothing without a claim."""
+        if self.claim:
+            with self._giving_up():
+                self.claims.check(self.claim)
+
+    def store_event(self, event: EventLogEntry) -> None:
+        kind = event.dagster_event_type if event.is_dagster_event else None
+        batch = self._batch
+        if kind in INDEXED_EVENTS:
+            if batch:
+                batch.flush()
+            with self._transaction(event.run_id):
+                self._store_indexed_event(event)
+        elif batch:
+            batch.add(event)
+            if kind in AWAITED_EVENTS:
+                batch.flush()
+        else:
+            self._write([event])
+
+    def _store_indexed_event(self, event: EventLogEntry) -> None:
+        """Dagster's own way; but what a lost execution of this attempt reported too is replaced, not repeated."""
+        if not self._reported:
+            super().store_event(event)
+            return
+        row = self._event_to_row(event)
+        same = (row["dagster_event_type"], row["asset_key"], row["partition"])
+        earlier = next((each for each in self._reported if each.same == same), None)
+        if earlier is None:
+            super().store_event(event)
+            return
+        self._reported.remove(earlier)
+        with self.index_transaction() as connection:
+            events, asset_tags = SqlEventLogStorageTable, AssetEventTagsTable
+            renewed = {"event": row["event"], "timestamp": row["timestamp"]}
+            connection.execute(events.update().where(events.c.id == earlier.event_id).values(renewed))
+            connection.execute(asset_tags.delete().where(asset_tags.c.event_id == earlier.event_id))
+            if event.dagster_event_type in ASSET_EVENTS and row["asset_key"]:
+                self._store_asset_event_tags(connection, [event], [earlier.event_id])
+                self._store_asset_event(connection, event, earlier.event_id)
+        if event.dagster_event_type in ASSET_CHECK_EVENTS:
+            self.store_asset_check_event(event, earlier.event_id)
+
+    def _reported_before(self, claim: Claim) -> list[Reported]:
+        values = {
+            "run": claim.work.run_id,
+            "step": claim.work.step_key,
+            "kinds": [kind.value for kind in INDEXED_EVENTS],
+            "retried": DagsterEventType.STEP_UP_FOR_RETRY.value,
+        }
+        return [Reported(row[0], tuple(row[1:])) for row in self._patiently(REPORTED, values).all()]
+
+    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+        """Dagster's own, for materialisations if DAGSTER_EVENT_BATCH_SIZE is set; they are fenced like all others."""
+        if self._batch:
+            self._batch.flush()
+        for run_id, group in groupby(events, lambda event: event.run_id):
+            of_run = list(group)
+            with self._transaction(run_id):
+                if self._reported:
+                    for event in of_run:
+                        self._store_indexed_event(event)
+                else:
+                    super().store_event_batch(of_run)
+
+    def flush(self) -> None:
+        """Return when everything that was reported so far is stored."""
+        if self._batch:
+            self._batch.flush()
+
+    def news(
+        self, run_id: str, after: int, known: Iterable[int], kinds: Iterable[DagsterEventType], limit: int
+    ) -> list[tuple[int, DagsterEvent | None]]:
+        """A run's events of these kinds after a row, but for known ones, with the numbers of their rows."""
+        values = {
+            "run": run_id, "after": after, "known": list(known), "kinds": [kind.value for kind in kinds], "limit": limit,
+        }  # fmt: skip
+        with self._connect() as connection:
+            rows = connection.execute(NEWS, values).all()
+        return [(number, deserialize_value(event, EventLogEntry).dagster_event) for number, event in rows]
+
+    def standing(
+        self, run_id: str, step_key: str, kinds: Sequence[str]
+    ) -> tuple[str | None, str | None, dict[str, int]]:
+        """A run's status and code (None: no such run), and how often its step has events of these kinds."""
+        parameters = {"run": run_id, "step": step_key, "kinds": list(kinds), "code_tag": tags.CODE}
+        with self._connect() as connection:
+            rows = connection.execute(STANDING, parameters).all()
+        status, code = rows[0][:2] if rows else (None, None)
+        return status, code, {kind: count for _, _, kind, count in rows if kind}
+
+    def _write(self, events: Sequence[EventLogEntry]) -> None:
+        """One statement, hence one commit: all of them are stored or none."""
+        for run_id, group in groupby(events, lambda event: event.run_id):
+            rows = [self._event_to_row(event) for event in group]
+            claim = self._tenure.claim_for(run_id)
+            if claim:
+                self._write_fenced(rows, claim)
+            else:
+                self._patiently(SqlEventLogStorageTable.insert(), rows)
+
+    def _write_fenced(self, rows: Sequence[Mapping[str, Any]], claim: Claim) -> None:
+        columns = {f"{name}s": [row[name] for row in rows] for name in rows[0]}
+        with self._writing:
+            self._writes += 1
+            values = {**claim.key, "writes": self._writes, **columns}
+            if self._patiently(FENCED_INSERT, values).rowcount == 0:
+                # Another process has the work now, or the first of two tries went through.
+                found = self._patiently(WRITES, claim.key).first()
+                if found is None or found[0] != self._writes:
+                    raise fenced(claim)
+
+    def _patiently(self, statement: Any, values: Any) -> Any:
+        def execute() -> Any:
+            with patient_connection(self._engine) as connection:
+                result = connection.execute(statement, values)
+                return result.freeze()() if result.returns_rows else result
+
+        with self._giving_up():
+            return patiently(execute)

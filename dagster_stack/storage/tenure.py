@@ -1,0 +1,104 @@
+"""What a process works for, and what all of Dagster's storages here share: connections, transactions, fences."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy
+from dagster_postgres.utils import set_pg_statement_timeout
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from dagster_stack.errors import GivenUp
+from dagster_stack.storage import claims
+from dagster_stack.storage.claims import Claim, Claims, fenced
+from dagster_stack.storage.database import (
+    patient_connection,
+    server_is_away,
+)
+
+#: Until the transaction ends.
+LOCK_RUN = sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtextextended(:run, 0))")
+
+
+@dataclass
+class Tenure:
+    """What a process works for, when it does: its reports of that count while the claim is its own."""
+
+    claim: Claim | None = None
+    #: A thread's open transaction, which what Dagster does meanwhile is part of.
+    transaction: threading.local = field(default_factory=threading.local)
+    #: Its patience with the database is at its end. Nothing is reported any more, not even that: whoever gets the
+    #: work next begins where the event log stands.
+    given_up: bool = False
+
+    def claim_for(self, run_id: str) -> Claim | None:
+        """The claim that covers a report on a run; raises GivenUp after the database was away for too long."""
+        if self.claim is None or self.claim.work.run_id != run_id:
+            return None
+        if self.given_up:
+            raise GivenUp(f"{self.claim.work}: the database was away for too long")
+        return self.claim
+
+
+class PooledStorage:
+    """What run, event and schedule storage have in common: the process's engine, also in Dagit.
+
+    Dagster gives Dagit a pool that answers one request for each of its connections with an error after Postgres
+    was restarted.
+    """
+
+    _engine: Engine
+    #: Shared by the storages of a process.
+    _tenure: "Tenure"
+
+    @property
+    def claims(self) -> Claims:
+        return Claims(self._engine)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        """For Dagster's own code, which does not try again what failed with its connection."""
+        running: Connection | None = getattr(self._tenure.transaction, "connection", None)
+        if running:
+            yield running
+            return
+        with self._giving_up(), patient_connection(self._engine) as connection:
+            yield connection
+
+    @contextmanager
+    def _transaction(self, run_id: str, alone: bool = False) -> Iterator[None]:
+        """What this thread stores meanwhile counts as a whole, and only while the claim that covers it holds.
+
+        `alone`: no other process may be in a transaction of this kind for the run. Raises Fenced.
+        """
+        claim = self._tenure.claim_for(run_id)
+        with self._connection() as kept:
+            connection = kept.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                if alone:
+                    connection.execute(LOCK_RUN, {"run": run_id})
+                if claim and connection.execute(claims.HOLD, claim.key).first() is None:
+                    raise fenced(claim)
+                self._tenure.transaction.connection = connection
+                try:
+                    yield
+                finally:
+                    self._tenure.transaction.connection = None
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            if server_is_away(error):
+                self._tenure.given_up = True
+            raise
+
+    def optimize_for_webserver(self, statement_timeout: int, pool_recycle: int, max_overflow: int) -> None:
+        def limit(connection: Any, _: Any) -> None:
+            set_pg_statement_timeout(connection, statement_timeout)
+
+        sqlalchemy.event.listen(self._engine, "connect", limit)

@@ -1,0 +1,167 @@
+"""What a worker takes from its queues. What it can't use is put aside, where Celery would discard it, or die of it.
+
+Celery's own reaction follows all the same: it tells the sender, counts, and takes the message from its queue.
+A message that fails in the main process in a way that Celery does not foresee would end the worker, come again,
+and end the next one.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from threading import Thread
+from typing import Any
+
+from amqp import serialization
+from celery import Celery
+from celery.worker.consumer.consumer import Consumer as CeleryConsumer
+from celery.worker.state import requests
+from kombu.exceptions import ContentDisallowed, DecodeError
+
+from dagster_stack.broker.dead_letters import DeadLetter, bury
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that a message rests before it goes back to its queue, because it could not be put aside.
+PAUSE_SECS = 5
+#: What Celery takes for granted in a message's headers, and fails of too late to refuse the message.
+HEADERS: dict[str, tuple[type, ...]] = {
+    "id": (str,),
+    "retries": (int, type(None)),
+    "timelimit": (list, tuple, type(None)),
+    "stamped_headers": (list, type(None)),
+    "stamps": (dict, type(None)),
+}
+
+
+class Consumer(CeleryConsumer):
+    """Celery's consumer, with a place for what it can't use."""
+
+    #: Messages so far, and those of them that are on their way to the dead letters.
+    received = putting_aside = 0
+    #: Why the worker is of no use, if so: for the watchdog.
+    complaint: str | None = None
+
+    def create_task_handler(self, *arguments: Any, **named: Any) -> Callable[[Any], None]:
+        handle = super().create_task_handler(*arguments, **named)
+
+        def on_task_received(message: Any) -> None:
+            self.received += 1
+            try:
+                reason = complaint(message)
+                if reason:
+                    self._put_aside(message, reason, message.ack)
+                else:
+                    handle(message)
+            except (*self.connection_errors, *self.channel_errors):
+                raise
+            except Exception as error:
+                if any(request.message is message for request in requests.values()):
+                    # Celery has understood it: what failed is not the message.
+                    raise
+                self._put_aside(message, f"not a message of Celery's: {error!r}", message.ack)
+
+        return on_task_received
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        react = super().on_unknown_message
+        self._put_aside(message, "not a message of Celery's", lambda: react(body, message))
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        react = super().on_unknown_task
+        self._put_aside(message, f"this code has no task {exc}", lambda: react(body, message, exc))
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        react = super().on_invalid_task
+        self._put_aside(message, f"not a valid task: {exc}", lambda: react(body, message, exc))
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        react = super().on_decode_error
+        self._put_aside(message, f"it can't be read: {exc}", lambda: react(message, exc))
+
+    def _put_aside(self, message: Any, reason: str, react: Callable[[], None]) -> None:
+        letter = DeadLetter.of(message, reason, self.hostname)
+        letter = replace(letter, queue=self._queue_of(message) or letter.queue)
+
+        def settle() -> None:
+            """In the event loop, to which the connection belongs."""
+            self.putting_aside -= 1
+            try:
+                react()
+            except (*self.connection_errors, *self.channel_errors):
+                raise
+            except Exception:
+                logger.warning("Celery's reaction to a message that was put aside failed", exc_info=True)
+            if not message.acknowledged:
+                message.ack_log_error(logger, self.connection_errors)
+
+        def give_back() -> None:
+            self.putting_aside -= 1
+            message.reject_log_error(logger, self.connection_errors, requeue=True)
+
+        def put_aside() -> None:
+            try:
+                bury(self.app, letter)
+            except Exception as error:
+                logger.error(
+                    "a message that can't be used (%s) could not be put aside, it goes back to its queue: %s",
+                    reason,
+                    error,
+                )
+                # Until then it takes one of the places that the worker has: nothing turns in circles.
+                time.sleep(PAUSE_SECS)
+                self.call_soon(give_back)
+            else:
+                self.call_soon(settle)
+
+        self.putting_aside += 1
+        # Beside the event loop: the broker's confirmation may take a while.
+        Thread(target=put_aside, name="put-aside", daemon=True).start()
+
+    def _queue_of(self, message: Any) -> str | None:
+        """The queue that a message came from; its routing key need not be the queue's name."""
+        tag = (message.delivery_info or {}).get("consumer_tag")
+        tags: Mapping[str, str] = getattr(self.task_consumer, "_active_tags", {})
+        return next((queue for queue, each in tags.items() if each == tag), None)
+
+
+def complaint(message: Any) -> str | None:
+    """What is wrong with a message of Celery's protocol 2, if Celery itself would find it too late."""
+    if not isinstance(message.headers, Mapping) or "task" not in message.headers:
+        # An older protocol, or nobody's.
+        return None
+    try:
+        body = message.decode()
+    except (DecodeError, ContentDisallowed):
+        return None
+    return headers_complaint(message.headers) or body_complaint(body)
+
+
+def headers_complaint(headers: Mapping[str, Any]) -> str | None:
+    wrong = next((name for name, kinds in HEADERS.items() if not isinstance(headers.get(name), kinds)), None)
+    limits = headers.get("timelimit")
+    if not wrong and limits:
+        numbers = len(limits) == 2 and all(isinstance(each, int | float | None) for each in limits)
+        wrong = None if numbers else "timelimit"
+    return f"its header {wrong} is {headers.get(wrong)!r}" if wrong else None
+
+
+def body_complaint(body: Any) -> str | None:
+    # The older protocol's body is a mapping, which Celery takes as well.
+    if isinstance(body, Mapping) and "args" in body:
+        return None
+    match body:
+        case [[*_], {}, {} | None]:
+            return None
+    return "its body is not made of positional, named and further arguments"
+
+
+def readable(text: Any) -> str:
+    """A short text of AMQP's. py-amqp ends the worker over one that is not UTF-8, such as a strange content type."""
+    return text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)
+
+
+def install(app: Celery) -> None:
+    """Let the workers of an app put aside what they can't use."""
+    app.conf.worker_consumer = f"{Consumer.__module__}:{Consumer.__name__}"
+    serialization.pstr_t = readable

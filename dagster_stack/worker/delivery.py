@@ -1,0 +1,70 @@
+"""What becomes of a message whose work could not be done: it comes again, goes back, or is put aside."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from celery import Task
+from celery.exceptions import Reject
+from sqlalchemy.exc import DBAPIError
+
+from dagster_stack.broker.dead_letters import bury_task
+from dagster_stack.broker.messages import RunMessage, StepMessage
+from dagster_stack.broker.postponed import postpone
+from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, GivenUp, NoSuchJob, NoSuchRun
+from dagster_stack.storage.claims import Claim
+from dagster_stack.storage.database import server_is_away
+from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.worker.process import warm_instance
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two tries to hand work over, or to put its message elsewhere, while a service is away.
+AWAY_PAUSE_SECS = 5
+
+
+@contextmanager
+def handled(task: Task, message: StepMessage | RunMessage, hand_over: Callable[[], None]) -> Iterator[None]:
+    """Do with a task's message what the error of its work asks for; raises Reject when it is to come again."""
+    try:
+        yield
+    except (ForeignCode, AlreadyHeld) as error:
+        logger.info("%s comes again: %s", message.work, error)
+        with back_to_queue_on_error():
+            postpone(task, message, refused=isinstance(error, ForeignCode))
+    except (NoSuchRun, NoSuchJob) as error:
+        with back_to_queue_on_error():
+            bury_task(task, message.to_json(), str(error))
+    except (GivenUp, DBAPIError) as error:
+        if isinstance(error, DBAPIError) and not server_is_away(error):
+            raise
+        # Nothing can be reported without the database: the work is somebody's who reaches it.
+        logger.error("%s goes back to its queue: %s", message.work, error)
+        hand_over()
+        raise Reject(str(error), requeue=True) from error
+    except Fenced as error:
+        # Whoever took it over has the message too.
+        logger.warning("%s", error)
+
+
+@contextmanager
+def back_to_queue_on_error() -> Iterator[None]:
+    """Whatever goes wrong in here, the message is not lost: it goes back to its queue, after a pause."""
+    try:
+        yield
+    except Exception as error:
+        logger.exception("the message goes back to its queue")
+        time.sleep(AWAY_PAUSE_SECS)
+        raise Reject(str(error), requeue=True) from error
+
+
+def release(claim: Claim | None) -> None:
+    """Let whoever gets the message next begin at once; returns when the database, if it is away, is back."""
+    storage = warm_instance().event_log_storage
+    while claim and isinstance(storage, PooledEventLogStorage):
+        try:
+            return storage.claims.release(claim)
+        except DBAPIError as error:
+            logger.warning("the database is still away: %s", error)
+            time.sleep(AWAY_PAUSE_SECS)

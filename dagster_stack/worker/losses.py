@@ -1,0 +1,159 @@
+"""A process of a worker's pool that died with its task: of what, and how the database and the run's log learn of it.
+
+The worker's main process sees it, which does without Dagster. So it starts a process that tells, and goes on. As a
+program, this module tells of the loss that it is given.
+"""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from signal import Signals
+from threading import Lock, Thread
+from typing import TYPE_CHECKING
+
+from dagster_stack.worker.memory import CGROUPS, Memory
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
+logger = logging.getLogger(__name__)
+
+#: Seconds that telling may take; it waits for a database that is away.
+TELL_SECS = 300
+#: What billiard's WorkerLostError says of the process: its exit code, or the signal that ended it.
+STATUS = re.compile(r"(signal|exitcode) (\d+)")
+
+
+@dataclass(frozen=True)
+class LostProcess:
+    """A process that died while it executed a step, or with an empty key while it drove a run."""
+
+    worker: str
+    pid: int
+    reason: str
+    run_id: str
+    step_key: str = ""
+    attempt: int = 0
+
+    @property
+    def holder(self) -> str:
+        """How its claim names it."""
+        return f"{self.worker} (process {self.pid})"
+
+    def __str__(self) -> str:
+        work = f'executed step "{self.step_key}"' if self.step_key else "drove this run"
+        return f"Worker {self.worker} lost process {self.pid} while it {work}: {self.reason}"
+
+
+class Causes:
+    """What processes die of, in one container. Each kill for lack of memory explains one of them."""
+
+    def __init__(self, folder: Path = CGROUPS) -> None:
+        self._folder = folder
+        self._explained = Memory.read(folder).kills
+        self._lock = Lock()
+
+    def of_exit(self, code: int) -> str:
+        """Why a process ended with an exit code, in which billiard writes signals as negative numbers."""
+        if code >= 0:
+            return f"os._exit or sys.exit with code {code}"
+        try:
+            name = Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        if name == "SIGKILL":
+            with self._lock:
+                memory = Memory.read(self._folder)
+                if memory.kills > self._explained:
+                    self._explained += 1
+                    return ", ".join(part for part in ("killed (out of memory?)", str(memory)) if part)
+        return f"killed by {name}"
+
+    def of_error(self, error: BaseException) -> str:
+        """The same for what Celery's main process is told about a process that is gone."""
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            return self.of_exit(code)
+        found = STATUS.search(str(error))
+        if not found:
+            return str(error) or type(error).__name__
+        return self.of_exit(-int(found[2]) if found[1] == "signal" else int(found[2]))
+
+
+def tell(lost: LostProcess) -> Thread:
+    """Let another process tell; errors are logged and harm nobody."""
+    logger.error("%s", lost)
+    thread = Thread(target=_tell, args=(lost,), name="tell-loss", daemon=True)
+    thread.start()
+    return thread
+
+
+def _tell(lost: LostProcess) -> None:
+    command = [sys.executable, "-m", __name__, json.dumps(asdict(lost))]
+    try:
+        subprocess.run(command, stdin=subprocess.DEVNULL, timeout=TELL_SECS, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.error("run %s could not be told that %s: %s", lost.run_id, lost.holder, error)
+
+
+def main(argument: str) -> None:
+    """The claim first, without Dagster: who gets the step next waits for it."""
+    lost = LostProcess(**json.loads(argument))
+    url = database_url(Path(os.environ["DAGSTER_HOME"]))
+    if url:
+        lose_claim(lost, url)
+    report(lost)
+
+
+def lose_claim(lost: LostProcess, url: "URL") -> None:
+    import sqlalchemy
+
+    from dagster_stack.storage.claims import Claims, Work
+
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+    Claims(engine).lose(Work(lost.run_id, lost.step_key, lost.attempt), lost.holder, lost.reason)
+
+
+def report(lost: LostProcess) -> None:
+    """Say it in the run's log, where people look."""
+    from dagster import DagsterInstance
+
+    with DagsterInstance.get() as instance:
+        run = instance.get_run_by_id(lost.run_id)
+        if run:
+            instance.report_engine_event(str(lost), run, step_key=lost.step_key or None)
+        else:
+            logger.warning("nobody knows run %s", lost.run_id)
+
+
+def database_url(home: Path) -> "URL | None":
+    """The database that `dagster.yaml` names; None without Postgres, as in the embedded mode."""
+    import yaml
+    from sqlalchemy import URL
+
+    try:
+        storage = yaml.safe_load((home / "dagster.yaml").read_text(encoding="utf-8"))["storage"]["custom"]
+        fields = storage["config"]["postgres_db"]
+    except (OSError, KeyError, TypeError):
+        return None
+    found = {
+        name: os.environ.get(value["env"], "") if isinstance(value, dict) else str(value)
+        for name, value in fields.items()
+    }
+    return URL.create(
+        "postgresql",
+        found["username"],
+        found.get("password"),
+        found["hostname"],
+        int(found.get("port") or 5432),
+        found["db_name"],
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

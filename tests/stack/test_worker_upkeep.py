@@ -1,0 +1,111 @@
+"""What a worker does beyond its steps: it puts aside what it can't use, and notices when it gets nothing."""
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.stack.stack import Stack
+from tests.waiting import wait_until
+
+#: Seconds in which a deaf worker must hear again.
+HEARING_SECS = 60
+#: Ends the broker's side of every subscription to a queue, without a word to the worker.
+DEAFEN = """
+{ok, Queue} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"VHOST">>, queue, <<"QUEUE">>)),
+[ok = gen_server2:call(
+    amqqueue:get_pid(Queue),
+    {stop_consumer, #{pid => element(1, Each), consumer_tag => element(2, Each), user => <<"t">>, reason => cancel}}
+) || Each <- rabbit_amqqueue:consumers(Queue)].
+"""
+
+
+def publish(stack: Stack, queue: str, body: bytes, properties: dict[str, Any]) -> None:
+    """A message as any program on this broker could send it."""
+    answer = stack.broker_do(
+        "POST",
+        f"exchanges/{stack.vhost}/amq.default/publish",
+        {
+            "properties": properties,
+            "routing_key": queue,
+            "payload": base64.b64encode(body).decode(),
+            "payload_encoding": "base64",
+        },
+    )
+    assert answer["routed"], f"there is no queue {queue}"
+
+
+def letters(stack: Stack) -> list[dict[str, Any]]:
+    printed = stack.compose(
+        "run", "--rm", "--no-deps", "-T", "cli", "python", "-m", "dagster_stack", "dead-letters", "--json"
+    ).stdout
+    return list(json.loads(printed))
+
+
+def restarts(stack: Stack) -> dict[str, int]:
+    """How often each container was restarted."""
+    return {
+        entry["Name"]: stack.inspect(entry["Name"])["RestartCount"] for entry in stack.containers("worker")
+    }
+
+
+@pytest.fixture
+def no_letters(stack: Stack) -> Iterator[None]:
+    stack.broker_do(
+        "PUT", f"queues/{stack.vhost}/dead-letters", {"durable": True, "arguments": {"x-max-length": 10_000}}
+    )
+    stack.broker_do("DELETE", f"queues/{stack.vhost}/dead-letters/contents")
+    yield
+    stack.broker_do("DELETE", f"queues/{stack.vhost}/dead-letters/contents")
+
+
+@pytest.mark.usefixtures("no_letters")
+def test_messages_of_no_use_are_put_aside_and_no_worker_ends(stack: Stack) -> None:
+    # Given workers, and messages that Celery discards or dies of
+    before = restarts(stack)
+    ours = {"task": "dagster_stack.execute_step", "id": str(uuid4())}
+    json_text = {"content_type": "application/json", "content_encoding": "utf-8"}
+    arguments = json.dumps([[], {"message": {}}, {}]).encode()
+    for body, properties in (
+        (b"hello", {"content_type": "text/plain"}),
+        (b"\xff\xfe", json_text),
+        (b"5", {**json_text, "headers": ours}),
+        (arguments, {**json_text, "headers": {"task": "nobody.knows", "id": "1"}}),
+        (arguments, {**json_text, "headers": {"task": ours["task"]}}),
+        (arguments, {**json_text, "headers": {**ours, "timelimit": ["a", "b"]}}),
+        # Of a version that this code does not read: the task itself finds that.
+        (arguments, {**json_text, "headers": ours}),
+    ):
+        publish(stack, "dagster", body, properties)
+
+    # When they were delivered, then each is a letter with its reason
+    found = wait_until(lambda: letters(stack), 60, "all are put aside", lambda seen: len(seen) == 7, pause=2)
+    assert all(letter["reason"] and letter["queue"] == "dagster" for letter in found)
+    shown = stack.make("dead-letters").stdout
+    assert "nobody.knows" in shown
+    assert "timelimit" in shown
+    # And the workers are the same ones, and work
+    assert restarts(stack) == before
+    stack.succeed("parallel_pipeline")
+    # And looking at letters leaves them where they are
+    assert len(letters(stack)) == 7
+
+
+@pytest.mark.parametrize("queue", ["dagster", "heavy"])
+def test_a_worker_whose_subscription_the_broker_forgot_hears_again(stack: Stack, queue: str) -> None:
+    def consumers() -> int:
+        # Not the queue's own count, nor the management API's: they are wrong, or late, after such an end.
+        listed = stack.exec("rabbitmq", "rabbitmqctl", "-q", "list_consumers", "-p", stack.vhost).stdout
+        return sum(line.split()[0] == queue for line in listed.splitlines() if line)
+
+    before = wait_until(consumers, 30, f"somebody consumes {queue}")
+
+    code = " ".join(DEAFEN.replace("VHOST", stack.vhost).replace("QUEUE", queue).split())
+    stack.exec("rabbitmq", "rabbitmqctl", "eval", code)
+    assert consumers() == 0
+
+    wait_until(consumers, HEARING_SECS, f"{before} workers consume {queue}", lambda seen: seen == before)
+    stack.succeed("queues")

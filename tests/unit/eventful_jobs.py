@@ -1,0 +1,102 @@
+"""Jobs whose ops do what a test tells them, another thing in each execution: the process is lost, somebody cancels."""
+
+from collections.abc import Callable, Iterator
+
+from dagster import (
+    AssetMaterialization,
+    DynamicOut,
+    DynamicOutput,
+    OpExecutionContext,
+    Out,
+    Output,
+    in_process_executor,
+    job,
+    op,
+)
+
+from dagster_stack import celery_executor
+from tests.unit.step_jobs import add_one, one, total
+
+#: What happens in the next executions of an eventful op, by its name; nothing in those after that.
+happenings: dict[str, list[Callable[[OpExecutionContext], None]]] = {}
+#: The mapping keys that the next executions of `keys` yield, each with what happens then.
+yields: list[tuple[str, Callable[[OpExecutionContext], None] | None]] = []
+
+
+def happen(context: OpExecutionContext) -> None:
+    pending = happenings.get(context.op_handle.name)
+    if pending:
+        pending.pop(0)(context)
+
+
+@op
+def eventful(context: OpExecutionContext) -> int:
+    happen(context)
+    return 1
+
+
+@job(executor_def=celery_executor)
+def with_an_event() -> None:
+    add_one(eventful())
+
+
+@op(tags={"dagster-stack/redeliver": "false"})
+def once(context: OpExecutionContext) -> int:
+    happen(context)
+    return 1
+
+
+@job(executor_def=celery_executor)
+def executed_once() -> None:
+    once()
+
+
+@op(out=DynamicOut(int))
+def keys(context: OpExecutionContext) -> Iterator[DynamicOutput[int]]:
+    found, then = yields.pop(0)
+    for key in found:
+        yield DynamicOutput(ord(key), mapping_key=key)
+    if then:
+        then(context)
+
+
+@job(executor_def=celery_executor)
+def with_changing_keys() -> None:
+    """What is mapped depends on what is there when the op looks: another execution may find other files."""
+    total(keys().map(add_one).collect())
+
+
+@op
+def made(context: OpExecutionContext) -> None:
+    context.log_event(AssetMaterialization("made", metadata={"run": context.run_id}))
+    happen(context)
+
+
+@job(executor_def=celery_executor)
+def with_an_asset() -> None:
+    made()
+
+
+@op(out={"first": Out(int), "second": Out(int)})
+def two_outputs(context: OpExecutionContext) -> Iterator[Output[int]]:
+    yield Output(1, "first")
+    happen(context)
+    yield Output(2, "second")
+
+
+@job(executor_def=celery_executor)
+def with_two_outputs() -> None:
+    first, second = two_outputs()
+    add_one.alias("after_first")(first)
+    add_one.alias("after_second")(second)
+
+
+@job(executor_def=celery_executor)
+def six_chains() -> None:
+    for index in range(6):
+        add_one.alias(f"second_{index}")(one.alias(f"first_{index}")())
+
+
+@job(executor_def=in_process_executor)
+def of_another_executor() -> None:
+    eventful()

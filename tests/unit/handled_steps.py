@@ -1,0 +1,178 @@
+"""A run with the handler of its steps, and a broker that the handler talks to."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, cast
+
+from dagster import DagsterInstance, DagsterRun, reconstructable
+from dagster._core.execution.api import create_execution_plan
+from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.context_creation_job import PlanOrchestrationContextManager
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.plan.state import KnownExecutionState
+from dagster._core.execution.plan.step import ExecutionStep
+from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.step_delegating import StepHandlerContext
+from dagster._grpc.types import ExecuteStepArgs
+from kombu.exceptions import OperationalError
+
+from dagster_stack.broker.link import BrokerLink, QueueState
+from dagster_stack.broker.messages import StepMessage, step_task_id
+from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.executor.step_handler import (
+    CeleryStepHandler,
+)
+from tests.unit.runs_by_hand import said, started_run
+
+#: What the app's control raises without a broker, and on a connection that a broker closed when it restarted.
+CONTROL_ERRORS = [OperationalError("refused"), ConnectionResetError(104, "Connection reset by peer")]
+
+
+class Broker:
+    """A link and an app in one, as far as the handler uses them, with RabbitMQ's behaviour.
+
+    A message is kept in its queue until a worker takes it, and counts as ready as long; a queue that does not
+    exist is empty and has no consumer. `inspect().query_task` names the tasks that workers have, waiting or
+    running; when no worker answers in time it is None. While the broker is away every call raises: the link's
+    BrokerUnreachable, the app's control what kombu or a socket raises (OperationalError after 6 s without a
+    server, ConnectionResetError on a connection of its pool that the broker has closed).
+    """
+
+    def __init__(self) -> None:
+        self.away = False
+        #: The app has connections of its own: they may be dead while the link stands.
+        self.control_error: Exception | None = None
+        self.queues: dict[str, list[StepMessage]] = {}
+        self.consumers: dict[str, int] = {}
+        self.with_workers: set[str] = set()
+        self.workers_answer = True
+        self.sent: list[tuple[str, str, int]] = []
+        self.revoked: list[tuple[list[str], dict[str, Any]]] = []
+        self.questions: list[tuple[str, ...]] = []
+        # The app's side of it.
+        self.conf = self
+        self.control = self
+        self.task_default_queue = "dagster"
+        self.broker_url = "amqp://rabbitmq//"
+
+    def _reached(self) -> None:
+        if self.away:
+            raise BrokerUnreachable("The broker does not answer: refused")
+
+    def send(self, message: StepMessage, job: str, queue: str, priority: int) -> None:
+        self._reached()
+        self.sent.append((message.step_key, queue, priority))
+        self.queues.setdefault(queue, []).append(message)
+
+    def queue_state(self, queue: str) -> QueueState:
+        self._reached()
+        return QueueState(len(self.queues.get(queue, ())), self.consumers.get(queue, 0))
+
+    def revoke(self, ids: list[str], **options: Any) -> None:
+        self._controlled()
+        self.revoked.append((ids, options))
+
+    def inspect(self, timeout: float) -> "Broker":
+        return self
+
+    def _controlled(self) -> None:
+        error = OperationalError("[Errno 111] Connection refused") if self.away else self.control_error
+        if error:
+            raise error
+
+    def query_task(self, *ids: str) -> dict[str, dict[str, list[Any]]] | None:
+        self._controlled()
+        self.questions.append(ids)
+        if not self.workers_answer:
+            return None
+        return {
+            "worker@a": {},
+            "worker@b": {task: ["active", {}] for task in ids if task in self.with_workers},
+        }
+
+    def take(self, queue: str = "dagster") -> str:
+        """A worker takes the first message of a queue; returns its task id."""
+        task = self.queues[queue].pop(0).task_id
+        self.with_workers.add(task)
+        return task
+
+    def lose(self, queue: str = "dagster") -> None:
+        """A message is gone and nobody has it: a broker that lost its disk, a queue that was purged."""
+        self.queues[queue].clear()
+
+    @property
+    def keys(self) -> list[str]:
+        return [key for key, _, _ in self.sent]
+
+
+class Driven:
+    """A run with a handler, as its executor has them."""
+
+    def __init__(self, instance: DagsterInstance, broker: Broker, job: Any, stack: ExitStack) -> None:
+        self.instance = instance
+        self.broker = broker
+        self.run: DagsterRun = started_run(instance, job)
+        self.plan: ExecutionPlan = create_execution_plan(job)
+        manager = stack.enter_context(_orchestration(instance, self.run, job, self.plan))
+        self.context: PlanOrchestrationContext = manager
+        self.handler = CeleryStepHandler(cast(Any, broker), self.run, cast(BrokerLink, broker))
+
+    def launch(self, *keys: str, attempts: int = 1) -> None:
+        steps = cast(Sequence[ExecutionStep], [self.plan.get_step_by_key(key) for key in keys])
+        arguments = ExecuteStepArgs(
+            job_origin=cast(Any, self.run.job_code_origin),
+            run_id=self.run.run_id,
+            step_keys_to_execute=list(keys),
+            instance_ref=None,
+            retry_mode=RetryMode.DEFERRED,
+            known_state=KnownExecutionState(dict.fromkeys(keys, attempts - 1) if attempts > 1 else {}),
+        )
+        made = StepHandlerContext(self.instance, self.context, steps, arguments, self.run)
+        for _ in self.handler.launch_step(made):
+            pass
+
+    def send(self, *keys: str) -> None:
+        self.launch(*keys)
+        self.handler.send(self.context)
+
+    def look(self) -> bool:
+        return self.handler.look_after(self.context)
+
+    @property
+    def reported(self) -> list[str]:
+        return said(self.instance, self.run.run_id)
+
+    def task(self, key: str, attempt: int = 1) -> str:
+        return step_task_id(self.run.run_id, key, attempt)
+
+
+class _orchestration:  # noqa: N801
+    """The context in which a run's process drives it, without the run's own start and end."""
+
+    def __init__(self, instance: DagsterInstance, run: DagsterRun, job: Any, plan: ExecutionPlan) -> None:
+        self._manager = PlanOrchestrationContextManager(
+            context_event_generator=_context_events,
+            job=reconstructable(job),
+            execution_plan=plan,
+            run_config=run.run_config,
+            dagster_run=run,
+            instance=instance,
+            raise_on_error=False,
+            executor_defs=None,
+            output_capture=None,
+        )
+
+    def __enter__(self) -> PlanOrchestrationContext:
+        for _ in self._manager.prepare_context():
+            pass
+        return self._manager.get_context()
+
+    def __exit__(self, *_: object) -> None:
+        for _event in self._manager.shutdown_context():
+            pass
+
+
+def _context_events(*arguments: Any, **named: Any) -> Iterator[Any]:
+    from dagster._core.execution.context_creation_job import orchestration_context_event_generator
+
+    yield from orchestration_context_event_generator(*arguments, **named)

@@ -1,0 +1,143 @@
+"""A broker that takes no messages, for want of disk or memory: the run is told in the broker's own words.
+
+That RabbitMQ says so, and goes on afterwards, is tested on the stack; here py-amqp gets what it then receives.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import amqp
+import pytest
+from amqp import spec
+from celery import Celery
+from kombu.transport.memory import Channel, Transport
+
+from dagster_stack.broker.app_factory import make_app
+from dagster_stack.broker.link import BrokerLink
+from dagster_stack.broker.messages import StepMessage
+from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.settings import CeleryConfig, Settings
+
+STEP = StepMessage(
+    run_id="run-1", step_key="a", attempt=1, known_state="{}", retry_mode="deferred", code="c", redeliver=True
+)
+REASON = "The broker takes no messages: low on disk"
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Iterator[BrokerLink]:
+    """A link that stands, to a broker in this process's memory."""
+    settings = Settings.from_environment({"DAGSTER_HOME": str(tmp_path)})
+    app: Celery = make_app(CeleryConfig(broker="memory://localhost", backend="disabled://"), settings)
+    Channel.queues.clear()
+    Transport.global_state.clear()
+    link = BrokerLink(app, "run-1")
+    link.connect()
+    link.wait(0)
+    yield link
+    link.close()
+    app.close()
+
+
+def send(link: BrokerLink) -> None:
+    link.send(STEP, "a_job", "dagster", 5)
+
+
+def sent() -> int:
+    return int(Channel.queues["dagster"].qsize()) if "dagster" in Channel.queues else 0
+
+
+def alarm(link: BrokerLink) -> None:
+    with pytest.raises(BrokerUnreachable):
+        link._on_blocked("low on disk")
+
+
+def test_rabbitmqs_notice_ends_the_wait_for_a_confirmation_with_its_reason(link: BrokerLink) -> None:
+    # Given a connection of py-amqp, which by itself leaves the reason out
+    connection: Any = amqp.Connection()
+    parts: Any = SimpleNamespace(transport=SimpleNamespace(driver_type="amqp"), connection=connection)
+    link._listen_for_alarms(parts)
+    text = b"low on disk"
+
+    # When the notice comes, then whoever waits is told why
+    with pytest.raises(BrokerUnreachable, match=REASON):
+        connection.dispatch_method(spec.Connection.Blocked, b"\0\x0a\0\x3c" + bytes([len(text)]) + text, None)
+    # And its end is heard
+    connection.dispatch_method(spec.Connection.Unblocked, b"\0\x0a\0\x3d", None)
+    assert link._alarm_is_over
+    # And other connections of this process are as they were
+    assert amqp.Connection._METHODS[spec.Connection.Blocked].args is None
+
+
+def test_during_an_alarm_nothing_more_is_sent_and_all_say_why_at_once(link: BrokerLink) -> None:
+    """What is sent into an alarm is not lost: the broker takes it afterwards, and once more for each try."""
+    connection = link._connection
+    alarm(link)
+    begin = time.monotonic()
+
+    for _ in range(3):
+        with pytest.raises(BrokerUnreachable, match=REASON):
+            send(link)
+        with pytest.raises(BrokerUnreachable, match=REASON):
+            link.queue_state("dagster")
+
+    assert time.monotonic() - begin < 2
+    assert sent() == 0
+    assert link._connection is connection
+
+
+def test_during_an_alarm_wake_ups_come_as_ever(link: BrokerLink) -> None:
+    alarm(link)
+    link._wake(None)
+
+    assert link.wait(1) is True
+    assert link.wait(0.01) is False
+
+
+def test_after_an_alarm_steps_are_sent_on_a_new_connection(link: BrokerLink) -> None:
+    """A late confirmation on the old one must not pass for that of another message."""
+    connection = link._connection
+    alarm(link)
+    link._on_unblocked()
+
+    send(link)
+
+    assert sent() == 1
+    assert link._connection is not connection
+    assert link.queue_state("dagster").ready == 1
+
+
+def test_the_end_of_an_alarm_is_heard_by_the_next_try(
+    link: BrokerLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alarm(link)
+    connection = link._connection
+    assert connection
+    notices = [link._on_unblocked]
+
+    def drain_events(timeout: float) -> None:
+        if not notices:
+            raise TimeoutError
+        notices.pop()()
+
+    monkeypatch.setattr(connection, "drain_events", drain_events)
+
+    send(link)
+
+    assert sent() == 1
+
+
+def test_a_link_closes_without_a_word_to_a_broker_that_reads_nothing(
+    link: BrokerLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alarm(link)
+    asked: list[str] = []
+    monkeypatch.setattr(link._queue, "cancel", asked.append)
+
+    link.close()
+
+    assert asked == []
+    assert link._connection is None

@@ -1,0 +1,300 @@
+"""Leases on steps and runs: who has one, when another process gets it, and what it learns of those before it."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+import sqlalchemy
+from dagster import DagsterRunStatus
+from sqlalchemy.exc import OperationalError
+
+from dagster_stack.errors import Fenced
+from dagster_stack.storage import claims as claims_module
+from dagster_stack.storage.claims import KEPT_SECS, STALE_SECS, Claim, Loss, Sign, Work
+from tests.unit.holders import Database, any_work
+
+
+@pytest.fixture
+def database(database_url: str) -> Database:
+    return Database(database_url)
+
+
+# --- one holder at a time ------------------------------------------------------------------------------------------
+
+
+def test_a_work_has_one_holder_at_a_time(database: Database) -> None:
+    work = any_work()
+    first = database.taken(work, "a")
+
+    assert (first.epoch, first.losses) == (1, ())
+    assert database.claims.take(work, "b") is None
+    # And other attempts, steps and runs are nobody's business
+    for other in (Work(work.run_id, "step", 2), Work(work.run_id, "other", 1), Work(work.run_id), any_work()):
+        assert database.claims.take(other, "b")
+
+
+def test_of_processes_that_ask_at_the_same_moment_one_gets_the_work(database: Database) -> None:
+    work, together = any_work(), Barrier(2)
+
+    def ask(holder: str) -> Claim | None:
+        together.wait(10)
+        return database.claims.take(work, holder)
+
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(ask, "ab"))
+
+    assert len([claim for claim in found if claim]) == 1
+
+
+def test_a_process_that_asks_again_has_it_still_and_is_no_loss(database: Database) -> None:
+    """The connection broke with the answer to its question."""
+    work = any_work()
+    database.taken(work, "a")
+
+    again = database.taken(work, "a")
+
+    assert again.losses == ()
+    assert database.claims.beat(again)
+
+
+def test_a_holder_that_gives_signs_of_life_keeps_its_work(database: Database) -> None:
+    work = any_work()
+    claim = database.taken(work, "a")
+
+    for _ in range(3):
+        database.silence(work, STALE_SECS - 1)
+        assert database.claims.take(work, "b") is None
+        assert database.claims.beat(claim)
+
+
+# --- taking over ----------------------------------------------------------------------------------------------------
+
+
+def falls_silent(database: Database, claim: Claim) -> None:
+    database.silence(claim.work, STALE_SECS + 1)
+
+
+def is_released(database: Database, claim: Claim) -> None:
+    database.claims.release(claim)
+
+
+def is_leaving(database: Database, claim: Claim) -> None:
+    assert database.claims.beat(claim, leaving=True)
+
+
+def left_and_died(database: Database, claim: Claim) -> None:
+    assert database.claims.beat(claim, leaving=True)
+    falls_silent(database, claim)
+
+
+def is_lost(database: Database, claim: Claim) -> None:
+    database.claims.lose(claim.work, claim.holder, "killed (out of memory?)")
+
+
+def is_swept(database: Database, claim: Claim) -> None:
+    database.silence(claim.work, 3)
+    database.claims.sweep("worker@a", age=2)
+
+
+def is_revoked(database: Database, claim: Claim) -> None:
+    database.claims.revoke_steps(claim.work.run_id)
+
+
+HOLDER = "worker@a (process 7)"
+#: How a holder gives way, and what the next one is told of it: handing over is no loss.
+ENDS: list[tuple[Callable[[Database, Claim], None], str | None]] = [
+    (falls_silent, f"no sign of life for {STALE_SECS} s"),
+    (is_released, None),
+    (is_leaving, None),
+    (left_and_died, None),
+    (is_lost, "killed (out of memory?)"),
+    (is_swept, "its worker ended and was started again"),
+    (is_revoked, None),
+]
+
+
+@pytest.mark.parametrize(("ends", "reason"), ENDS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_work_whose_holder_is_gone_goes_to_the_next_one(
+    database: Database, ends: Callable[[Database, Claim], None], reason: str | None
+) -> None:
+    work = any_work()
+    old = database.taken(work, HOLDER)
+    # When its holder gives way
+    ends(database, old)
+    # Then another process gets it, and learns of a death but not of a farewell
+    new = database.taken(work, "b")
+    assert new.epoch > old.epoch
+    assert new.losses == ((Loss(HOLDER, reason),) if reason else ())
+    # And the old one can do nothing about it any more
+    assert database.claims.beat(old) is None
+    database.claims.release(old)
+    with pytest.raises(Fenced, match=r"step step of run .* what worker@a .process 7. reports of it"):
+        database.claims.check(old)
+    database.claims.check(new)
+    assert database.claims.take(work, "c") is None
+
+
+def test_losses_add_up_in_their_order(database: Database) -> None:
+    work = any_work()
+    for holder in "abc":
+        database.taken(work, holder)
+        database.claims.lose(work, holder, f"{holder} died")
+
+    assert [str(loss) for loss in database.taken(work, "d").losses] == [
+        "a: a died",
+        "b: b died",
+        "c: c died",
+    ]
+
+
+def test_a_holder_that_leaves_and_stays_after_all_is_one_like_any_other(database: Database) -> None:
+    work = any_work()
+    claim = database.taken(work, "a")
+    database.claims.beat(claim, leaving=True)
+    database.claims.beat(claim, leaving=False)
+
+    assert database.claims.take(work, "b") is None
+
+
+# --- losses that were seen -------------------------------------------------------------------------------------------
+
+
+def test_whoever_took_over_already_gets_the_reason_that_was_seen(database: Database) -> None:
+    """The worker's report of the death comes after the next one found the holder silent."""
+    work = any_work()
+    falls_silent(database, database.taken(work, "a"))
+    new = database.taken(work, "b")
+
+    database.claims.lose(work, "a", "signal 9 (SIGKILL)")
+
+    # Then the one who has it keeps it, and the next one learns the reason
+    assert database.claims.beat(new)
+    falls_silent(database, new)
+    reasons = [loss.reason for loss in database.taken(work, "c").losses]
+    assert reasons == ["signal 9 (SIGKILL)", f"no sign of life for {STALE_SECS} s"]
+
+
+def test_the_death_of_a_process_that_holds_nothing_is_no_loss(database: Database) -> None:
+    work = any_work()
+    claim = database.taken(work, "a")
+    database.claims.lose(work, "somebody else", "killed")
+    assert database.claims.beat(claim)
+
+    # As of one that had handed its work over, or ended it
+    database.claims.release(claim)
+    database.claims.lose(work, "a", "killed")
+    assert database.taken(work, "b").losses == ()
+
+
+def test_a_worker_that_starts_sweeps_its_predecessors_processes_and_nobody_elses(database: Database) -> None:
+    # Given works of two processes of a worker before it was started anew, and of others
+    run_id = any_work().run_id
+    holders = {
+        "first": "worker@a (process 7)",
+        "second": "worker@a (process 8)",
+        "young": "worker@a (process 9)",
+        "leaving": "worker@a (process 10)",
+        "longer": "worker@ab (process 7)",
+        "pattern": "worker@_ (process 7)",
+    }
+    held = {name: database.taken(Work(run_id, name, 1), holder) for name, holder in holders.items()}
+    database.claims.beat(held["leaving"], leaving=True)
+    for name in holders:
+        database.silence(held[name].work, 1 if name == "young" else 5)
+
+    # When it has been there for three seconds
+    database.claims.sweep("worker@a", age=3)
+
+    # Then those that it can't have started itself are lost
+    beating = {name for name, claim in held.items() if database.claims.beat(claim)}
+    assert beating == {"young", "leaving", "longer", "pattern"}
+
+
+# --- what a holder hears ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING])
+def test_a_sign_of_life_is_answered_with_the_runs_status(
+    database: Database, status: DagsterRunStatus
+) -> None:
+    run = database.run(status)
+
+    claim = database.taken(Work(run.run_id, "step", 1), "a")
+
+    assert database.claims.beat(claim) == Sign(status.value)
+
+
+def test_a_sign_of_life_for_a_deleted_run_says_so(database: Database) -> None:
+    assert database.claims.beat(database.taken(any_work(), "a")) == Sign(None)
+
+
+def test_only_those_who_gave_a_sign_of_life_are_alive(database: Database) -> None:
+    run_id, other = any_work().run_id, any_work()
+    works = [Work(run_id), *(Work(run_id, key, 1) for key in ("beats", "silent", "released"))]
+    held = {work.step_key: database.taken(work, "a") for work in [*works, other]}
+    falls_silent(database, held["silent"])
+    is_released(database, held["released"])
+
+    assert database.claims.alive([run_id]) == {Work(run_id), Work(run_id, "beats", 1)}
+    assert database.claims.alive([run_id, other.run_id]) >= {other}
+    assert database.claims.alive([run_id], stale_after=60) == set(works) - {Work(run_id, "released", 1)}
+    assert database.claims.alive([]) == set()
+
+
+def test_a_runs_steps_are_revoked_and_its_own_claim_and_other_runs_are_not(database: Database) -> None:
+    run_id, other = any_work().run_id, any_work()
+    run, step = database.taken(Work(run_id), "a"), database.taken(Work(run_id, "step", 1), "b")
+    elsewhere = database.taken(other, "b")
+
+    database.claims.revoke_steps(run_id)
+
+    assert database.claims.beat(step) is None
+    assert database.claims.beat(run)
+    assert database.claims.beat(elsewhere)
+
+
+@pytest.mark.parametrize(
+    "status", [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+)
+def test_claims_are_forgotten_a_day_after_their_runs_end(
+    database: Database, status: DagsterRunStatus
+) -> None:
+    """Until then a process that was frozen must find that it is late."""
+    ended, open_run = database.run(status), database.run()
+    held = {run.run_id: database.taken(Work(run.run_id, "step", 1), "a") for run in (ended, open_run)}
+
+    def ages(seconds: float) -> set[str]:
+        database.execute(
+            "UPDATE runs SET update_timestamp = now() AT TIME ZONE 'utc' - make_interval(secs => :seconds)",
+            seconds=seconds,
+        )
+        database.claims.forget()
+        return {run_id for run_id, claim in held.items() if database.claims.beat(claim)}
+
+    assert ages(KEPT_SECS - 60) == {ended.run_id, open_run.run_id}
+    assert ages(KEPT_SECS + 60) == {open_run.run_id}
+
+
+# --- locks -----------------------------------------------------------------------------------------------------------------
+
+
+def test_while_a_holder_writes_its_signs_of_life_go_on_and_a_new_holder_waits(database: Database) -> None:
+    """Else one that takes over in the middle of a write could not tell whether it counts."""
+    # Given a holder in the middle of storing an event, silent for long
+    work = any_work()
+    claim = database.taken(work, "a")
+    falls_silent(database, claim)
+    storage = database.process().event_log_storage
+    engine = sqlalchemy.create_engine(database.url, connect_args={"options": "-c lock_timeout=100"})
+    with storage.claimed(claim), storage._transaction(work.run_id), engine.connect() as other:
+        # When another process asks for its work, then it has to wait
+        asked = {**work.key, "holder": "b", "stale": STALE_SECS}
+        with pytest.raises(OperationalError, match="lock timeout"):
+            other.execute(claims_module.TAKE, asked)
+        other.rollback()
+        # But signs of life do not
+        beaten = other.execute(claims_module.BEAT, {**claim.key, "leaving": False}).all()
+        assert [tuple(row) for row in beaten] == [(None,)]
+        other.commit()
+    engine.dispose()

@@ -1,0 +1,291 @@
+"""Steps that nobody has: found missing, sent again, and given up when that does not help."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from dagster import DagsterInstance
+
+from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.executor.step_handler import (
+    MISSING_LOOK_SECS,
+    MISSING_LOOKS,
+    MOST_RESENDS,
+)
+from dagster_stack.storage.claims import STALE_SECS, Work
+from tests.unit import step_jobs
+from tests.unit.clock import Clock
+from tests.unit.handled_steps import CONTROL_ERRORS, Broker, Driven
+from tests.unit.holders import Database
+from tests.unit.runs_by_hand import events
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock().set_for_run(monkeypatch)
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+def driven(
+    instance: DagsterInstance, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Driven]:
+    monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
+    with ExitStack() as stack:
+        yield Driven(instance, broker, step_jobs.prioritized, stack)
+
+
+def looks(driven: Driven, clock: Clock, count: int) -> list[bool]:
+    """What so many looks for missing steps say, with the time between them that they need."""
+    found = []
+    for _ in range(count):
+        clock.sleep(MISSING_LOOK_SECS)
+        found.append(driven.look())
+    return found
+
+
+def test_a_step_that_nobody_has_is_sent_again_after_two_looks(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    # Given a step whose message was lost
+    driven.send("one")
+    broker.lose()
+
+    # When workers are asked, then it counts as lost only after having been missing twice
+    assert MISSING_LOOKS == 2
+    assert looks(driven, clock, 2) == [False, True]
+    driven.handler.send_missing_again(driven.context)
+
+    # And it is sent again under the same id, which the run's log says
+    assert broker.keys == ["one", "one"]
+    assert [message.task_id for message in broker.queues["dagster"]] == [driven.task("one")]
+    assert len([line for line in driven.reported if "its message was lost, it is sent again" in line]) == 1
+
+    # And once more only when it is lost again
+    driven.handler.send_missing_again(driven.context)
+    assert looks(driven, clock, 4) == [False] * 4
+    assert broker.keys == ["one", "one"]
+
+
+def test_a_step_that_a_worker_has_is_not_missing(driven: Driven, broker: Broker, clock: Clock) -> None:
+    """A step of hours is silent, and well."""
+    driven.send("one")
+    broker.take()
+
+    assert looks(driven, clock, 5) == [False] * 5
+
+
+def test_a_step_that_waits_in_its_queue_is_not_missing(driven: Driven, broker: Broker, clock: Clock) -> None:
+    """Nobody is asked: with thousands of waiting steps that would take long."""
+    driven.send("one")
+
+    assert looks(driven, clock, 5) == [False] * 5
+    assert broker.questions == []
+
+
+def test_missing_looks_must_follow_each_other(driven: Driven, broker: Broker, clock: Clock) -> None:
+    """A look may fall between a delivery and its execution, or meet a worker that is slow to answer."""
+    driven.send("one")
+    task = broker.take()
+    for with_worker in (False, True, False, True):
+        broker.with_workers = {task} if with_worker else set()
+        assert looks(driven, clock, 1) == [False]
+
+
+def test_without_any_answer_from_workers_steps_are_missing(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    """All workers are gone with their steps: the message waits for the next one to come."""
+    driven.send("one")
+    broker.take()
+    broker.workers_answer = False
+
+    assert looks(driven, clock, 2) == [False, True]
+
+
+def test_a_broker_that_does_not_answer_says_nothing_about_a_step(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    """Unknown is not lost: nothing is sent twice because of a broker that restarts."""
+    driven.send("one")
+    broker.lose()
+    broker.away = True
+
+    assert looks(driven, clock, 5) == [False] * 5
+
+    # And nothing was counted meanwhile
+    broker.away = False
+    assert looks(driven, clock, 2) == [False, True]
+
+
+@pytest.mark.parametrize("error", CONTROL_ERRORS, ids=lambda error: type(error).__name__)
+def test_workers_that_can_not_be_asked_say_nothing_about_a_step(
+    driven: Driven, broker: Broker, clock: Clock, error: Exception
+) -> None:
+    """The broker restarted between two questions: the run must go on."""
+    driven.send("one")
+    broker.lose()
+    broker.control_error = error
+
+    assert looks(driven, clock, 3) == [False] * 3
+
+    broker.control_error = None
+    assert looks(driven, clock, 2) == [False, True]
+
+
+def test_a_step_that_was_not_sent_yet_is_not_missing(
+    driven: Driven, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.away = True
+    driven.send("one")
+
+    # Given a link that can ask but not send
+    broker.away = False
+
+    def refused(*_: Any) -> None:
+        raise BrokerUnreachable("refused")
+
+    monkeypatch.setattr(broker, "send", refused)
+
+    assert looks(driven, clock, 4) == [False] * 4
+    assert broker.questions == []
+
+
+def test_nobody_is_asked_for_steps_that_were_sent_a_moment_ago(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    """A question to all workers takes a second: a chain of short steps must never wait for one."""
+    for key in ("one", "unimportant"):
+        clock.sleep(MISSING_LOOK_SECS - 1)
+        driven.send(key)
+        clock.sleep(1)
+        assert not driven.look()
+        driven.handler.forget(key)
+
+    assert broker.questions == []
+
+
+def test_a_lost_step_is_missed_also_while_other_steps_end(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    # Given a step whose message was lost, in a run in which others end all the time
+    driven.send("one")
+    broker.lose()
+
+    # When time passes
+    found = False
+    for _ in range(2 * MISSING_LOOKS):
+        driven.send("unimportant")
+        broker.take()
+        driven.handler.forget("unimportant")
+        clock.sleep(MISSING_LOOK_SECS / 2)
+        found = driven.look()
+
+    # Then it is found missing as soon as in a silent run
+    assert found
+
+
+def test_a_step_that_has_ended_is_not_looked_for(driven: Driven, broker: Broker, clock: Clock) -> None:
+    driven.send("one")
+    broker.lose()
+    driven.handler.forget("one")
+
+    assert looks(driven, clock, 4) == [False] * 4
+
+
+def test_a_question_names_so_many_steps_at_most(
+    instance: DagsterInstance, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dagster_stack.executor.step_handler.QUESTION_SIZE", 5)
+    with ExitStack() as stack:
+        driven = Driven(instance, broker, step_jobs.wide, stack)
+        driven.send(*(f"step_{number:02d}" for number in range(12)))
+        broker.lose()
+
+        looks(driven, clock, 2)
+
+    assert [len(question) for question in broker.questions] == [5, 5]
+
+
+# --- given up --------------------------------------------------------------------------------------------------------
+
+
+def lost_again(driven: Driven, broker: Broker, clock: Clock) -> None:
+    """The message of the one step that is on its way is lost once more, and that is found out."""
+    broker.lose("heavy")
+    assert looks(driven, clock, MISSING_LOOKS)[-1]
+    driven.handler.send_missing_again(driven.context)
+
+
+def test_a_step_whose_message_is_lost_again_and_again_fails_with_where_to_look(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    """Each worker that gets it may put it aside: nothing would ever end."""
+    driven.send("heavy")
+    for _ in range(MOST_RESENDS):
+        lost_again(driven, broker, clock)
+    assert broker.keys == ["heavy"] * (1 + MOST_RESENDS)
+    failures = [event for event in events(driven.instance, driven.run.run_id) if event.is_step_failure]
+    assert failures == []
+
+    # When it is lost once more
+    lost_again(driven, broker, clock)
+
+    # Then it is not sent again: it has failed, and says where its message may be
+    assert broker.keys == ["heavy"] * (1 + MOST_RESENDS)
+    (failure,) = (event for event in events(driven.instance, driven.run.run_id) if event.is_step_failure)
+    assert failure.step_key == "heavy"
+    error = failure.step_failure_data.error
+    assert error
+    assert error.message == (
+        'Its message was lost 4 times in queue "heavy". `make dead-letters` shows whether a worker put it aside,'
+        " and why."
+    )
+
+
+def test_three_resends_are_what_a_step_gets() -> None:
+    assert MOST_RESENDS == 3
+
+
+def test_a_step_whose_message_was_postponed_is_not_missing(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    """It waits beside its queue for a worker with its code."""
+    driven.send("one")
+    broker.queues["dagster.postponed"] = [broker.queues["dagster"].pop()]
+
+    assert looks(driven, clock, 4) == [False] * 4
+
+
+# --- in the stack -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def driven_in_the_stack(
+    postgres_instance: DagsterInstance, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Driven]:
+    monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
+    with ExitStack() as stack:
+        yield Driven(postgres_instance, broker, step_jobs.prioritized, stack)
+
+
+def test_a_step_whose_process_gives_signs_of_life_is_not_missing_and_no_worker_is_asked(
+    driven_in_the_stack: Driven, broker: Broker, clock: Clock, database_url: str
+) -> None:
+    """A worker that is busy, or cut off from the broker, does not answer: the database knows who is alive."""
+    driven, database = driven_in_the_stack, Database(database_url)
+    driven.send("one")
+    broker.lose()
+    claim = database.taken(Work(driven.run.run_id, "one", 1), "worker@a")
+
+    assert looks(driven, clock, 4) == [False] * 4
+
+    # And when these end, it is missing
+    database.silence(claim.work, STALE_SECS + 1)
+    assert looks(driven, clock, 2) == [False, True]
+    assert broker.questions == []

@@ -1,0 +1,252 @@
+"""The run launcher: one message a run, and what is known of a run that is on its way."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from celery import Celery
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._core.launcher import LaunchRunContext, ResumeRunContext, WorkerStatus
+
+from dagster_stack import tags
+from dagster_stack.broker.link import QueueState
+from dagster_stack.broker.messages import RunMessage, run_task_id
+from dagster_stack.broker.tasks import RUN_TASK
+from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.runner import launcher as module
+from dagster_stack.runner.launcher import CeleryRunLauncher
+from dagster_stack.storage.claims import STALE_SECS, Work
+from tests.unit import step_jobs
+from tests.unit.deliveries import empty_the_memory, memory_app, waiting
+from tests.unit.holders import Database
+from tests.unit.runs_by_hand import said, started_run
+
+STARTING, STARTED = DagsterRunStatus.STARTING, DagsterRunStatus.STARTED
+
+
+@pytest.fixture
+def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
+    return postgres_instance
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[Celery]:
+    app = memory_app(tmp_path)
+    yield app
+    app.close()
+    empty_the_memory()
+
+
+@pytest.fixture
+def launcher(instance: DagsterInstance, app: Celery, monkeypatch: pytest.MonkeyPatch) -> CeleryRunLauncher:
+    """The instance's, of code that has a version."""
+    launcher = instance.run_launcher
+    assert isinstance(launcher, CeleryRunLauncher)
+    monkeypatch.setattr(launcher, "_app", app)
+    monkeypatch.setattr(module, "code_version", lambda: "0123456789ab")
+    return launcher
+
+
+def away(*_: Any, **__: Any) -> NoReturn:
+    raise BrokerUnreachable("The broker does not answer: refused")
+
+
+def launch(launcher: CeleryRunLauncher, run: DagsterRun) -> None:
+    launcher.launch_run(LaunchRunContext(run, workspace=None))
+
+
+def found(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
+    found = instance.get_run_by_id(run.run_id)
+    assert found
+    return found
+
+
+# --- launching -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_becomes_one_durable_message_and_says_its_code(
+    instance: DagsterInstance, launcher: CeleryRunLauncher
+) -> None:
+    run = started_run(instance, step_jobs.linear, status=STARTING)
+
+    launch(launcher, run)
+
+    (message,) = waiting("runs")
+    assert message["body"][1]["message"] == RunMessage(run.run_id, "0123456789ab").to_json()
+    headers = message["headers"]
+    assert (headers["task"], headers["id"]) == (RUN_TASK, run_task_id(run.run_id))
+    assert (headers["shadow"], headers["ignore_result"]) == ("linear", True)
+    assert message["properties"]["delivery_mode"] == 2
+    assert found(instance, run).tags[tags.CODE] == "0123456789ab"
+    assert waiting("dagster") == []
+
+
+def test_the_launcher_connects_to_nothing_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dagit has one too, and no broker."""
+    monkeypatch.setattr(module, "make_app", away)
+
+    made = CeleryRunLauncher.from_config_value(None, {})
+
+    assert made.inst_data is None
+
+
+def test_a_run_that_could_not_be_handed_over_stays_as_it_is_and_says_why(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The daemon would fail it otherwise; it is sent when the broker is back."""
+    run = started_run(instance, step_jobs.linear, status=STARTING)
+    monkeypatch.setattr(module, "send", away)
+
+    launch(launcher, run)
+
+    assert found(instance, run).status == STARTING
+    (told,) = said(instance, run.run_id)
+    assert "handed over as soon as the broker is back. The broker does not answer: refused" in told
+
+
+def test_a_run_that_goes_on_is_handed_over_again_under_the_same_id(
+    instance: DagsterInstance, launcher: CeleryRunLauncher
+) -> None:
+    run = started_run(instance, step_jobs.linear)
+
+    assert launcher.supports_resume_run
+    launcher.resume_run(ResumeRunContext(run, workspace=None, resume_attempt_number=1))
+
+    (message,) = waiting("runs")
+    assert message["headers"]["id"] == run_task_id(run.run_id)
+
+
+# --- ending ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_to_end_is_canceling_until_whoever_drives_it_sees_that(
+    instance: DagsterInstance, launcher: CeleryRunLauncher
+) -> None:
+    run = started_run(instance, step_jobs.linear)
+
+    assert launcher.terminate(run.run_id)
+
+    assert found(instance, run).status == DagsterRunStatus.CANCELING
+
+
+@pytest.mark.parametrize(
+    "status", [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
+)
+def test_a_run_that_has_ended_can_not_be_ended(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, status: DagsterRunStatus
+) -> None:
+    run = started_run(instance, step_jobs.linear, status=status)
+
+    assert not launcher.terminate(run.run_id)
+
+    assert found(instance, run).status == status
+
+
+def test_a_run_that_nobody_knows_can_not_be_ended(launcher: CeleryRunLauncher) -> None:
+    assert not launcher.terminate("nobody's")
+
+
+# --- health ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queues(monkeypatch: pytest.MonkeyPatch) -> dict[str, QueueState]:
+    """What the broker says of its queues; it knows no others."""
+    queues: dict[str, QueueState] = {}
+    monkeypatch.setattr(module, "queue_state", lambda _, name: queues.get(name, QueueState(0, 0)))
+    return queues
+
+
+def launched(instance: DagsterInstance, status: DagsterRunStatus = STARTED) -> DagsterRun:
+    """A run that was handed over by this launcher."""
+    run = started_run(instance, step_jobs.linear, status=status)
+    instance.add_run_tags(run.run_id, {tags.CODE: "0123456789ab"})
+    return found(instance, run)
+
+
+def health(launcher: CeleryRunLauncher, run: DagsterRun) -> tuple[WorkerStatus, str]:
+    assert launcher.supports_check_run_worker_health
+    result = launcher.check_run_worker_health(run)
+    return result.status, result.msg or ""
+
+
+@pytest.mark.usefixtures("queues")
+def test_a_run_that_nobody_has_and_no_message_is_lost(
+    instance: DagsterInstance, launcher: CeleryRunLauncher
+) -> None:
+    status, reason = health(launcher, launched(instance))
+
+    assert status == WorkerStatus.NOT_FOUND
+    assert reason == "no runner gives a sign of life for it, and no message for it waits"
+
+
+@pytest.mark.parametrize("silence", [0, STALE_SECS - 1, STALE_SECS + 1])
+@pytest.mark.usefixtures("queues")
+def test_a_run_is_well_while_its_runner_gives_signs_of_life(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, database_url: str, silence: float
+) -> None:
+    run, database = launched(instance), Database(database_url)
+    database.taken(Work(run.run_id), "runner@a")
+    database.silence(Work(run.run_id), silence)
+
+    status, _ = health(launcher, run)
+
+    assert status == (WorkerStatus.RUNNING if silence < STALE_SECS else WorkerStatus.NOT_FOUND)
+
+
+@pytest.mark.usefixtures("queues")
+def test_a_step_that_runs_is_no_sign_of_life_of_its_run(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, database_url: str
+) -> None:
+    run = launched(instance)
+    Database(database_url).taken(Work(run.run_id, "one", 1), "worker@a")
+
+    assert health(launcher, run)[0] == WorkerStatus.NOT_FOUND
+
+
+@pytest.mark.parametrize("queue", ["runs", "runs.postponed"])
+def test_a_run_may_be_among_those_that_wait(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, queues: dict[str, QueueState], queue: str
+) -> None:
+    queues[queue] = QueueState(ready=1, consumers=0)
+
+    status, reason = health(launcher, launched(instance))
+
+    assert status == WorkerStatus.RUNNING
+    assert reason == 'it may wait in queue "runs"'
+
+
+def test_unknown_is_not_dead(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "queue_state", away)
+
+    status, reason = health(launcher, launched(instance))
+
+    assert status == WorkerStatus.RUNNING
+    assert reason == "unknown: The broker does not answer: refused"
+
+
+@pytest.mark.parametrize(
+    ("ended", "expected"),
+    [
+        (DagsterRunStatus.SUCCESS, WorkerStatus.SUCCESS),
+        (DagsterRunStatus.FAILURE, WorkerStatus.FAILED),
+        (DagsterRunStatus.CANCELED, WorkerStatus.FAILED),
+    ],
+)
+def test_a_run_that_has_ended_is_neither_lost_nor_running(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, ended: DagsterRunStatus, expected: WorkerStatus
+) -> None:
+    assert health(launcher, launched(instance, ended))[0] == expected
+
+
+@pytest.mark.usefixtures("queues")
+def test_of_a_run_that_somebody_executes_by_hand_nothing_is_known(
+    instance: DagsterInstance, launcher: CeleryRunLauncher
+) -> None:
+    status, reason = health(launcher, started_run(instance, step_jobs.linear))
+
+    assert status == WorkerStatus.RUNNING
+    assert reason == "executed by hand: whether it lives, nobody here knows"

@@ -1,0 +1,175 @@
+"""`make deploy`: what it refuses, what it waits for, and what it puts back when it can't go on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import compose, deploy, images, up
+from scripts.compose import Container
+from scripts.console import Failure
+from tests.unit.machines import FakeDocker, calls
+
+IMAGE = "dagster-celery-stack/dagster"
+
+
+@pytest.fixture
+def docker(programs: Path, env: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stack that runs with an older image than the one that is built here; gives the docker's folder."""
+    env.write_text("BASE_IMAGE=base\n")
+    FakeDocker(images=(IMAGE,)).install(programs)
+    running = [
+        Container(f"p-{name}-1", name, "running", "healthy", 0) for name in ("dagit", "daemon", "worker")
+    ]
+    monkeypatch.setattr(compose, "containers", lambda: running)
+    monkeypatch.setattr(up, "prepare", lambda: None)
+    monkeypatch.setattr(up, "is_up", lambda: False)
+    monkeypatch.setattr(up, "start", lambda: None)
+    monkeypatch.setattr(up, "wait_until_healthy", lambda *_: None)
+    monkeypatch.setattr(up, "check_code_location", lambda: None)
+    monkeypatch.setattr(images, "ensure", lambda: None)
+    monkeypatch.setattr(deploy, "LOOK_SECS", 0)
+    return programs
+
+
+@pytest.fixture
+def under_way(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, Any]]]:
+    """What Dagit answers, look by look; nothing is under way after that."""
+    answers: list[list[dict[str, Any]]] = []
+    monkeypatch.setattr(deploy, "runs_under_way", lambda: answers.pop(0) if answers else [])
+    return answers
+
+
+def run(number: int) -> dict[str, Any]:
+    return {"runId": f"{number:08}-0000", "jobName": "nightly"}
+
+
+def told(docker: Path, *words: str) -> list[int]:
+    """The places of the calls of docker in which all of these words are."""
+    return [place for place, call in enumerate(calls(docker)) if set(words) <= set(call.split())]
+
+
+@pytest.fixture(autouse=True)
+def signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+
+def test_the_code_is_tried_before_anything_stops_and_init_is_swapped_first(
+    docker: Path, under_way: list[list[dict[str, Any]]]
+) -> None:
+    # Given two looks at which a run is under way
+    under_way += [[run(1)], [run(1)]]
+
+    # When the stack is deployed
+    deploy.deploy()
+
+    # Then it goes from the trial over the daemon's stop to init, and to those who work on runs
+    steps = [
+        told(docker, "definitions", "validate"),
+        told(docker, "stop", "daemon"),
+        told(docker, "up", "init"),
+        told(docker, "up", "runner", "worker"),
+    ]
+    assert all(len(found) == 1 for found in steps)
+    assert steps == sorted(steps)
+    assert under_way == []
+    assert not told(docker, "start", "daemon")
+
+
+def test_nothing_is_deployed_where_nothing_changed(
+    docker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(up, "is_up", lambda: True)
+
+    deploy.deploy()
+
+    assert "nothing to deploy" in capsys.readouterr().out
+    assert not told(docker, "run")
+    assert not told(docker, "stop")
+
+
+def test_code_that_does_not_load_leaves_all_as_it_was(docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise Failure("it can't be imported")
+
+    monkeypatch.setattr(deploy, "check_code", broken)
+
+    with pytest.raises(Failure, match=r"it can't be imported\n\n  Nothing was deployed"):
+        deploy.deploy()
+
+    # The image's name is the old one's again, and the daemon was not touched
+    assert told(docker, "tag", "sha256:1", IMAGE)
+    assert not told(docker, "stop", "daemon")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, Failure])
+def test_whoever_gives_up_while_runs_end_has_the_old_stack_with_its_daemon(
+    docker: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def interrupted() -> None:
+        raise error("no")
+
+    monkeypatch.setattr(deploy, "runs_under_way", interrupted)
+
+    with pytest.raises(error):
+        deploy.deploy()
+
+    assert told(docker, "stop", "daemon") < told(docker, "start", "daemon") < told(docker, "tag", IMAGE)
+    assert not told(docker, "up", "init")
+
+
+def test_runs_that_go_on_after_the_limit_are_handed_over(
+    docker: Path, under_way: list[list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    # Given more looks than the limit lasts
+    monkeypatch.setenv("DEPLOY_WAIT_MINUTES", "0")
+    under_way += [[run(1), run(2), run(3), run(4)]] * 1000
+
+    deploy.deploy()
+
+    said = capsys.readouterr().out
+    assert "4 runs (nightly 00000001, nightly 00000002, nightly 00000003 and 1 more) still going on" in said
+    assert told(docker, "up", "init")
+
+
+def test_a_hand_over_asks_for_no_run(docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEPLOY", "hand-over")
+    monkeypatch.setattr(deploy, "runs_under_way", lambda: pytest.fail("it asked"))
+
+    deploy.deploy()
+
+    assert told(docker, "up", "runner", "worker")
+
+
+def test_an_unknown_way_is_refused_before_anything_is_done(
+    docker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEPLOY", "now")
+
+    with pytest.raises(Failure, match=r"DEPLOY=now: there are wait and hand-over"):
+        deploy.deploy()
+
+    assert calls(docker) == []
+
+
+def test_an_interrupted_swap_says_what_completes_it(docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(up, "wait_until_healthy", interrupted)
+
+    with pytest.raises(Failure, match="`make deploy` or `make up` completes it"):
+        deploy.swap()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ("aaa", "bbb", "code bbb in place of aaa"),
+        ("", "bbb", "code bbb in place of none"),
+        ("aaa", "aaa", "code aaa (unchanged) with new settings"),
+    ],
+)
+def test_both_hashes_are_told(old: str, new: str, text: str) -> None:
+    assert deploy.change(old, new) == text

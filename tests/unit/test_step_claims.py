@@ -1,0 +1,375 @@
+"""One delivery of a step message on the stack's storage: who may execute the step, and when it is given up."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import Any, NoReturn
+
+import pytest
+from celery import Celery
+from celery.exceptions import Reject
+from dagster import DagsterInstance, DagsterRun, OpExecutionContext
+from sqlalchemy.exc import OperationalError
+
+from dagster_stack import tags
+from dagster_stack.broker.messages import StepMessage
+from dagster_stack.storage import claims as claims_module
+from dagster_stack.storage import database as database_module
+from dagster_stack.storage import event_log, life
+from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.worker import standing as standing_module
+from dagster_stack.worker import step_execution
+from dagster_stack.worker.step_execution import FOREIGN_CODE_SECS, execute_step
+from tests.unit import eventful_jobs
+from tests.unit.clock import Clock
+from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed, waiting
+from tests.unit.holders import Database
+from tests.unit.runs_by_hand import events, kinds, message, started_run
+
+AWAY = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
+
+
+@pytest.fixture
+def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
+    return postgres_instance
+
+
+@pytest.fixture
+def database(database_url: str) -> Database:
+    return Database(database_url)
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    monkeypatch.setattr(eventful_jobs, "happenings", {})
+    app = memory_app(tmp_path)
+    yield app
+    app.close()
+    empty_the_memory()
+
+
+@pytest.fixture
+def run(instance: DagsterInstance) -> DagsterRun:
+    return started_run(instance, eventful_jobs.with_an_event)
+
+
+@pytest.fixture
+def step(instance: DagsterInstance, run: DagsterRun) -> StepMessage:
+    return message(instance, run, "eventful")
+
+
+def ends(instance: DagsterInstance, step: StepMessage) -> list[str]:
+    found = kinds(instance, step.run_id, step.step_key)
+    return [kind for kind in found if kind in ("STEP_START", "STEP_SUCCESS", "STEP_FAILURE")]
+
+
+def failure(instance: DagsterInstance, step: StepMessage) -> str:
+    """Why a step failed, as its run's log says."""
+    (found,) = (event for event in events(instance, step.run_id) if event.is_step_failure)
+    assert found.step_failure_data.error
+    assert found.message
+    assert found.step_failure_data.error.message in found.message
+    return found.message
+
+
+# --- who may execute it ----------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_a_living_process_has_comes_again_later(
+    instance: DagsterInstance, database: Database, app: Celery, step: StepMessage
+) -> None:
+    # Given a step that another worker executes, whose connection to the broker broke
+    database.taken(step.work, "worker@there (process 3)")
+    # When its message is delivered here
+    execute_step(Delivery(app, queue="heavy"), step.to_json())
+    # Then it waits for a moment, unchanged, with its priority, and goes back to the queue that it came from
+    (later,) = waiting("heavy.postponed")
+    assert postponed("heavy") == [step.to_json()]
+    assert later["properties"]["priority"] == 7
+    assert later["headers"]["id"] == step.task_id
+    assert ends(instance, step) == []
+
+
+def test_a_step_whose_process_fell_silent_is_executed_by_the_next(
+    instance: DagsterInstance, database: Database, app: Celery, step: StepMessage
+) -> None:
+    database.taken(step.work, "worker@there (process 3)")
+    database.silence(step.work, STALE_SECS + 1)
+
+    execute_step(Delivery(app), step.to_json())
+
+    assert ends(instance, step) == ["STEP_START", "STEP_SUCCESS"]
+    started = next(
+        each for each in events(instance, step.run_id) if "WORKER_STARTED" in each.event_type_value
+    )
+    assert started.engine_event_data.metadata["execution"].value == 2
+
+
+def test_a_step_that_ended_gives_its_claim_back(database: Database, app: Celery, step: StepMessage) -> None:
+    execute_step(Delivery(app), step.to_json())
+
+    assert step.work not in database.claims.alive([step.run_id])
+    assert database.taken(step.work, "another").losses == ()
+
+
+def test_a_step_that_ended_while_its_message_asked_for_it_is_not_executed_again(
+    instance: DagsterInstance,
+    database: Database,
+    app: Celery,
+    step: StepMessage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The end came after the look into the log, and before the claim was free."""
+    standing, looks = standing_module.standing, 0
+
+    def executed_meanwhile(*arguments: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        found = standing(*arguments)
+        if looks == 1:
+            execute_step(Delivery(app, hostname="worker@there"), step.to_json())
+        return found
+
+    monkeypatch.setattr(step_execution, "standing", executed_meanwhile)
+
+    execute_step(Delivery(app), step.to_json())
+
+    assert ends(instance, step) == ["STEP_START", "STEP_SUCCESS"]
+
+
+def take_over(database: Database, work: Work) -> None:
+    # Its holder may give a sign of life in between.
+    while True:
+        database.silence(work, STALE_SECS + 1)
+        if database.claims.take(work, "another"):
+            return
+
+
+def test_an_execution_that_was_taken_over_reports_nothing_more_and_its_message_is_done(
+    instance: DagsterInstance, database: Database, app: Celery, step: StepMessage
+) -> None:
+    # Given a process that is paused in the middle of a step, until another has it
+    eventful_jobs.happenings["eventful"] = [lambda _: take_over(database, step.work)]
+    # When it goes on
+    execute_step(Delivery(app), step.to_json())
+    # Then its end is in no log, and its message is not sent anywhere
+    assert ends(instance, step) == ["STEP_START"]
+    assert postponed() == buried() == []
+    # And the claim of the other one stands
+    assert step.work in database.claims.alive([step.run_id])
+
+
+# --- losses -------------------------------------------------------------------------------------------------------------
+
+
+def lost(database: Database, work: Work, times: int) -> None:
+    """Executions of a step that took their workers down."""
+    for number in range(times):
+        holder = f"worker@node-{number} (process {number})"
+        database.taken(work, holder)
+        database.claims.lose(work, holder, "signal 9 (SIGKILL)" if number else "killed (out of memory?)")
+
+
+def test_a_step_that_took_so_many_workers_down_fails_and_names_them(
+    instance: DagsterInstance, database: Database, app: Celery, step: StepMessage
+) -> None:
+    lost(database, step.work, times=3)
+
+    execute_step(Delivery(app), step.to_json())
+
+    told = failure(instance, step)
+    assert "It was delivered 3 times, and each time its worker was lost" in told
+    assert "worker@node-0 (process 0): killed (out of memory?); worker@node-1 (process 1): signal 9" in told
+    assert "MAX_DELIVERIES in .env is the limit" in told
+    assert ends(instance, step) == ["STEP_FAILURE"]
+
+
+@pytest.mark.parametrize(("limit", "end"), [("3", "STEP_SUCCESS"), ("2", "STEP_FAILURE")])
+def test_below_the_limit_it_is_executed_again(  # noqa: PLR0917
+    instance: DagsterInstance,
+    database: Database,
+    app: Celery,
+    step: StepMessage,
+    limit: str,
+    end: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAX_DELIVERIES", limit)
+    lost(database, step.work, times=2)
+
+    execute_step(Delivery(app), step.to_json())
+
+    assert ends(instance, step)[-1] == end
+
+
+def test_a_step_that_must_not_run_twice_fails_at_the_second_delivery(
+    instance: DagsterInstance, database: Database, app: Celery
+) -> None:
+    run = started_run(instance, eventful_jobs.executed_once)
+    step = message(instance, run, "once")
+    assert step.redeliver is False
+    lost(database, step.work, times=1)
+
+    execute_step(Delivery(app), step.to_json())
+
+    told = failure(instance, step)
+    assert f"It must not be executed twice ({tags.REDELIVER})" in told
+    assert "worker@node-0 (process 0): killed (out of memory?)" in told
+    assert "It may have done its work" in told
+
+
+def test_a_step_that_must_not_run_twice_runs_when_nobody_had_begun_it(
+    instance: DagsterInstance, database: Database, app: Celery
+) -> None:
+    """A worker that stops hands back what it had not begun: that is no second execution."""
+    run = started_run(instance, eventful_jobs.executed_once)
+    step = message(instance, run, "once")
+
+    execute_step(Delivery(app), step.to_json())
+
+    assert ends(instance, step) == ["STEP_START", "STEP_SUCCESS"]
+
+
+# --- interrupts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signs of life every few milliseconds: a test waits for what they bring."""
+    monkeypatch.setattr(life, "LOOK_SECS", 0.005)
+    monkeypatch.setattr(claims_module, "STEP_BEAT_SECS", 0.01)
+
+
+def until_interrupted() -> None:
+    """What a step does until somebody stops it."""
+    Event().wait(30)
+    raise AssertionError("nobody has interrupted the step")
+
+
+@pytest.mark.usefixtures("quick_signs")
+def test_a_step_that_another_process_has_is_interrupted(
+    instance: DagsterInstance, database: Database, app: Celery, step: StepMessage
+) -> None:
+    def is_taken_over(_: OpExecutionContext) -> None:
+        take_over(database, step.work)
+        until_interrupted()
+
+    eventful_jobs.happenings["eventful"] = [is_taken_over]
+
+    execute_step(Delivery(app), step.to_json())
+
+    assert ends(instance, step) == ["STEP_START"]
+
+
+@pytest.mark.usefixtures("quick_signs")
+def test_a_step_whose_run_is_canceled_is_interrupted_also_without_the_broker(
+    instance: DagsterInstance, app: Celery, step: StepMessage, run: DagsterRun
+) -> None:
+    def is_canceled(_: OpExecutionContext) -> None:
+        instance.report_run_canceling(run)
+        until_interrupted()
+
+    eventful_jobs.happenings["eventful"] = [is_canceled]
+
+    execute_step(Delivery(app), step.to_json())
+
+    assert ends(instance, step) == ["STEP_START", "STEP_FAILURE"]
+    assert "STEP_OUTPUT" not in kinds(instance, step.run_id, "eventful")
+
+
+# --- a database that is away --------------------------------------------------------------------------------------------
+
+
+def test_a_step_that_can_not_report_goes_back_to_its_queue_and_never_fails(
+    instance: DagsterInstance,
+    database: Database,
+    app: Celery,
+    step: StepMessage,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a database that goes away while a step runs, for longer than its process waits
+    monkeypatch.setattr(database_module, "time", Clock())
+    connect = database_module.patient_connection
+
+    def away(*_: Any) -> NoReturn:
+        raise AWAY
+
+    eventful_jobs.happenings["eventful"] = [
+        lambda _: monkeypatch.setattr(event_log, "patient_connection", away)
+    ]
+    # When the step ends
+    with pytest.raises(Reject) as rejection:
+        execute_step(Delivery(app), step.to_json())
+    monkeypatch.setattr(event_log, "patient_connection", connect)
+    # Then whoever gets its message next begins at once, and nobody has failed
+    assert rejection.value.requeue is True
+    assert "STEP_FAILURE" not in ends(instance, step)
+    execute_step(Delivery(app, hostname="worker@there"), step.to_json())
+    assert ends(instance, step)[-1] == "STEP_SUCCESS"
+    assert database.taken(step.work, "another").losses == ()
+
+
+# --- other code -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_execution, "code_version", lambda: "ours")
+
+
+@pytest.mark.usefixtures("other_code")
+def test_a_step_of_other_code_is_handed_back_and_that_is_noted_once(
+    instance: DagsterInstance, app: Celery, step: StepMessage
+) -> None:
+    theirs = replace(step, code="theirs")
+    begin = time.time()
+
+    execute_step(Delivery(app), theirs.to_json())
+
+    (later,) = postponed()
+    assert later["refused_at"] >= begin
+    assert {**later, "refused_at": None} == theirs.to_json()
+    # And from then on the first time counts
+    again = replace(theirs, refused_at=begin - FOREIGN_CODE_SECS + 10)
+    execute_step(Delivery(app), again.to_json())
+    assert postponed()[1] == again.to_json()
+    assert ends(instance, step) == []
+
+
+@pytest.mark.usefixtures("other_code")
+def test_a_step_for_whose_code_there_is_no_worker_fails_with_both_hashes_and_the_cure(
+    instance: DagsterInstance, app: Celery, step: StepMessage
+) -> None:
+    late = replace(step, code="theirs", refused_at=time.time() - FOREIGN_CODE_SECS - 1)
+
+    execute_step(Delivery(app), late.to_json())
+
+    told = failure(instance, step)
+    assert f"No worker with the code of its run has taken it for {FOREIGN_CODE_SECS} s." in told
+    assert "The run belongs to code theirs, and this process has code ours. `make deploy` brings" in told
+    assert postponed() == []
+
+
+@pytest.mark.usefixtures("other_code")
+@pytest.mark.parametrize(
+    ("of_message", "of_run", "executed"),
+    [("theirs", "ours", True), ("ours", "theirs", False), ("", None, True), ("ours", None, True)],
+)
+def test_what_the_run_says_of_its_code_wins_over_its_messages(  # noqa: PLR0917
+    instance: DagsterInstance,
+    app: Celery,
+    step: StepMessage,
+    of_message: str,
+    of_run: str | None,
+    executed: bool,
+) -> None:
+    """A run that was on its way when another code was deployed goes on with it."""
+    if of_run:
+        instance.add_run_tags(step.run_id, {tags.CODE: of_run})
+
+    execute_step(Delivery(app), replace(step, code=of_message).to_json())
+
+    assert ("STEP_SUCCESS" in ends(instance, step)) is executed
+    assert bool(postponed()) is not executed
