@@ -1,0 +1,205 @@
+"""`make deploy`: the code as it is now, on a stack that runs; no run fails and no step is lost.
+
+The new image is built and tried while everything runs. Then the daemon stops, so that no queued run starts, and runs
+under way end first (`DEPLOY=wait`) or go on with the new code (`DEPLOY=hand-over`). Until the swap begins, whatever
+goes wrong leaves the old stack as it was.
+"""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from scripts import base_image, compose, engine, env_file, images, up
+from scripts.console import Failure, Progress, done, main, run_logged, say, warn
+
+#: What to do with runs under way; and the minutes after which those that are waited for are handed over.
+HOW = ("wait", "hand-over")
+WAIT_MINUTES = 30
+#: Seconds between two looks at the runs that are waited for.
+LOOK_SECS = 2
+#: Runs that are named while they are waited for.
+NAMED_RUNS = 3
+UNTOUCHED = "Nothing was deployed: the stack goes on as it was."
+#: Where the image keeps the hash of its code.
+CODE_FILE = "/opt/dagster/code-version"
+#: What is swapped one after the other, before all the rest.
+SWAPS = (
+    ("Preparing stores and runs for the new code", ("init",)),
+    ("Swapping runners and workers", ("runner", "worker", "worker-heavy")),
+)
+UP = ("--progress", "plain", "up", "--detach", "--no-deps")
+#: Runs that a process may be driving. Those of the run queue, QUEUED, are not among them.
+UNDER_WAY = """
+{ runsOrError(filter: {statuses: [STARTING, STARTED, CANCELING]}) {
+  __typename
+  ... on Error { message }
+  ... on Runs { results { runId jobName } }
+} }
+"""
+
+
+def deploy() -> None:
+    compose.require_env_file()
+    how, minutes = wanted()
+    # `kill` ends it as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    up.prepare()
+    image = images.dagster().name
+    with kept_on_failure(image):
+        say("Building images")
+        images.ensure()
+        if up.is_up():
+            done("all services run with this code and these settings: nothing to deploy")
+            return
+        check_code()
+        old, new = running_code(), code_of(image)
+        say(f"Deploying {change(old, new)}")
+        with queue_stopped():
+            if how == "wait":
+                wait_for_runs(minutes)
+    swap()
+    done(f"{change(old, new)}: deployed")
+
+
+def wanted() -> tuple[str, int]:
+    """How to treat runs under way, and for how many minutes to wait; raises Failure that names the setting."""
+    how = env_file.settings().get("DEPLOY") or HOW[0]
+    if how not in HOW:
+        raise Failure(f"DEPLOY={how}: there are {' and '.join(HOW)} (see {env_file.EXAMPLE.name}).")
+    return how, env_file.number("DEPLOY_WAIT_MINUTES", WAIT_MINUTES)
+
+
+@contextmanager
+def kept_on_failure(image: str) -> Iterator[None]:
+    """Give the image's name back to the one that has it now, unless all goes well: a restart would take the other."""
+    before = base_image.image_id(image)
+    try:
+        yield
+    except BaseException as error:
+        if before:
+            subprocess.run([engine.docker(), "tag", before, image], capture_output=True, check=False)
+        if isinstance(error, Failure):
+            raise Failure(f"{error}\n\n  {UNTOUCHED}") from None
+        warn(UNTOUCHED)
+        raise
+
+
+def check_code() -> None:
+    """Load the code in the new image; raises Failure with the error of code that does not load."""
+    command = ["--progress", "quiet", "run", "--rm", "--no-deps", "--no-TTY", "cli"]
+    validate = ["dagster", "definitions", "validate", "--workspace", "workspace.yaml"]
+    run_logged("Loading the new code", [*compose.compose(), *command, *validate])
+
+
+# --- the code's hash ---------------------------------------------------------------------------------
+
+
+def code_of(image: str) -> str:
+    """The hash of an image's code; empty where it can't be told."""
+    return engine.ask("run", "--rm", "--network", "none", "--entrypoint", "cat", image, CODE_FILE)
+
+
+def running_code() -> str:
+    """The hash of the code that the stack runs with; empty when Dagit, the last one to be swapped, is down."""
+    dagit = [
+        each.name for each in compose.containers() if each.service == "dagit" and each.state == "running"
+    ]
+    return engine.ask("exec", dagit[0], "cat", CODE_FILE) if dagit else ""
+
+
+def change(old: str, new: str) -> str:
+    return f"code {new}" + (
+        " (unchanged) with new settings" if old == new else f" in place of {old or 'none'}"
+    )
+
+
+# --- runs under way ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def queue_stopped() -> Iterator[None]:
+    """No queued run starts in here, and schedules and sensors pause; after a failure they go on as before."""
+    stop = [*compose.compose(), "--progress", "plain", "stop", "daemon"]
+    start = [*compose.compose(), "--progress", "plain", "start", "daemon"]
+    was_running = any(each.service == "daemon" and each.state == "running" for each in compose.containers())
+    try:
+        if was_running:
+            run_logged("Stopping the run queue, schedules and sensors", stop)
+        yield
+    except BaseException:
+        if was_running:
+            # In a session of its own: a second Ctrl-C must not end it.
+            result = subprocess.run(start, capture_output=True, start_new_session=True, check=False)
+            if result.returncode:
+                warn("the daemon could not be started again: `make up` or `make deploy` does")
+        raise
+
+
+def wait_for_runs(minutes: int) -> None:
+    """Until all runs under way have ended; after so many minutes those that go on are handed over."""
+    deadline = time.monotonic() + 60 * minutes
+    with Progress(f"Waiting for runs under way, at most {minutes} min") as progress:
+        while found := runs_under_way():
+            if time.monotonic() > deadline:
+                break
+            progress.at(described(found))
+            time.sleep(LOOK_SECS)
+        waited = progress.elapsed
+    if found:
+        warn(f"after {minutes} min {described(found)} still going on: handed over to the new code")
+    else:
+        done(f"no run is under way ({waited})")
+
+
+def runs_under_way() -> list[dict[str, Any]]:
+    """What Dagit knows of them. Asked inside its container: its port may be bound on another machine."""
+    if not any(each.service == "dagit" and each.state == "running" for each in compose.containers()):
+        raise Failure(
+            "Dagit is not running, so it can't be said whether runs are under way. `make up` starts it;"
+            " `make deploy DEPLOY=hand-over` does not ask."
+        )
+    request = ("--data-binary", "@-", "--header", "Content-Type: application/json")
+    answer = compose.output(
+        "exec", "--no-TTY", "dagit", "curl", "-fsS", "-m", "30", *request, "http://127.0.0.1:3000/graphql",
+        given=json.dumps({"query": UNDER_WAY}),
+    )  # fmt: skip
+    found = json.loads(answer)["data"]["runsOrError"]
+    if found["__typename"] != "Runs":
+        raise Failure(f"Dagit can't list the runs: {found.get('message')}")
+    results: list[dict[str, Any]] = found["results"]
+    return results
+
+
+def described(runs: list[dict[str, Any]]) -> str:
+    names = [f"{run['jobName']} {run['runId'][:8]}" for run in runs[:NAMED_RUNS]]
+    more = f" and {len(runs) - NAMED_RUNS} more" if len(runs) > NAMED_RUNS else ""
+    return f"{len(runs)} run{'s' * (len(runs) > 1)} ({', '.join(names)}{more})"
+
+
+# --- the swap ------------------------------------------------------------------------------------------
+
+
+def swap() -> None:
+    """All services with the new image and settings, in an order in which runs under way go on at once.
+
+    `init` first: it gives them the new code. Then those who work on them, all together: old runners hand their runs
+    over, old workers end their steps within their grace period or give them back. At last all the rest.
+    """
+    try:
+        for title, services in SWAPS:
+            run_logged(title, [*compose.compose(), *UP, *services])
+            up.wait_until_healthy(*services)
+        up.start()
+    except KeyboardInterrupt:
+        raise Failure(
+            "Interrupted while services were swapped: `make deploy` or `make up` completes it."
+        ) from None
+    up.check_code_location()
+
+
+if __name__ == "__main__":
+    main(deploy)

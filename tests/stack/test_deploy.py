@@ -1,0 +1,263 @@
+"""`make deploy` from an edited copy of this checkout, while runs are under way; and workers with other code."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dagster_stack import tags
+from pipelines.queues import HEAVY, LIGHT
+from scripts.console import ROOT
+from tests.stack import runs
+from tests.stack.stack import Stack
+from tests.waiting import wait_until
+
+STEPS = [op.name for op in LIGHT + HEAVY]
+#: More than runners drive at once, so that some wait in the queue.
+RUNS = 11
+#: A step longer than what a worker that stops lets it have.
+LONG_SECS = 30
+#: What belongs to this host alone.
+NOT_COPIED = shutil.ignore_patterns(
+    ".git", ".venv", ".build", ".dagster", ".*_cache", "__pycache__", "tests", "docs"
+)
+
+
+@pytest.fixture
+def edited(stack: Stack, tmp_path: Path) -> Iterator[Stack]:
+    """The same stack, seen from a checkout whose `pipelines` were edited. Afterwards it has its own code again."""
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT, checkout, ignore=NOT_COPIED)
+    edit(checkout, "\n# Edited.\n")
+    try:
+        yield replace(stack, checkout=checkout)
+    finally:
+        stack.make("up")
+
+
+def edit(checkout: Path, text: str) -> None:
+    with (checkout / "pipelines" / "queues.py").open("a") as file:
+        file.write(text)
+
+
+def naps(longest: float = 0.5) -> dict[str, object]:
+    """Short ones, but for one on each queue."""
+    seconds = dict.fromkeys(STEPS, 0.2) | {STEPS[0]: longest, HEAVY[0].name: longest}
+    return {"ops": {name: {"config": {"seconds": secs}} for name, secs in seconds.items()}}
+
+
+def code_on(stack: Stack, service: str) -> str:
+    return stack.exec(service, "cat", "/opt/dagster/code-version").stdout.strip()
+
+
+def code_of(stack: Stack, run_id: str) -> str:
+    """The code that a run has, as Dagit shows it."""
+    found: dict[str, str] = {tag["key"]: tag["value"] for tag in stack.run(run_id)["tags"]}
+    return found.get(tags.CODE, "")
+
+
+def executed_with(stack: Stack, run_id: str) -> set[str]:
+    """The codes of the workers that executed a run's steps."""
+    return {
+        entry["text"]
+        for event in stack.events(run_id)
+        if event.get("eventType") == "STEP_WORKER_STARTED"
+        for entry in event["metadataEntries"]
+        if entry["label"] == "code"
+    }
+
+
+def states(stack: Stack, run_ids: list[str]) -> Counter[str]:
+    return Counter(stack.run(run_id)["status"] for run_id in run_ids)
+
+
+def wait_until_under_way(stack: Stack, run_ids: list[str]) -> None:
+    """Until as many runs as can be are driven, and the rest waits."""
+    wait_until(
+        lambda: states(stack, run_ids), 120, "eight runs under way", until=lambda seen: seen["STARTED"] >= 8
+    )
+    assert states(stack, run_ids)["QUEUED"] > 0
+
+
+def assert_all_well(stack: Stack, run_ids: list[str]) -> None:
+    """Every run ended with success, and every step of it recorded success exactly once."""
+    for run_id in run_ids:
+        assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+        assert runs.count_events(stack, run_id, "STEP_SUCCESS") == Counter(
+            dict.fromkeys([*STEPS, "start_order"], 1)
+        )
+
+
+@contextmanager
+def deploying(stack: Stack, log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`make deploy` in the background."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            ["make", "deploy"], cwd=stack.checkout, env=stack.environment | variables, stdin=subprocess.DEVNULL,
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until_it_says(log: Path, text: str, timeout: float = 300) -> None:
+    wait_until(log.read_text, timeout, f"“{text}” by make deploy", until=lambda said: text in said)
+
+
+def ids(stack: Stack) -> set[str]:
+    return {entry["ID"] for entry in stack.containers()}
+
+
+def test_deploy_waits_for_runs_under_way_and_queued_ones_get_the_new_code(
+    stack: Stack, edited: Stack, tmp_path: Path
+) -> None:
+    # Given more runs than can be driven at once
+    old = code_on(stack, "worker")
+    before = [stack.launch("queues", naps()) for _ in range(RUNS)]
+    wait_until_under_way(stack, before)
+
+    # When edited code is deployed, and a run is launched meanwhile
+    log = tmp_path / "deploy.log"
+    with deploying(edited, log, DEPLOY="wait") as process:
+        wait_until_it_says(log, "Waiting for runs under way")
+        queued = [run_id for run_id in before if stack.run(run_id)["status"] == "QUEUED"]
+        during = stack.launch("queues", naps())
+        assert process.wait(timeout=600) == 0, log.read_text()
+    new = code_on(stack, "worker")
+
+    # Then those that were under way ended with the old code, no step twice; the others had the new one
+    assert new != old
+    assert f"code {new} in place of {old}: deployed" in log.read_text()
+    assert queued
+    assert_all_well(stack, [*before, during])
+    for run_id in [*before, during]:
+        expected = new if run_id in (*queued, during) else old
+        assert (code_of(stack, run_id), executed_with(stack, run_id)) == (expected, {expected})
+        assert set(runs.count_events(stack, run_id, "STEP_START").values()) == {1}
+
+    # And a second deployment finds nothing to do
+    here = ids(stack)
+    assert "nothing to deploy" in edited.make("deploy").stdout
+    assert ids(stack) == here
+
+
+def test_deploy_can_hand_runs_over_to_the_new_code(stack: Stack, edited: Stack, tmp_path: Path) -> None:
+    # Given runs with steps longer than a worker that stops lets them have
+    before = [stack.launch("queues", naps(LONG_SECS)) for _ in range(2)]
+    runs.wait_for_event(stack, before[0], "STEP_START", HEAVY[0].name)
+
+    # When edited code is deployed without waiting for them
+    edited.make("deploy", "DEPLOY=hand-over")
+    new = code_on(stack, "worker")
+
+    # Then they went on with the new code and ended well, though a step was interrupted
+    assert_all_well(stack, before)
+    for run_id in before:
+        assert code_of(stack, run_id) == new
+        assert new in executed_with(stack, run_id)
+    assert any("Goes on with code" in text for _, text in runs.told_by_executor(stack, before[0]))
+
+
+@pytest.mark.parametrize("broken", ["\ndef broken(:\n", "\nraise RuntimeError('the new code is wrong')\n"])
+def test_code_that_does_not_load_is_not_deployed(stack: Stack, edited: Stack, broken: str) -> None:
+    # Given an edit that can't be loaded
+    edit(edited.checkout, broken)
+    here = ids(stack)
+
+    # When it is to be deployed
+    result = edited.make("deploy", check=False)
+
+    # Then the error is shown, and all goes on as it was, the daemon included
+    assert result.returncode != 0
+    assert "the new code is wrong" in result.stderr or "SyntaxError" in result.stderr, result.stderr
+    assert "Nothing was deployed" in result.stderr
+    assert ids(stack) == here
+    stack.compose("up", "--detach")
+    assert ids(stack) == here
+    stack.succeed("queues", naps(0))
+
+
+def test_an_interrupted_deploy_leaves_a_stack_that_works(stack: Stack, edited: Stack, tmp_path: Path) -> None:
+    # Given a deployment that waits for a run
+    old = code_on(stack, "worker")
+    run_id = stack.launch("queues", naps(LONG_SECS))
+    runs.wait_for_event(stack, run_id, "STEP_START", HEAVY[0].name)
+    log = tmp_path / "deploy.log"
+    with deploying(edited, log, DEPLOY="wait") as process:
+        wait_until_it_says(log, "Waiting for runs under way")
+
+        # When it is interrupted as by Ctrl-C
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=60)
+
+    # Then the old code goes on, and starts runs again
+    assert "Nothing was deployed" in log.read_text()
+    assert code_on(stack, "worker") == old
+    assert_all_well(stack, [stack.launch("queues", naps()), run_id])
+
+    # And when it is interrupted in the middle of the swap, `make up` from there completes it
+    with deploying(edited, log, DEPLOY="wait") as process:
+        wait_until_it_says(log, "Swapping runners and workers")
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(timeout=60)
+    edited.make("up")
+    assert {code_on(stack, service) for service in ("dagit", "daemon", "runner", "worker")} != {old}
+    stack.wait_until_healthy()
+    assert_all_well(stack, [stack.launch("queues", naps())])
+
+
+@contextmanager
+def other_worker(stack: Stack) -> Iterator[str]:
+    """The only worker on `heavy` has other code than the stack; gives its hash."""
+    name, code = f"{stack.project}-other-code", "0123456789ab"
+    start = "printf $CODE > /tmp/code && exec celery -A dagster_stack.app worker -n other@%h -Q heavy -c 1 -l INFO"
+    variables = ("--env", f"CODE={code}", "--env", "DAGSTER_STACK_CODE_FILE=/tmp/code")
+    stack.compose("stop", "worker-heavy")
+    try:
+        stack.compose("run", "-d", "--no-deps", "--name", name, *variables, "cli", "sh", "-c", start)
+        wait_until(
+            lambda: stack.docker("logs", name), 90, "the worker with other code is ready",
+            until=lambda logs: " ready." in logs.stderr + logs.stdout,
+        )  # fmt: skip
+        yield code
+    finally:
+        stack.docker("rm", "-f", name, check=False)
+        stack.compose("start", "worker-heavy")
+        stack.wait_until_healthy("worker-heavy")
+
+
+def test_a_worker_with_other_code_hands_a_step_back_to_one_that_has_it(stack: Stack) -> None:
+    # Given a run whose heavy steps only a worker with other code could take
+    with other_worker(stack):
+        run_id = stack.launch("queues", naps(0))
+        runs.wait_for_event(stack, run_id, "STEP_SUCCESS", LIGHT[0].name)
+        # When a worker with the run's code joins
+        stack.compose("start", "worker-heavy")
+        # Then that one executed them
+        assert_all_well(stack, [run_id])
+    assert executed_with(stack, run_id) == {code_of(stack, run_id)}
+
+
+def test_a_step_without_a_worker_of_its_code_fails_with_both_hashes_and_the_cure(stack: Stack) -> None:
+    # Given a run whose heavy steps only a worker with other code could take
+    with other_worker(stack) as other:
+        run_id = stack.launch("queues", naps(0), tags={"dagster/max_retries": "0"})
+        # When no other joins within a minute
+        run = stack.wait_for_run(run_id)
+    # Then the run fails, with both hashes and what to do
+    texts = "\n".join(stack.failure_texts(run_id))
+    assert run["status"] == "FAILURE"
+    assert other in texts
+    assert code_of(stack, run_id) in texts
+    assert "make deploy" in texts
