@@ -1,0 +1,266 @@
+"""The vocabulary of the drills: each fault by the means of the real one, and what makes it over again.
+
+Each is a context, so that it is over afterwards whatever happened in between.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+from minio import MinioAdmin
+from minio.credentials.providers import StaticProvider
+
+from tests.stack import faults as processes
+from tests.stack.stack import Stack
+from tests.waiting import wait_until
+
+#: The MinIO policy of the stack's user, as `init` names it.
+POLICY = "dagster-stack"
+#: Seconds within which a fault must be seen to be there.
+SEEN_SECS = 60
+#: More than any disk has.
+NO_DISK_FREE = "100000GB"
+#: Takes every connection that Postgres has to give, ends those of the others, and keeps all while it lives.
+GREEDY = """
+import os, time, psycopg2
+ME, held, told = "greedy", [], False
+where = dict(host="DAGSTER_POSTGRES_HOST", port="DAGSTER_POSTGRES_PORT", dbname="DAGSTER_POSTGRES_DB",
+             user="DAGSTER_POSTGRES_USER", password="DAGSTER_POSTGRES_PASSWORD")
+where = {name: os.environ[variable] for name, variable in where.items()}
+while True:
+    try:
+        held.append(psycopg2.connect(application_name=ME, **where))
+    except psycopg2.OperationalError as error:
+        if not told:
+            with held[0].cursor() as cursor:
+                cursor.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                               " WHERE usename = current_user AND application_name <> %s", [ME])
+            told = True
+        print("none left:", error, flush=True)
+        time.sleep(0.1)
+"""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault as the table names it, and what it is done to."""
+
+    name: str
+    service: str
+    #: There inside, over afterwards.
+    inject: Callable[[Stack], AbstractContextManager[None]]
+    #: Seconds that it lasts once it is there; None: it is over as soon as it has come, as a crash is.
+    lasts: float | None = None
+    #: Whether it parts workers from the broker: each must take work again within a minute.
+    of_broker: bool = False
+
+
+# --- processes and containers ----------------------------------------------------------------------------
+
+
+def running(stack: Stack, service: str) -> list[str]:
+    """The names of a service's running containers, in order."""
+    return sorted(entry["Name"] for entry in stack.containers(service) if entry["State"] == "running")
+
+
+def crash(stack: Stack, containers: list[str]) -> None:
+    """Kill the main processes of containers at once. `docker kill` would count as a manual stop: no restart."""
+    pids = {container: stack.pid(container) for container in containers}
+    assert all(pids.values()), f"not running: {pids}"
+    for pid in pids.values():
+        os.kill(pid, signal.SIGKILL)
+    for container, pid in pids.items():
+        wait_until(lambda: stack.pid(container) != pid, SEEN_SECS, f"{container} has ended", pause=0.1)  # noqa: B023
+
+
+def crashed(service: str, container: str | None = None) -> Fault:
+    """SIGKILL for a container of a service."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        crash(stack, [container or running(stack, service)[0]])
+        yield
+
+    return Fault(f"{service} SIGKILL", service, inject, of_broker=service == "rabbitmq")
+
+
+def all_crashed(service: str) -> Fault:
+    """SIGKILL for all containers of a service at once."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        crash(stack, running(stack, service))
+        yield
+
+    return Fault(f"every {service} SIGKILL", service, inject)
+
+
+def pool_process_killed(container: str | None = None) -> Fault:
+    """SIGKILL for the process in which a worker executes steps: its main process lives on."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        pid = processes.pool_process(stack, container or running(stack, "worker")[0])
+        processes.crash(pid)
+        wait_until(
+            lambda: not os.path.exists(f"/proc/{pid}"), SEEN_SECS, f"process {pid} has ended", pause=0.1
+        )
+        yield
+
+    return Fault("a pool process SIGKILL", "worker", inject)
+
+
+def paused(service: str, seconds: float, container: str | None = None) -> Fault:
+    """A container that is there and does nothing."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        name = container or running(stack, service)[0]
+        stack.docker("pause", name)
+        try:
+            yield
+        finally:
+            stack.docker("unpause", name)
+
+    return Fault(
+        f"{service} paused {seconds:.0f} s", service, inject, seconds, of_broker=service == "rabbitmq"
+    )
+
+
+def restarted(service: str) -> Fault:
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        stack.compose("restart", service)
+        yield
+
+    return Fault(f"{service} restarted", service, inject, 0, of_broker=service == "rabbitmq")
+
+
+def stopped(service: str, seconds: float = 5) -> Fault:
+    """`docker compose stop`, as an operator does it."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        stack.compose("stop", service)
+        try:
+            yield
+        finally:
+            stack.compose("start", service)
+
+    return Fault(f"{service} stopped", service, inject, seconds, of_broker=service == "rabbitmq")
+
+
+def everything_crashed() -> Fault:
+    """The machine goes down: all containers at once, then `docker compose up -d`."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        everything = [entry["Name"] for entry in stack.containers() if entry["State"] == "running"]
+        try:
+            crash(stack, everything)
+            yield
+        finally:
+            stack.compose("up", "--detach", timeout=600)
+
+    return Fault("the whole stack SIGKILL", "all", inject)
+
+
+# --- networks and stores ---------------------------------------------------------------------------------
+
+
+def cut_off(service: str, network: str, seconds: float, container: str | None = None) -> Fault:
+    """A container without one of its networks."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        with processes.cut_off(stack, container or running(stack, service)[0], network):
+            yield
+
+    return Fault(
+        f"network {service}-{network} cut {seconds:.0f} s",
+        service,
+        inject,
+        seconds,
+        of_broker=network == "broker",
+    )
+
+
+def disk_alarm(seconds: float) -> Fault:
+    """RabbitMQ's disk counts as full: it takes no message any more."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        before = str(stack.broker("nodes")[0]["disk_free_limit"])
+        try:
+            stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", NO_DISK_FREE)
+            wait_until(
+                lambda: stack.broker("nodes")[0]["disk_free_alarm"], SEEN_SECS, "the broker's disk alarm"
+            )
+            yield
+        finally:
+            stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", before)
+
+    return Fault(f"rabbitmq disk alarm {seconds:.0f} s", "rabbitmq", inject, seconds, of_broker=True)
+
+
+def connections_exhausted(seconds: float) -> Fault:
+    """Somebody takes all of Postgres's connections, and ends those of the stack."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        container = f"{stack.project}-greedy"
+        stack.docker("rm", "-f", container, check=False)
+        stack.compose("run", "-d", "--no-deps", "--name", container, "cli", "python", "-c", GREEDY)
+        try:
+            wait_until(
+                lambda: stack.docker("logs", container), SEEN_SECS, "no connection left",
+                until=lambda log: "none left" in log.stdout, pause=0.2,
+            )  # fmt: skip
+            yield
+        finally:
+            stack.docker("rm", "-f", container)
+
+    return Fault(f"postgres connections exhausted {seconds:.0f} s", "postgres", inject, seconds)
+
+
+def policy_withdrawn(seconds: float) -> Fault:
+    """MinIO answers every request of the stack's user with an error."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        admin, user = minio_admin(stack), stack.settings["S3_ACCESS_KEY"]
+        admin.detach_policy([POLICY], user=user)
+        try:
+            yield
+        finally:
+            admin.attach_policy([POLICY], user=user)
+
+    return Fault(f"minio policy withdrawn {seconds:.0f} s", "minio", inject, seconds)
+
+
+def minio_admin(stack: Stack) -> MinioAdmin:
+    keys = StaticProvider("root", stack.settings["MINIO_ROOT_PASSWORD"])
+    endpoint = f"127.0.0.1:{stack.settings['MINIO_PORT']}"
+    return MinioAdmin(endpoint=endpoint, credentials=keys, secure=False)
+
+
+# --- the operator ----------------------------------------------------------------------------------------
+
+
+def scaled(service: str, *numbers: int) -> Fault:
+    """So many containers, one number after the other; afterwards as many as before."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        before = len(running(stack, service))
+        try:
+            for number in numbers:
+                stack.compose("scale", f"{service}={number}", timeout=300)
+                assert len(running(stack, service)) == number
+            yield
+        finally:
+            stack.compose("scale", f"{service}={before}", timeout=300)
+
+    return Fault(f"{service} scaled {' → '.join(map(str, numbers))}", service, inject, 0)
