@@ -6,7 +6,7 @@ import sys
 from base64 import b64encode
 from typing import Any
 
-from dagster_stack.bench.works import WORKS
+from dagster_stack.bench.works import BACKFILL, INTERVALS, LAUNCH, LAUNCH_ROUNDS, LAUNCHERS, WORKS
 
 
 def main() -> None:
@@ -19,6 +19,10 @@ def main() -> None:
     for command in (runs, transfer):
         command.add_argument("--rounds", type=int, default=5)
     commands.add_parser("steps", help="where a worker's time for a step goes, and what the storages take")
+    launches = commands.add_parser("launches", help="launches through Dagit, by one launcher")
+    launches.add_argument("variant", choices=LAUNCHERS)
+    launches.add_argument("parts", nargs="+", choices=(LAUNCH, BACKFILL))
+    launches.add_argument("--at-once", type=int, default=8, help="runs at once, for Dagster's own run queue")
     commands.add_parser("machine", help="what this is measured with")
     commands.add_parser("clean", help="remove the runs of this benchmark")
     commands.add_parser("pages", help="the pages and pictures from the results on standard input")
@@ -52,6 +56,28 @@ def steps(_: argparse.Namespace) -> dict[str, Any]:
     return {"steps": profiles, "limits": forked(limits.measure, profiles["stack"]["run_id"])}
 
 
+def launches(arguments: argparse.Namespace) -> dict[str, Any]:
+    from dagster import DagsterInstance
+
+    from dagster_stack.bench.launches import Launches
+    from dagster_stack.bench.stock_service import stock_service
+    from dagster_stack.client.dagit import Dagit
+
+    def measure(dagit: Dagit, instance: DagsterInstance) -> dict[str, Any]:
+        measuring = Launches(arguments.variant, dagit, instance)
+        measuring.warm_up()
+        return {
+            "launches": measuring.launch(LAUNCH_ROUNDS if LAUNCH in arguments.parts else 0),
+            "backfills": measuring.backfill(BACKFILL in arguments.parts),
+        }
+
+    if arguments.variant not in INTERVALS:
+        with DagsterInstance.get() as instance:
+            return measure(Dagit.from_environment(), instance)
+    with stock_service(INTERVALS[arguments.variant], arguments.at_once) as (dagit, instance):
+        return measure(dagit, instance)
+
+
 def machine(_: argparse.Namespace) -> dict[str, Any]:
     from dagster_stack.bench import machine
 
@@ -80,6 +106,7 @@ COMMANDS = {
     "runs": runs,
     "transfer": transfer,
     "steps": steps,
+    "launches": launches,
     "machine": machine,
     "clean": clean,
     "pages": pages,

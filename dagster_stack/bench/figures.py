@@ -56,6 +56,20 @@ class Results:
             if each["way"] == way
         )
 
+    def launch(self, variant: str) -> Figure | None:
+        """Seconds from the answer to a launch to the start of the first step."""
+        return Figure.of(
+            each["first_step"] for each in self.content.get("launches", ()) if each["variant"] == variant
+        )
+
+    def backfill(self, variant: str) -> Figure | None:
+        """Runs a second, from the submission of a backfill to the end of its last run."""
+        return Figure.of(
+            each["runs"] / each["seconds"]
+            for each in self.content.get("backfills", ())
+            if each["variant"] == variant
+        )
+
     def ratio(self, work: str, variant: str, to: str) -> float | None:
         """How many times the other one's median a variant's is."""
         mine, other = self.seconds(work, variant), self.seconds(work, to)

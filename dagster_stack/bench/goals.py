@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dagster_stack.bench.figures import MB, Results
-from dagster_stack.bench.works import WORKS
+from dagster_stack.bench.markdown import seconds
+from dagster_stack.bench.works import PARTITIONS, WORKS
 
 PLAIN, IO_MANAGER, AWS_IO_MANAGER = WAYS = (
     "plain boto3",
@@ -70,6 +71,16 @@ def handed_over(results: Results) -> Outcome | None:
     return Outcome(f"{ratio:.2f} × ({ours.median:.2f} s)", ratio <= 1.2)
 
 
+def launch(results: Results) -> Outcome | None:
+    figure = results.launch("stack")
+    return Outcome(seconds(figure.median), figure.median <= 2) if figure else None
+
+
+def backfill(results: Results) -> Outcome | None:
+    figure = results.backfill("stack")
+    return Outcome(f"{figure.median:.1f} runs a second", figure.median >= 5) if figure else None
+
+
 def memory(name: str, most: int) -> Callable[[Results], Outcome | None]:
     def judge(results: Results) -> Outcome | None:
         size = results.content.get("memory", {}).get(name)
@@ -88,6 +99,8 @@ GOALS = (
     Goal("sleep_64", "≥ 90 % of the ideal 8 s once the first step has started", sleepers),
     Goal("flights", "faster than in-process", at_most("flights", 1)),
     Goal("200 MB through S3", "≤ 1.2 × plain boto3", handed_over),
+    Goal("a launch in Dagit", "≤ 2 s to the first step", launch),
+    Goal(f"a backfill of {PARTITIONS} no-op runs", "≥ 5 runs a second", backfill),
     Goal("a further worker", "≤ 150 MB of its own (PSS)", memory("further_worker", 150 * MB)),
     Goal("the whole idle stack", "≤ 2 GB (PSS)", memory("idle_stack", 2000 * MB)),
 )

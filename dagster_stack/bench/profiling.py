@@ -85,7 +85,7 @@ def this_stack(_: DagsterInstance, __: ReconstructableJob, run: DagsterRun) -> E
     from dagster_stack.worker.step_execution import StepExecution
 
     def execute(step: ExecutionStep, state: KnownExecutionState) -> None:
-        message = step_message(run.run_id, step, state, RetryMode.DISABLED)
+        message = step_message(run, step, state, RetryMode.DISABLED)
         StepExecution(message, "a worker", lambda: None).run()
 
     return execute

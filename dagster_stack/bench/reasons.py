@@ -21,6 +21,8 @@ def reason(goal: Goal, results: Results) -> str:
         return of_steps(goal.work, results)
     if results.transfer(IO_MANAGER, "put") and "S3" in goal.work:
         return of_transfer(results)
+    if "Dagit" in goal.work or "backfill" in goal.work:
+        return "see [launches and backfills](#launches-and-backfills)"
     return of_memory(results)
 
 

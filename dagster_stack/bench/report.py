@@ -9,7 +9,7 @@ from dagster_stack.bench import reasons
 from dagster_stack.bench.figures import Results, possible_speed_up
 from dagster_stack.bench.goals import WAYS, outcomes
 from dagster_stack.bench.markdown import megabytes, milliseconds, seconds, spread, table, times
-from dagster_stack.bench.works import VARIANT_TITLES, WORKS
+from dagster_stack.bench.works import LAUNCHERS, PARTITIONS, VARIANT_TITLES, WORKS
 
 #: The pictures that the page shows, beside it.
 EXECUTORS_PICTURE = "bench-executors.png"
@@ -37,7 +37,7 @@ is the time from RUN_START to RUN_SUCCESS in the event log; figures are medians.
 
 "× this stack" is how many times as long it takes as with this stack's executor.
 {notes}
-{flights}
+{flights}{launches}
 ## 200 MB through S3
 
 A step's output of {size} random bytes, stored and loaded again by each of the ways in turn. Memory is the most that
@@ -94,6 +94,7 @@ def page(results: Results) -> str:
         figures=figures(results),
         notes=notes(results),
         flights=flights(results),
+        launches=launches_section(results),
         size=f"{content['transfer_size']:,}",
         transfers=transfers(results),
         memory=memory(results),
@@ -204,6 +205,53 @@ def flights(results: Results) -> str:
         f" the most that two processes can bring; and one process keeps {cores:.2f} cores busy already: DuckDB"
         " has threads of its own."
     )
+
+
+LAUNCHES = """
+## Launches and backfills
+
+From Dagit's answer to a launch until the first step starts, on an idle stack; and a backfill of {partitions} runs of one
+step that does nothing, from its submission to the end of its last run. Dagster's default launcher starts a process for
+each run; here with its own daemon and webserver on the same machine and Postgres, a job that executes its step in that
+process, and as many runs at once.
+
+{table}
+{bounds}"""
+#: What was found by looking where the time goes; the figures are above.
+LAUNCH_BOUNDS = (
+    "A launch waits for the run queue's next look. Dagster's loop waits in steps of half a second and takes whole seconds"
+    " as interval, 5 if nothing is set; here it is half a second (`dequeue_interval_seconds` in dagster.yaml), a quarter at the"
+    " median. Then the daemon sends one message and a warm runner takes it: there is no process to start.",
+    "What bounds a backfill, in the order in which it is met. Dagster's daemon looks for new backfills every 30 s"
+    " (`DEFAULT_DAEMON_INTERVAL_SECONDS`, no setting; 3 s here, see dagster_stack/services/daemon.py). It submits 25 runs and then"
+    " sleeps 1 s (`CHECKPOINT_COUNT`, `CHECKPOINT_INTERVAL` in `dagster/_core/execution/job_backfill.py`, unchanged here); of a"
+    " single thread each run costs one question to the code's process and some commits to Postgres (`num_submit_workers: 4` in"
+    " dagster.yaml). A look of the run queue starts as many runs as there is room for: with the limit of 6 runs of"
+    " a backfill, which leaves room for others, and two looks a second, at most 12 a second. With the default launcher it is"
+    " the processor: each run imports Dagster and the code anew.",
+)
+
+
+def launches_section(results: Results) -> str:
+    rows = launches(results)
+    bounds = "".join(paragraph(text) for text in LAUNCH_BOUNDS)
+    return LAUNCHES.format(partitions=PARTITIONS, table=rows, bounds=bounds) if rows else ""
+
+
+def launches(results: Results) -> str:
+    """Empty when nothing of it was measured."""
+    rows = []
+    for variant, launcher in LAUNCHERS.items():
+        launch, backfill = results.launch(variant), results.backfill(variant)
+        if launch or backfill:
+            rows.append([
+                launcher,
+                seconds(launch.median) if launch else "",
+                spread(launch) if launch else "",
+                f"{backfill.median:.1f} runs a second" if backfill else "",
+            ])  # fmt: skip
+    head = ["launcher", "to the first step", "lowest – highest", f"backfill of {PARTITIONS}"]
+    return table(head, rows, numbers=3) if rows else ""
 
 
 def transfers(results: Results) -> str:

@@ -39,7 +39,26 @@ WORKS = {
         left_out={"multiprocess": PROCESS_A_STEP, "in_process": "one after the other they sleep 64 s"},
     ),
 }  # fmt: skip
-#: What is measured besides: 200 MB through S3, where a step's time goes, and memory.
-TRANSFER, STEPS, MEMORY = PARTS = ("transfer_200mb", "steps", "memory")
+#: What is measured besides: 200 MB through S3, where a step's time goes, memory, and launches by themselves and in
+#: a backfill.
+TRANSFER, STEPS, MEMORY, LAUNCH, BACKFILL = PARTS = (
+    "transfer_200mb",
+    "steps",
+    "memory",
+    "launch",
+    "backfill",
+)
+#: What the report calls each way to launch, and the job that is launched. Dagster's default launcher starts a process
+#: for each run; its run queue looks every 5 s unless it is told otherwise.
+LAUNCHERS = {
+    "stack": "this stack",
+    "stock": "Dagster's default launcher",
+    "stock_5": "the same, run queue as it comes",
+}
+LAUNCHED = {"stack": "launched_stack", "stock": "launched_stock", "stock_5": "launched_stock"}
+#: Seconds between two looks of the run queue of Dagster's own, and the runs that it lets go on at once.
+INTERVALS = {"stock": 1, "stock_5": 5}
+#: How often each is launched, and the runs of a backfill.
+LAUNCH_ROUNDS, PARTITIONS = 12, 100
 #: Executed first and not counted: processes load what they have not yet.
 WARM_UP = "warm_up"

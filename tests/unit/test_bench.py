@@ -157,7 +157,7 @@ def measured(
     env.touch()
     asked: list[str] = []
 
-    def ask(*arguments: str, given: str | None = None) -> dict[str, Any]:
+    def ask(*arguments: str, **_: Any) -> dict[str, Any]:
         asked.append(" ".join(arguments))
         answers: dict[str, dict[str, Any]] = {
             "machine": {"machine": {}},
@@ -169,6 +169,11 @@ def measured(
 
     monkeypatch.setattr(bench, "ask", ask)
     monkeypatch.setattr(bench, "scale", lambda workers: asked.append(f"scale {workers}"))
+    monkeypatch.setattr(
+        bench,
+        "recreate",
+        lambda title, environment: asked.append(environment.get("DAGSTER_WORKSPACE", "as before")),
+    )
     monkeypatch.setattr(bench, "measure_memory", lambda results: asked.append("memory"))
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     monkeypatch.setattr(bench, "DOCS", tmp_path / "docs")
@@ -199,6 +204,11 @@ def test_all_of_it_ends_in_pages_and_pictures(measured: list[str], tmp_path: Pat
         "scale 2",
         "transfer --rounds 5",
         "steps",
+        "dagster_stack/bench/workspace.yaml",
+        "launches stack launch backfill",
+        "as before",
+        "launches stock launch backfill --at-once 8",
+        "launches stock_5 launch --at-once 8",
         "clean",
         "scale 2",
         "pages",

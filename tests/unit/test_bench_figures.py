@@ -7,7 +7,7 @@ import pytest
 
 from dagster_stack.bench import charts, report, where
 from dagster_stack.bench.figures import MB, Figure, Results, possible_speed_up
-from dagster_stack.bench.goals import AWS_IO_MANAGER, IO_MANAGER, PLAIN, outcomes
+from dagster_stack.bench.goals import AWS_IO_MANAGER, GOALS, IO_MANAGER, PLAIN, outcomes
 from dagster_stack.bench.markdown import megabytes, milliseconds, seconds, spread, table
 from dagster_stack.bench.works import PARTS, WORKS
 
@@ -59,6 +59,11 @@ def results(**content: Any) -> Results:
             "steps": {"stack": {"kinds": KINDS}, "stock": {"kinds": KINDS}},
             "limits": {"write": 0.001, "read": 0.0001, "connect": 0.01, "put": 0.004, "get": 0.002, "events": 10, "bytes": 11_000},
             "memory": {"services": {"worker": 300 * MB}, "idle_stack": 1500 * MB, "further_worker": 140 * MB},
+            "launches": [{"variant": "stack", "run_start": 0.3, "first_step": 0.4},
+                         {"variant": "stock", "run_start": 3.0, "first_step": 3.4},
+                         {"variant": "stock_5", "run_start": 5.0, "first_step": 5.4}],
+            "backfills": [{"variant": "stack", "runs": 100, "submitted": 5, "seconds": 16},
+                          {"variant": "stock", "runs": 100, "submitted": 20, "seconds": 125}],
             "machine": {"processor": "one | two", "memory": "24 GiB"},
             **content,
         }
@@ -96,11 +101,13 @@ def test_steps_in_parallel_are_divided_and_the_others_are_not() -> None:
 
 def test_every_goal_is_judged_by_what_was_measured() -> None:
     assert all(outcome.met for _, outcome in outcomes(results()))
-    assert len(outcomes(results())) == 11
+    assert len(outcomes(results())) == len(GOALS)
 
 
 def test_a_goal_for_which_nothing_was_measured_is_left_out() -> None:
-    part = results(samples=[sample("chain_40_10ms", "stack", 4)], transfers=[], memory={})
+    part = results(
+        samples=[sample("chain_40_10ms", "stack", 4)], transfers=[], memory={}, launches=[], backfills=[]
+    )
 
     ((goal, outcome),) = outcomes(part)
 
@@ -156,6 +163,26 @@ def test_the_page_shows_goals_figures_machine_and_how_to_repeat_it() -> None:
     assert "make bench ROUNDS=3 WORK=chain_21,parallel_50" in page
     assert "**no**" not in page
     assert not re.search(r"\{\w*\}", page)
+
+
+def test_the_page_shows_launches_and_backfills_beside_dagsters_own_launcher() -> None:
+    page = report.page(results())
+
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if "launcher" in line or "16 s" in line]
+    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows if len(row) == 4}
+    assert cells["Dagster's default launcher"] == ["3.40 s", "", "0.8 runs a second"]
+    assert "a launch in Dagit" in page
+    assert "6.2 runs a second" in page
+
+
+def test_a_page_without_launches_says_nothing_of_them() -> None:
+    assert "Launches and backfills" not in report.page(results(launches=[], backfills=[]))
+
+
+def test_a_slow_backfill_is_a_missed_goal_with_its_reason() -> None:
+    slow = results(backfills=[{"variant": "stack", "runs": 100, "submitted": 5, "seconds": 50}])
+
+    assert "#launches-and-backfills" in report.missed(slow)
 
 
 def test_a_missed_goal_and_a_failed_run_stand_on_the_page() -> None:
