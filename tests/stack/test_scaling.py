@@ -9,6 +9,7 @@ import pytest
 from scripts import env_file
 from tests.stack import runs
 from tests.stack.stack import Stack
+from tests.stack.test_executor_processes import address
 from tests.waiting import wait_until
 
 #: Eight workers that start on two busy cores.
@@ -27,6 +28,10 @@ class Scaled:
     left: int
 
 
+#: The addresses from which the database is used.
+CONNECTED = "SELECT DISTINCT host(client_addr) FROM pg_stat_activity WHERE client_addr IS NOT NULL"
+
+
 @pytest.fixture(scope="module")
 def scaled(stack: Stack) -> Iterator[Scaled]:
     try:
@@ -36,6 +41,12 @@ def scaled(stack: Stack) -> Iterator[Scaled]:
             f"dagster@{stack.inspect(entry['Name'])['Config']['Hostname']}"
             for entry in stack.containers("worker")
         ]
+        # A process that has loaded the code has a connection; before, faster ones take all the work.
+        addresses = {address(stack, entry["Name"]) for entry in stack.containers("worker")}
+        wait_until(
+            lambda: {host for (host,) in stack.sql(CONNECTED)}, SCALE_SECS, "eight workers with the code loaded",
+            until=lambda hosts: addresses <= hosts,
+        )  # fmt: skip
         run_id = stack.launch("parallel_pipeline")
         wait_until(
             lambda: len(runs.count_events(stack, run_id, "STEP_START")),
