@@ -31,6 +31,11 @@ class Container:
         return self.state == "running" and self.health in ("", "healthy")
 
     @property
+    def is_abandoned(self) -> bool:
+        """Made to take another's place by a Compose that was interrupted before it did: it has a name of its own."""
+        return self.state == "created" and re.match("[0-9a-f]{12}_", self.name) is not None
+
+    @property
     def condition(self) -> str:
         if self.state == "exited":
             return f"ended with {self.exit_code}"

@@ -189,6 +189,7 @@ def swap() -> None:
     `init` first: it gives them the new code. Then those who work on them, all together: old runners hand their runs
     over, old workers end their steps within their grace period or give them back. At last all the rest.
     """
+    up.remove_abandoned()
     try:
         for title, services in SWAPS:
             run_logged(title, [*compose.compose(), *UP, *services])

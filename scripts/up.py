@@ -52,15 +52,12 @@ def start() -> None:
         return
     started = time.monotonic()
     remove_replaced_stores()
+    remove_abandoned()
     try:
         run_logged("Starting the services", [*compose.compose(), *UP], detail=lambda line: line)
     except Failure as failure:
         # A one-shot or a store that others wait for: its own words say more than Compose's.
-        unwell = [
-            container
-            for container in compose.containers()
-            if container.state == "exited" and not container.is_well
-        ]
+        unwell = [container for container in compose.containers() if container.exit_code]
         raise unwell_failure(unwell[0]) if unwell else failure from None
     wait_until_healthy()
     done(f"all services are healthy ({time.monotonic() - started:.0f} s)")
@@ -72,6 +69,12 @@ def remove_replaced_stores() -> None:
     if replaced:
         title = f"Removing the containers of {', '.join(replaced)}: outside ones now, data stays"
         run_logged(title, [*compose.compose(), *REMOVE, *replaced])
+
+
+def remove_abandoned() -> None:
+    """Remove what an interrupted `up` or deploy left half made: Compose would fail, since its name is taken."""
+    if found := [container.name for container in compose.containers() if container.is_abandoned]:
+        engine.ask("rm", "--force", *found)
 
 
 def is_up() -> bool:

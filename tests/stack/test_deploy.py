@@ -1,6 +1,7 @@
 """`make deploy` from an edited copy of this checkout, while runs are under way; and workers with other code."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -208,7 +209,10 @@ def test_an_interrupted_deploy_leaves_a_stack_that_works(stack: Stack, edited: S
 
     # And when it is interrupted in the middle of the swap, `make up` from there completes it
     with deploying(edited, log, DEPLOY="wait") as process:
-        wait_until_it_says(log, "Swapping runners and workers")
+        wait_until(
+            lambda: [each["Names"] for each in stack.containers()], 300, "the first containers of the swap",
+            until=lambda names: any(re.match("[0-9a-f]{12}_", name) for name in names),
+        )  # fmt: skip
         os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=60)
     edited.make("up")

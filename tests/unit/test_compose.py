@@ -72,6 +72,20 @@ def test_a_service_is_well_when_it_is_healthy_and_the_one_shot_when_it_has_ended
     assert container.condition == condition
 
 
+@pytest.mark.parametrize(
+    ("name", "state", "abandoned"),
+    [
+        ("0d548246c6f1_p-runner-1", "created", True),
+        ("0d548246c6f1_p-runner-1", "running", False),
+        ("p-runner-1", "created", False),
+    ],
+)
+def test_a_container_made_in_anothers_place_but_never_started_is_abandoned(
+    name: str, state: str, abandoned: bool
+) -> None:
+    assert Container(name, "runner", state, "", 0).is_abandoned is abandoned
+
+
 def test_what_compose_complains_of_is_passed_on(programs: Path, env: Path) -> None:
     env.touch()
     ps(programs, code=15, error="yaml: line 3: mapping values are not allowed")

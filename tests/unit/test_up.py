@@ -31,6 +31,7 @@ def stack(env: Path, monkeypatch: pytest.MonkeyPatch) -> list[Container]:
     answers = {"--services": "\n".join(SERVICES)}
     monkeypatch.setattr(compose, "containers", lambda: shown)
     monkeypatch.setattr(compose, "config_hashes", lambda: hashes)
+    monkeypatch.setattr(compose, "compose", lambda: ["docker", "compose"])
     monkeypatch.setattr(compose, "output", lambda *arguments: answers.get(arguments[1], "the end of its log"))
     monkeypatch.setattr(base_image, "image_id", lambda image: "sha256:1")
     monkeypatch.setattr(engine, "docker", lambda: "docker")
@@ -108,6 +109,45 @@ def test_a_service_that_ended_stops_the_wait_at_once_with_its_log(stack: list[Co
         up.wait_until_healthy()
 
     assert str(failure.value).endswith("the end of its log")
+
+
+def fail_to_start(*_: object, **__: object) -> None:
+    raise Failure("what Compose says")
+
+
+def test_when_compose_fails_for_a_service_that_did_the_log_of_that_one_is_shown(
+    stack: list[Container], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack[:2] = [container("dagit", state="exited", health=""), container("worker", state="exited", code=3)]
+    monkeypatch.setattr(up, "run_logged", fail_to_start)
+
+    with pytest.raises(Failure, match=r"worker is not well \(ended with 3\)"):
+        up.start()
+
+
+def test_when_compose_fails_by_itself_its_own_words_are_shown(
+    stack: list[Container], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that was stopped for another to take its place has not failed."""
+    stack[0] = container("dagit", state="exited", health="")
+    monkeypatch.setattr(up, "run_logged", fail_to_start)
+
+    with pytest.raises(Failure, match="what Compose says"):
+        up.start()
+
+
+def test_what_an_interrupted_start_left_half_made_is_removed_first(
+    stack: list[Container], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    stack.append(Container("0d548246c6f1_p-dagit-1", "dagit", "created", "", 0))
+    monkeypatch.setattr(engine, "ask", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(up, "run_logged", fail_to_start)
+
+    with pytest.raises(Failure):
+        up.start()
+
+    assert asked == [("rm", "--force", "0d548246c6f1_p-dagit-1")]
 
 
 def test_a_service_that_stays_unhealthy_ends_the_wait_in_bounded_time(
