@@ -85,7 +85,7 @@ class RunWatch(threading.Thread):
 
     def _due(self, claims: Claims, now: float) -> list[DagsterRun]:
         """Runs that nobody has driven for a while."""
-        runs = [run for run in self._instance.get_runs(RunsFilter(statuses=WATCHED)) if tags.CODE in run.tags]
+        runs = [run for run in self._instance.get_runs(RunsFilter(statuses=WATCHED)) if is_launched(run)]
         driven = claims.alive([run.run_id for run in runs])
         idle = {run.run_id: run for run in runs if Work(run.run_id) not in driven}
         self._idle_since = {run_id: self._idle_since.get(run_id, now) for run_id in idle}
@@ -105,3 +105,11 @@ class RunWatch(threading.Thread):
                 )
             return False
         return True
+
+
+def is_launched(run: DagsterRun) -> bool:
+    """Whether the launcher has a run, or was about to have it: what is executed by hand is never STARTING.
+
+    A daemon that is killed while it hands a run over leaves it STARTING, without a message and without the code's tag.
+    """
+    return run.status == DagsterRunStatus.STARTING or tags.CODE in run.tags

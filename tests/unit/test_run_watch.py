@@ -118,6 +118,15 @@ def test_a_run_whose_message_was_lost_is_handed_over_again(watch: Watch) -> None
     assert watch.status(run) == STARTING
 
 
+def test_a_run_whose_daemon_died_before_it_sent_anything_is_handed_over(watch: Watch) -> None:
+    """It is STARTING, and nothing else was done yet."""
+    run = started_run(watch.instance, step_jobs.linear, status=STARTING)
+
+    watch.looks(IDLE_SECS)
+
+    assert sent(run) == watch.told(run, AGAIN) == 1
+
+
 @pytest.mark.parametrize("queue", ["runs", "runs.postponed"])
 def test_while_a_message_waits_no_run_is_sent_again(watch: Watch, queue: str) -> None:
     """Any of those that wait may be the run's own."""
@@ -203,12 +212,13 @@ def test_runs_in_other_states_are_not_its_matter(watch: Watch, status: DagsterRu
     assert watch.status(run) == status
 
 
-def test_a_run_of_another_launcher_is_not_its_matter(watch: Watch) -> None:
-    run = started_run(watch.instance, step_jobs.linear, status=STARTING)
+def test_a_run_that_is_executed_by_hand_is_not_its_matter(watch: Watch) -> None:
+    """It never had the launcher's tag; whoever executes it ends it, or Dagster's own monitoring does."""
+    run = started_run(watch.instance, step_jobs.linear, status=CANCELING)
 
     watch.looks(2 * IDLE_SECS)
 
-    assert sent(run) == 0
+    assert watch.status(run) == CANCELING
 
 
 # --- runs that are to end -------------------------------------------------------------------------------------------------
