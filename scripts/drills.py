@@ -27,7 +27,8 @@ A drill has passed when every run ended as it must, each step's success stands i
 objects in S3 are those of a run without faults, queues and slots are free again, and every worker took work again.
 
 *Run twice*: steps that were begun more than once. *Seconds to recover*: from the end of the fault (a crash is over at
-once) until a step was sent, a step succeeded, and every step that was executing when the fault came had succeeded."""
+once) until a step was sent, a step succeeded, and every step that was executing when the fault came had succeeded.
+*Fails*: the run must end with the reason in its log, and does; what it had done is kept for the run after it."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,15 @@ class Row:
     #: None: it did not.
     recovered_after: float | None
     passed: bool
+    #: What each run must end with.
+    end: str = "SUCCESS"
 
     @property
     def cells(self) -> tuple[str, ...]:
-        recovered = "never" if self.recovered_after is None else f"{self.recovered_after:.1f}"
+        if self.end != "SUCCESS":
+            recovered = "fails"
+        else:
+            recovered = "never" if self.recovered_after is None else f"{self.recovered_after:.1f}"
         return (
             self.fault if self.passed else f"{self.fault} (FAILED)",
             self.when,

@@ -1,6 +1,7 @@
 """The grounds of the drills: a copy of the stack of their own, with jobs and settings of their own."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -17,14 +18,20 @@ COMPOSE_FILES = "compose.yaml:tests/faults/compose.yaml"
 SIZES = {"WORKERS": "4", "WORKER_CONCURRENCY": "1", "WORKER_MEMORY": "768m", "RUNNERS": "2"}
 
 
-@pytest.fixture(scope="session")
-def stack() -> Iterator[Stack]:
+@contextmanager
+def drill_stack(project: str, files: str = COMPOSE_FILES, **settings: str) -> Iterator[Stack]:
     """A healthy copy of the stack that knows the drills' jobs."""
-    marks = BUILD_FOLDER / GROUNDS / "marks"
+    marks = BUILD_FOLDER / project / "marks"
     marks.mkdir(parents=True, exist_ok=True)
     # The containers' user is nobody on this host.
     marks.chmod(0o777)
-    with copy_of_stack(GROUNDS, {"COMPOSE_FILE": COMPOSE_FILES, MARKS: str(marks), **SIZES}) as stack:
+    with copy_of_stack(project, {"COMPOSE_FILE": files, MARKS: str(marks), **SIZES, **settings}) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    with drill_stack(GROUNDS) as stack:
         yield stack
 
 

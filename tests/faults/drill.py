@@ -12,6 +12,7 @@ from tests.faults.faults import Fault, running
 from tests.faults.grounds import LARGE, NAP_SECS, SMALL, Grounds, Troubles
 from tests.faults.marks import Mark
 from tests.faults.verdict import Blow, Evidence, Verdict, judge
+from tests.stack import runs
 from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
@@ -173,10 +174,20 @@ class Drill:
         evidence = Evidence(ends, self.grounds.events(self.run_ids), self.marks(), objects)
         verdict = judge(evidence, self.grounds.references[self.keys], self.blow, end)
         self.complaints += verdict.complaints
-        self._record(verdict)
+        self._record(verdict, end)
         told = "\n".join(self.complaints[:TOLD])
         assert not self.complaints, f"{len(self.complaints)} complaints, the first of them:\n{told}"
         return verdict
+
+    def fails_and_goes_on(self, reason: str) -> None:
+        """The run has failed with this reason in its log; once that is cured, a re-execution does what was left."""
+        (run_id,) = self.run_ids
+        self.nothing_is_lost(end="FAILURE")
+        assert any(reason in text for text in self.stack.failure_texts(run_id))
+        again = runs.reexecute(self.stack, run_id)
+        assert self.grounds.wait_for([again]) == {again: "SUCCESS"}
+        objects = self.grounds.objects(run_id) | self.grounds.objects(again)
+        assert objects == self.grounds.references[self.keys].objects
 
     def _check(self, check: Callable[[], None]) -> None:
         """What one check finds does not keep the others from being made."""
@@ -207,7 +218,7 @@ class Drill:
             self.grounds.waiting_messages, EMPTY_SECS, "all queues empty", until=lambda waiting: not waiting
         )
 
-    def _record(self, verdict: Verdict) -> None:
+    def _record(self, verdict: Verdict, end: str) -> None:
         row = Row(
             fault=" and ".join(self.faults),
             when=self.when,
@@ -217,6 +228,7 @@ class Drill:
             run_twice=verdict.run_twice,
             recovered_after=verdict.recovered_after,
             passed=not self.complaints,
+            end=end,
         )
         print(row)
         LEDGER.parent.mkdir(parents=True, exist_ok=True)

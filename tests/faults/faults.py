@@ -3,11 +3,14 @@
 Each is a context, so that it is over afterwards whatever happened in between.
 """
 
+import errno
 import os
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
@@ -20,6 +23,8 @@ from tests.waiting import wait_until
 POLICY = "dagster-stack"
 #: Seconds within which a fault must be seen to be there.
 SEEN_SECS = 60
+#: Bytes that a disk is filled by at a time: a page.
+PIECE = 4096
 #: More than any disk has.
 NO_DISK_FREE = "100000GB"
 #: Takes every connection that Postgres has to give, ends those of the others, and keeps all while it lives.
@@ -238,6 +243,50 @@ def policy_withdrawn(seconds: float) -> Fault:
             admin.attach_policy([POLICY], user=user)
 
     return Fault(f"minio policy withdrawn {seconds:.0f} s", "minio", inject, seconds)
+
+
+def disk_full(service: str, disk: Path, seconds: float) -> Fault:
+    """Not one byte is free on the disk of a store's volume."""
+
+    @contextmanager
+    def inject(_: Stack) -> Iterator[None]:
+        filling = disk / "filling"
+        try:
+            with filling.open("wb") as file:
+                fill(file.fileno())
+            yield
+        finally:
+            filling.unlink()
+
+    return Fault(f"{service} disk full {seconds:.0f} s", service, inject, seconds)
+
+
+def fill(file: int) -> None:
+    """Let a file grow until its disk is full: by pieces, since the store writes at the same time."""
+    try:
+        while True:
+            os.posix_fallocate(file, os.fstat(file).st_size, PIECE)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+
+
+def disk_read_only(service: str, disk: Path, seconds: float) -> Fault:
+    """The kernel lets nobody write to the disk of a store's volume, as after an error of the disk."""
+
+    def remount(how: str) -> bool:
+        return subprocess.run(["mount", "-o", f"remount,{how}", disk], check=False).returncode == 0
+
+    @contextmanager
+    def inject(_: Stack) -> Iterator[None]:
+        # Not while a file is open for writing: then the kernel says that the disk is busy.
+        wait_until(lambda: remount("ro"), SEEN_SECS, f"{disk} is read-only", pause=0.02)
+        try:
+            yield
+        finally:
+            assert remount("rw")
+
+    return Fault(f"{service} disk read-only {seconds:.0f} s", service, inject, seconds)
 
 
 def minio_admin(stack: Stack) -> MinioAdmin:

@@ -38,7 +38,7 @@ def test_a_run_under_way_does_not_feel_a_service_that_is_killed(drill: Drill, se
 
 def test_a_run_whose_message_was_sent_twice_is_driven_once(drill: Drill) -> None:
     # Given runs that were handed over while no runner was there
-    with drill.during(faults.stopped("runner")):
+    with drill.during(replace(faults.stopped("runner"), name="each run's message sent twice")):
         drill.runs_just_launched()
         drill.wait_for_messages("runs", 8)
         # When the answer to each hand-over is lost, so that it is sent again
@@ -71,7 +71,7 @@ def test_a_launch_whose_answer_was_lost_makes_one_run_when_it_is_sent_again(dril
         Grounds(replace(drill.stack, patience=0.05)).launch(SMALL, tags={TAG: mark})
 
     # When Dagit is killed, and the client asks for a run with its tag, and launches it again if there is none
-    drill.strike(faults.crashed("dagit"))
+    drill.strike(replace(faults.crashed("dagit"), name="a launch without an answer, dagit SIGKILL"))
     drill.stack.wait_until_healthy("dagit")
     if not drill.grounds.with_tag(TAG, mark):
         drill.grounds.launch(SMALL, tags={TAG: mark})

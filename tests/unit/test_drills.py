@@ -143,14 +143,16 @@ def test_every_fault_has_a_name_of_its_own() -> None:
 # --- the table -------------------------------------------------------------------------------------------
 
 WELL = Row("worker SIGKILL", "200 steps in flight", 1, 405, 0, 1, 4.26, passed=True)
+REFUSED = Row("minio policy withdrawn", "200 steps in flight", 1, 405, 0, 0, None, passed=True, end="FAILURE")
 BAD = Row("minio paused 20 s", "200 steps in flight", 1, 405, 2, 0, None, passed=False)
 
 
-def test_the_table_tells_a_drill_that_failed() -> None:
-    lines = drills.drill_table([WELL, BAD]).splitlines()
+def test_the_table_tells_a_drill_that_failed_from_one_whose_run_must() -> None:
+    lines = drills.drill_table([WELL, BAD, REFUSED]).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert cells[2] == ["worker SIGKILL", "200 steps in flight", "1", "405", "0", "1", "4.3"]
     assert cells[3] == ["minio paused 20 s (FAILED)", "200 steps in flight", "1", "405", "2", "0", "never"]
+    assert cells[4] == ["minio policy withdrawn", "200 steps in flight", "1", "405", "0", "0", "fails"]
 
 
 def test_rows_are_read_back_from_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
