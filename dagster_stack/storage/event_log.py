@@ -13,6 +13,10 @@ from typing import Any
 
 import sqlalchemy
 from dagster import DagsterEvent
+from dagster._core.definitions.asset_checks.asset_check_evaluation import (
+    AssetCheckEvaluation,
+    AssetCheckEvaluationPlanned,
+)
 from dagster._core.events import (
     ASSET_CHECK_EVENTS,
     ASSET_EVENTS,
@@ -36,6 +40,7 @@ from dagster_stack.storage.tenure import PooledStorage, Tenure
 
 #: Events for which Dagster writes other tables too: they are stored one by one, by Dagster's own code.
 INDEXED_EVENTS = {*ASSET_EVENTS, *ASSET_CHECK_EVENTS}
+CHECK_DATA = (AssetCheckEvaluation, AssetCheckEvaluationPlanned)
 #: Events after which somebody waits: the executor for a step's end, a person for its start.
 AWAITED_EVENTS = {
     DagsterEventType.STEP_START,
@@ -90,7 +95,7 @@ NEWS = sqlalchemy.text(
 #: What the present attempt of a step has reported so far of assets and their checks.
 REPORTED = sqlalchemy.text(
     """
-    SELECT id, dagster_event_type, asset_key, partition FROM event_logs
+    SELECT id, event FROM event_logs
     WHERE run_id = :run AND step_key = :step AND dagster_event_type = ANY(:kinds) AND id > coalesce((
         SELECT max(id) FROM event_logs
         WHERE run_id = :run AND step_key = :step AND dagster_event_type = :retried
@@ -112,6 +117,16 @@ class Reported:
 
     event_id: int
     same: tuple[str | None, ...]
+
+    @classmethod
+    def of(cls, event: EventLogEntry, event_id: int = 0) -> "Reported":
+        reported = event.get_dagster_event()
+        data = reported.event_specific_data
+        check = data.asset_check_key if isinstance(data, CHECK_DATA) else None
+        asset = check.asset_key if check else reported.asset_key
+        asset_text = asset.to_string() if asset else None
+        check_name = check.name if check else None
+        return cls(event_id, (reported.event_type_value, asset_text, check_name, reported.partition))
 
 
 class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
@@ -182,8 +197,7 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
         if not self._reported:
             super().store_event(event)
             return
-        row = self._event_to_row(event)
-        same = (row["dagster_event_type"], row["asset_key"], row["partition"])
+        row, same = self._event_to_row(event), Reported.of(event).same
         earlier = next((each for each in self._reported if each.same == same), None)
         if earlier is None:
             super().store_event(event)
@@ -207,7 +221,8 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
             "kinds": [kind.value for kind in INDEXED_EVENTS],
             "retried": DagsterEventType.STEP_UP_FOR_RETRY.value,
         }
-        return [Reported(row[0], tuple(row[1:])) for row in self._patiently(REPORTED, values).all()]
+        rows = self._patiently(REPORTED, values).all()
+        return [Reported.of(deserialize_value(event, EventLogEntry), number) for number, event in rows]
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Dagster's own, for materialisations if DAGSTER_EVENT_BATCH_SIZE is set; they are fenced like all others."""

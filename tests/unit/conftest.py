@@ -3,7 +3,7 @@ Postgres, and Dagster instances in local files and there."""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from dagster_stack.executor import celery_executor as executor
 from dagster_stack.storage.objects import s3_client
 from dagster_stack.worker import planned_job, process
 from scripts import apt, console, engine, env_file
-from tests.unit import machines
+from tests.unit import machines, step_jobs
 from tests.unit.clock import Clock
 from tests.unit.driven_runs import Workers
+from tests.unit.handled_steps import Broker, Driven
 from tests.unit.machines import Machine
 from tests.unit.postgres_server import PostgresServer, package, postgres_server
 from tests.unit.seaweed import ACCESS_KEY, SECRET_KEY, WEED, seaweed
@@ -224,3 +225,18 @@ def workers(instance: DagsterInstance, clock: Clock, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(DagsterInstance, "get_records_for_run", counted)
     return workers
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+@pytest.fixture
+def driven(
+    instance: DagsterInstance, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Driven]:
+    """A run's step handler, with that broker and clock."""
+    monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
+    with ExitStack() as stack:
+        yield Driven(instance, broker, step_jobs.prioritized, stack)

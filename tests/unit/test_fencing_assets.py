@@ -180,3 +180,22 @@ def test_of_a_check_the_last_executions_result_counts_and_stands_in_the_log_once
         assert record.status == AssetCheckExecutionRecordStatus.SUCCEEDED
     evaluations = [kind for _, kind in database.events(work.run_id) if kind == "ASSET_CHECK_EVALUATION"]
     assert len(evaluations) == 2
+
+
+def test_a_check_that_only_the_lost_execution_did_keeps_its_own_event(database: Database) -> None:
+    # Given two checks of one step, of which a lost execution has done one
+    work, lost, second = any_work(), database.process(), database.process()
+    asset = AssetKey(f"asset of {work.run_id}")
+    done, other = AssetCheckKey(asset, "done"), AssetCheckKey(asset, "other")
+    for check in (done, other):
+        second.event_log_storage.store_event(planned(work.run_id, check))
+    with lost.event_log_storage.claimed(database.taken(work, "a")):
+        lost.event_log_storage.store_event(evaluated(work.run_id, done, passed=False))
+    database.silence(work, STALE_SECS + 1)
+    # When the next one does the other
+    with second.event_log_storage.claimed(database.taken(work, "b")):
+        second.event_log_storage.store_event(evaluated(work.run_id, other, passed=True))
+    # Then each result stands in the log
+    logs = second.event_log_storage.get_logs_for_run(work.run_id, of_type=KINDS.ASSET_CHECK_EVALUATION)
+    results = [log.get_dagster_event().asset_check_evaluation_data for log in logs]
+    assert [(result.check_name, result.passed) for result in results] == [("done", False), ("other", True)]

@@ -1,6 +1,5 @@
 """Steps on their way: announced before they are sent, kept while the broker is away, looked after until they end."""
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -16,26 +15,6 @@ from tests.unit import step_jobs
 from tests.unit.clock import Clock
 from tests.unit.handled_steps import CONTROL_ERRORS, Broker, Driven
 from tests.unit.runs_by_hand import events
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock().set_for_run(monkeypatch)
-
-
-@pytest.fixture
-def broker() -> Broker:
-    return Broker()
-
-
-@pytest.fixture
-def driven(
-    instance: DagsterInstance, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Driven]:
-    monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
-    with ExitStack() as stack:
-        yield Driven(instance, broker, step_jobs.prioritized, stack)
-
 
 # --- sending ------------------------------------------------------------------------------------------------------
 

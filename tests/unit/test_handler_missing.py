@@ -21,25 +21,6 @@ from tests.unit.holders import Database
 from tests.unit.runs_by_hand import events
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    return Clock().set_for_run(monkeypatch)
-
-
-@pytest.fixture
-def broker() -> Broker:
-    return Broker()
-
-
-@pytest.fixture
-def driven(
-    instance: DagsterInstance, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Driven]:
-    monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
-    with ExitStack() as stack:
-        yield Driven(instance, broker, step_jobs.prioritized, stack)
-
-
 def looks(driven: Driven, clock: Clock, count: int) -> list[bool]:
     """What so many looks for missing steps say, with the time between them that they need."""
     found = []
