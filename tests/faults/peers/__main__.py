@@ -1,9 +1,10 @@
-"""`python -m tests.faults.peers`: each peer under each fault on a copy of the stack; prints a table.
+"""`python -m tests.faults.peers [FAULT …]`: each peer under each fault on a copy of the stack; prints a table.
 
 A run of 40 steps of 2 s; the fault comes once some steps have ended and others run. All peers at once, each with
 what it needs for itself. What was killed is started again at once, as a restart policy does.
 """
 
+import argparse
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -29,8 +30,9 @@ PEERS = (
     Peer("peer_single", "in-process executor, CeleryRunLauncher", "in_one_process", celery_launcher=True,
          step_workers=0),
 )  # fmt: skip
-WORKER, DRIVER, BROKER = FAULTS = ("a worker killed", "what drives the run killed", "RabbitMQ killed")
-NO_FAULT = "none"
+NONE, WORKER, DRIVER, BROKER = "none", "a worker killed", "what drives the run killed", "RabbitMQ killed"
+#: The faults as the command line names them.
+NAMES = {"none": NONE, "worker": WORKER, "driver": DRIVER, "broker": BROKER}
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,16 @@ class Outcome:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.peers", description=__doc__)
+    parser.add_argument(
+        "faults", nargs="*", metavar="FAULT", help=f"one of {', '.join(NAMES)}; all without one"
+    )
+    names = parser.parse_args().faults or NAMES
+    if unknown := set(names) - set(NAMES):
+        parser.error(f"there is no fault {', '.join(sorted(unknown))}: there are {', '.join(NAMES)}")
     rows = []
     with copy_of_stack(f"{PROJECT}-peers", SETTINGS) as stack:
-        for fault in (NO_FAULT, *FAULTS):
+        for fault in map(NAMES.__getitem__, names):
             for peer, outcome in suffered(stack, fault).items():
                 say(f"{fault} · {peer.title}: {outcome.row} {outcome.reasons}")
                 rows.append([fault, peer.title, *outcome.row])
