@@ -11,6 +11,8 @@ from tests.faults.grounds import SMALL, Grounds
 from tests.waiting import wait_until
 
 TAG = "drill/launch"
+#: Less than Dagit takes for any answer.
+NO_PATIENCE_SECS = 0.001
 
 
 @pytest.mark.parametrize("service", [pytest.param("daemon", marks=pytest.mark.quick), "dagit"])
@@ -68,7 +70,7 @@ def test_a_launch_whose_answer_was_lost_makes_one_run_when_it_is_sent_again(dril
     drill.steps_in_flight()
     mark = drill.run_ids[0]
     with pytest.raises(requests.Timeout):
-        Grounds(replace(drill.stack, patience=0.05)).launch(SMALL, tags={TAG: mark})
+        Grounds(replace(drill.stack, patience=NO_PATIENCE_SECS)).launch(SMALL, tags={TAG: mark})
 
     # When Dagit is killed, and the client asks for a run with its tag, and launches it again if there is none
     drill.strike(replace(faults.crashed("dagit"), name="a launch without an answer, dagit SIGKILL"))
