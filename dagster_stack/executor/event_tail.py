@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance
 from dagster._core.event_api import EventLogCursor
 
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.event_log import News, PooledEventLogStorage
 
 #: Rows that one query reads at most.
 PAGE = 1000
@@ -16,8 +16,8 @@ class EventTail:
 
     Two writers may commit in another order than they took their rows' numbers, and leave an event behind the
     cursor. A step's success must not be seen before its outputs: Dagster would skip what waits for them. So with the
-    stack's own storage each read begins further up, and asks for the rows that it has not seen. `look_back` moves
-    that place, and `reread` begins at the start of the run.
+    stack's own storage each read begins where rows were settled: up to there, every transaction that could add one
+    has ended. `look_back` also finds what appeared late for any other reason, and `reread` begins at the start.
     """
 
     def __init__(self, instance: DagsterInstance, run_id: str, kinds: set[DagsterEventType]) -> None:
@@ -30,10 +30,16 @@ class EventTail:
         self._recent: set[int] = set()
         #: The cursor as it was when the log was last looked back at, and the time before.
         self._marks = (-1, -1)
+        #: Where rows are settled; and a cursor that is once all transactions before a number have ended.
+        self._settled = -1
+        self._settling: tuple[int, int] | None = None
 
     def read(self) -> Iterator[DagsterEvent]:
         """The events that are new since the last call."""
-        yield from self._pages(self._cursor if self._own_storage is None else self._marks[0])
+        # However long a transaction of somebody else takes, a read goes back no further than a look back.
+        yield from self._pages(
+            self._cursor if self._own_storage is None else max(self._settled, self._marks[0])
+        )
 
     def look_back(self) -> Iterator[DagsterEvent]:
         """The same, and what appeared late among the rows since the look back before the last one."""
@@ -52,7 +58,6 @@ class EventTail:
             rows, more = self._page(after)
             for number, event in rows:
                 after = max(after, number)
-                self._cursor = max(self._cursor, number)
                 if number in self._seen:
                     continue
                 self._seen.add(number)
@@ -62,17 +67,32 @@ class EventTail:
 
     def _page(self, after: int) -> tuple[list[tuple[int, DagsterEvent | None]], bool]:
         if storage := self._own_storage:
-            rows = storage.news(self._run_id, after, self._recent, self._kinds, PAGE)
-            return rows, len(rows) == PAGE
+            known = [number for number in self._recent if number > after]
+            news = storage.news(self._run_id, after, known, self._kinds, PAGE)
+            self._advance(news.events)
+            self._settle(news)
+            return news.events, len(news.events) == PAGE
         found = self._instance.get_records_for_run(
             self._run_id,
             EventLogCursor.from_storage_id(after).to_string(),
             of_type=self._kinds,
             limit=PAGE,
         )
-        return [
-            (each.storage_id, each.event_log_entry.dagster_event) for each in found.records
-        ], found.has_more
+        events = [(each.storage_id, each.event_log_entry.dagster_event) for each in found.records]
+        self._advance(events)
+        return events, found.has_more
+
+    def _advance(self, events: list[tuple[int, DagsterEvent | None]]) -> None:
+        self._cursor = max([self._cursor, *(number for number, _ in events)])
+
+    def _settle(self, news: News) -> None:
+        """A row before the cursor is of a transaction that had begun by now: `next` is above its number."""
+        if self._settling and news.oldest >= self._settling[1]:
+            self._settled, self._settling = self._settling[0], None
+        if news.oldest >= news.next:
+            self._settled, self._settling = self._cursor, None
+        elif self._settling is None:
+            self._settling = (self._cursor, news.next)
 
     @property
     def _own_storage(self) -> PooledEventLogStorage | None:

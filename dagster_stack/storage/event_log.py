@@ -83,13 +83,18 @@ FENCED_INSERT = sqlalchemy.text(
     ORDER BY place
     """
 )
-#: Events of a run from a row on, without those that are known.
+#: Events of a run from a row on, without those that are known, and how far transactions were as it was read.
 NEWS = sqlalchemy.text(
     """
-    SELECT id, event FROM event_logs
-    WHERE run_id = :run AND id > :after AND NOT id = ANY(CAST(:known AS bigint[]))
-        AND dagster_event_type = ANY(:kinds)
-    ORDER BY id LIMIT :limit
+    SELECT CAST(CAST(pg_snapshot_xmin(present) AS text) AS bigint),
+        CAST(CAST(pg_snapshot_xmax(present) AS text) AS bigint), found.id, found.event
+    FROM pg_current_snapshot() AS present LEFT JOIN (
+        SELECT id, event FROM event_logs
+        WHERE run_id = :run AND id > :after AND NOT id = ANY(CAST(:known AS bigint[]))
+            AND dagster_event_type = ANY(:kinds)
+        ORDER BY id LIMIT :limit
+    ) AS found ON true
+    ORDER BY found.id
     """
 )
 #: What the present attempt of a step has reported so far of assets and their checks.
@@ -109,6 +114,16 @@ WRITES = sqlalchemy.text(
     WHERE run_id = :run AND step_key = :step AND attempt = :attempt AND epoch = :epoch
     """
 )
+
+
+@dataclass(frozen=True)
+class News:
+    """Events with the numbers of their rows, and how far the database's transactions were when they were read."""
+
+    events: list[tuple[int, DagsterEvent | None]]
+    #: The oldest transaction under way, and the next one to begin, by number: all before the first have ended.
+    oldest: int
+    next: int
 
 
 @dataclass(frozen=True)
@@ -244,14 +259,19 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
 
     def news(
         self, run_id: str, after: int, known: Iterable[int], kinds: Iterable[DagsterEventType], limit: int
-    ) -> list[tuple[int, DagsterEvent | None]]:
-        """A run's events of these kinds after a row, but for known ones, with the numbers of their rows."""
+    ) -> News:
+        """A run's events of these kinds after a row, but for known ones."""
         values = {
             "run": run_id, "after": after, "known": list(known), "kinds": [kind.value for kind in kinds], "limit": limit,
         }  # fmt: skip
         with self._connect() as connection:
             rows = connection.execute(NEWS, values).all()
-        return [(number, deserialize_value(event, EventLogEntry).dagster_event) for number, event in rows]
+        events = [
+            (number, deserialize_value(event, EventLogEntry).dagster_event)
+            for _, _, number, event in rows
+            if number is not None
+        ]
+        return News(events, *rows[0][:2])
 
     def standing(
         self, run_id: str, step_key: str, kinds: Sequence[str]

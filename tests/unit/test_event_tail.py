@@ -1,9 +1,11 @@
 """A run's events as its executor sees them: each once, in order, also those that become visible late."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 import sqlalchemy
@@ -13,6 +15,7 @@ from dagster._core.execution.plan.objects import StepSuccessData
 from dagster._core.storage.event_log.base import EventLogConnection
 from dagster._core.test_utils import create_run_for_test
 from dagster._serdes import serialize_value
+from sqlalchemy.engine import Connection
 
 from dagster_stack.executor import event_tail
 from dagster_stack.executor.event_tail import PAGE, EventTail
@@ -186,34 +189,110 @@ def test_what_appears_before_the_second_look_back_is_never_missed(reads: int) ->
     assert sorted(seen, key=str) == sorted((f"step_{number}" for number in range(1, 101)), key=str)
 
 
-def test_with_the_stacks_storage_each_read_finds_what_became_visible_late_and_first(
-    database_url: str,
-) -> None:
+class Writers:
+    """The stack's own storage, and transactions that write to its event log beside each other."""
+
+    def __init__(self, database_url: str) -> None:
+        self.engine = pooled_engine(database_url, 4)
+        self.storage = PooledEventLogStorage(database_url, self.engine, Tenure())
+        self.run_id = str(uuid4())
+        #: Where each read began.
+        self.reads: list[int] = []
+
+    def tail(self) -> EventTail:
+        instance = SimpleNamespace(event_log_storage=self.storage)
+        return EventTail(cast(DagsterInstance, instance), self.run_id, KINDS)
+
+    def insert(self, connection: Connection, step: str) -> int:
+        """Insert a row, which gets the next number; returns that."""
+        statement = sqlalchemy.text(
+            "INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key)"
+            " VALUES (:run, :event, 'STEP_SUCCESS', now(), :step) RETURNING id"
+        )
+        text = serialize_value(entry(self.run_id, event(step)))
+        return int(
+            connection.execute(statement, {"run": self.run_id, "step": step, "event": text}).scalar_one()
+        )
+
+    def add(self, *names: str) -> int:
+        """Rows that are there at once; returns the last one's number."""
+        with self.engine.connect() as connection:
+            return [self.insert(connection, name) for name in names][-1]
+
+    @contextmanager
+    def under_way(self, step: str) -> Iterator[None]:
+        """A transaction that has its row's number, and commits at the end."""
+        engine = self.engine.execution_options(isolation_level="READ COMMITTED")
+        with engine.begin() as connection:
+            self.insert(connection, step)
+            yield
+
+
+@pytest.fixture
+def writers(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Writers:
+    writers = Writers(database_url)
+    news = writers.storage.news
+
+    def noted(run_id: str, after: int, *more: Any) -> Any:
+        writers.reads.append(after)
+        return news(run_id, after, *more)
+
+    monkeypatch.setattr(writers.storage, "news", noted)
+    return writers
+
+
+def test_with_the_stacks_storage_each_read_finds_what_became_visible_late_and_first(writers: Writers) -> None:
     """A step's success that is seen without its outputs lets Dagster skip what waits for them."""
-    # Given a reader that has seen row 3 while the transaction of row 2 was open
-    storage = PooledEventLogStorage(database_url, pooled_engine(database_url, 2), Tenure())
-    tail = EventTail(cast(DagsterInstance, SimpleNamespace(event_log_storage=storage)), "run", KINDS)
-    insert = sqlalchemy.text(
-        "INSERT INTO event_logs (id, run_id, event, dagster_event_type, timestamp, step_key)"
-        " VALUES (:number, 'run', :event, 'STEP_SUCCESS', now(), :step)"
-    )
-
-    def row(number: int, step: str) -> dict[str, Any]:
-        return {"number": number, "step": step, "event": serialize_value(entry("run", event(step)))}
-
-    with storage._engine.connect() as reader:
-        reader.execute(insert, [row(1, "a"), row(3, "c")])
-    assert steps(tail.read()) == ["a", "c"]
-
+    tail = writers.tail()
+    # Given a reader that looks many times while a transaction with an earlier row is open
+    writers.add("a")
+    with writers.under_way("b"):
+        writers.add("c")
+        assert steps(tail.read()) == ["a", "c"]
+        writers.add("d")
+        assert steps(tail.read()) == ["d"]
+        assert steps(tail.read()) == []
     # When it has committed, and another row comes after it
-    with storage._engine.connect() as writer:
-        writer.execute(insert, [row(4, "d"), row(2, "b")])
-
+    writers.add("e")
     # Then the next read has both, in the order of the log, and nothing twice
-    assert steps(tail.read()) == ["b", "d"]
+    assert steps(tail.read()) == ["b", "e"]
     assert (
         steps(tail.read()) == steps(tail.look_back()) == steps(tail.look_back()) == steps(tail.reread()) == []
     )
+
+
+def test_what_one_transaction_holds_back_is_found_while_others_come_and_go(writers: Writers) -> None:
+    tail = writers.tail()
+    seen: list[str | None] = []
+    with writers.under_way("first"):
+        for number in range(5):
+            with writers.under_way(f"late {number}"):
+                writers.add(f"early {number}")
+                seen += steps(tail.read())
+            seen += steps(tail.read())
+    seen += steps(tail.read())
+    assert seen == [*(f"{how} {number}" for number in range(5) for how in ("early", "late")), "first"]
+
+
+def test_where_nothing_is_under_way_a_read_begins_where_the_last_one_ended(writers: Writers) -> None:
+    """At 40 steps a second everything else would read the same rows again and again."""
+    tail = writers.tail()
+    for name in "abc":
+        last = writers.add(name)
+        assert steps(tail.read()) == [name]
+        assert steps(tail.read()) == []
+        assert writers.reads[-1] == last
+
+
+def test_a_transaction_that_takes_for_ever_does_not_let_reads_grow(writers: Writers) -> None:
+    tail = writers.tail()
+    with writers.under_way("never"):
+        for number in range(10):
+            writers.add(str(number))
+            assert steps(tail.look_back()) == [str(number)]
+        list(tail.read())
+        # Where the log ended when it was looked back at before the last time.
+        assert writers.reads[-1] == writers.reads[-2] + 1
 
 
 def test_a_reread_finds_what_was_never_handed_out_however_old_it_is() -> None:
