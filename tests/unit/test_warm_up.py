@@ -11,6 +11,7 @@ import pytest
 from celery import signals
 from dagster import DagsterInstance
 
+from dagster_stack.storage import objects
 from dagster_stack.worker import process, warm_up
 from dagster_stack.worker.warm_up import code_modules
 from scripts.console import ROOT
@@ -133,15 +134,28 @@ def test_only_a_pool_of_several_processes_shares_what_is_loaded(
     monkeypatch: pytest.MonkeyPatch, concurrency: int, shared: bool
 ) -> None:
     """A pool of one has nobody to share with: its main process stays small."""
+    clients: list[str | None] = []
+    monkeypatch.setattr(objects, "s3_client", clients.append)
     loaded: list[str] = []
     monkeypatch.setattr(importlib, "import_module", loaded.append)
     monkeypatch.setattr(warm_up, "_worker", warm_up.Worker())
+    monkeypatch.setenv("DAGSTER_STACK_S3_BUCKET", "a-bucket")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://store:9000")
 
     warm_up.share("worker@here", SimpleNamespace(concurrency=concurrency))
 
-    assert bool(loaded) is shared
-    # Threads and connections of user code would not survive the fork.
-    assert set(loaded) <= {"dagster_stack.worker.step_execution"}
+    # Threads and connections of user code would not survive the fork: only the platform's.
+    assert loaded == (list(warm_up.SHARED) if shared else [])
+    assert clients == (["http://store:9000"] if shared else [])
+
+
+def test_without_a_bucket_no_client_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "s3_client", lambda _: pytest.fail("made a client"))
+    monkeypatch.setattr(importlib, "import_module", lambda _: None)
+    monkeypatch.setattr(warm_up, "_worker", warm_up.Worker())
+    monkeypatch.delenv("DAGSTER_STACK_S3_BUCKET", raising=False)
+
+    warm_up.share("worker@here", SimpleNamespace(concurrency=4))
 
 
 def test_a_worker_warms_up_each_process_of_its_pool(monkeypatch: pytest.MonkeyPatch) -> None:
