@@ -6,7 +6,7 @@ from dagster import DagsterInstance, RunsFilter
 
 from dagster_stack.bench.runs import TAG
 from dagster_stack.settings import S3Settings, Settings
-from dagster_stack.storage.objects import s3_client
+from dagster_stack.storage.s3 import s3_client
 
 
 def remove() -> int:

@@ -17,7 +17,7 @@ from dagster._serdes import ConfigurableClassData
 from dagster_aws.s3.compute_log_manager import S3ComputeLogManager
 
 from dagster_stack.storage.capture import CapturedStream, captured
-from dagster_stack.storage.objects import presigned_link, s3_client
+from dagster_stack.storage.s3 import presigned_link, s3_client
 
 logger = logging.getLogger(__name__)
 

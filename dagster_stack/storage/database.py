@@ -3,7 +3,7 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
@@ -13,9 +13,13 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import QueuePool
 
+from dagster_stack.errors import UsageError
+
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
+#: Where the database is, in the order of host, port, name, user, password.
+VARIABLES = tuple(f"DAGSTER_POSTGRES_{name}" for name in ("HOST", "PORT", "DB", "USER", "PASSWORD"))
 #: Connections that a process keeps at most: one that works, one for the thread that writes events.
 DEFAULT_CONNECTIONS = 2
 #: Seconds that a caller waits while the server is away. A restart takes seconds, crash recovery minutes.
@@ -26,6 +30,18 @@ RETRY_SECS = 0.5
 CONNECT_TIMEOUT_SECS = 10
 #: Seconds that a caller waits for a free connection of its own process.
 POOL_TIMEOUT_SECS = 60
+
+
+def url_from_environment(environment: Mapping[str, str] = os.environ) -> str:
+    """The address of Dagster's database as dagster.yaml names it, with its password. Raises UsageError."""
+    missing = [name for name in VARIABLES if not environment.get(name)]
+    if missing:
+        raise UsageError(
+            f"{missing[0]} is not set: this is no container of the stack (make's targets use those)."
+        )
+    host, port, database, user, password = (environment[name] for name in VARIABLES)
+    url = sqlalchemy.URL.create("postgresql+psycopg2", user, password, host, int(port), database)
+    return url.render_as_string(hide_password=False)
 
 
 @cache

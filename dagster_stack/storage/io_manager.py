@@ -15,7 +15,7 @@ from dagster_aws.s3.io_manager import PickledObjectS3IOManager
 from upath import UPath
 
 from dagster_stack.storage.event_log import PooledEventLogStorage
-from dagster_stack.storage.objects import s3_client
+from dagster_stack.storage.s3 import s3_client
 
 #: Bytes from which an object is sent in parts, and the size of a part. S3 allows 10,000 parts: 160 GB.
 PART_SIZE = 16 << 20

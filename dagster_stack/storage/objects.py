@@ -6,21 +6,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from hashlib import file_digest, md5
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO
 
-import boto3
-from botocore.config import Config
 from botocore.exceptions import ClientError
 from dagster import ConfigurableResource, FilesystemIOManager
 
 from dagster_stack.errors import ObjectNotFound
 from dagster_stack.settings import Settings
+from dagster_stack.storage.s3 import presigned_link, s3_client
 
-#: Seconds that a link given to a browser stays valid: the longest that S3 signatures allow, 7 days.
-LINK_LIFETIME_SECS = 7 * 24 * 3600
 #: How the name of a local file starts that is still being written.
 UNFINISHED = ".unfinished-"
 
@@ -176,29 +173,6 @@ def content_version(path: Path, modified_ns: int, size: int) -> str:
     """A file's ETag: of its content, as S3's, so that the same bytes put again are no new object."""
     with path.open("rb") as file:
         return file_digest(file, lambda: md5(usedforsecurity=False)).hexdigest()
-
-
-@cache
-def s3_client(endpoint_url: str | None) -> Any:
-    """The process's S3 client for an address: making one takes 120 ms, so it is kept (it is thread-safe)."""
-    config = Config(
-        signature_version="s3v4",
-        # Pauses double from 1 s at most to 20 s: about a minute in all, longer than a restart of the store takes.
-        retries={"max_attempts": 10, "mode": "standard"},
-        # The signature covers a hash of the content already; a second checksum costs each request 1 ms, and
-        # older S3 stores refuse its form.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    return boto3.client("s3", endpoint_url=endpoint_url, config=config)
-
-
-def presigned_link(public_url: str | None, bucket: str, key: str) -> str:
-    """A signed GET address on the host-reachable endpoint. Signing needs no connection."""
-    link = s3_client(public_url).generate_presigned_url(
-        "get_object", Params={"Bucket": bucket, "Key": key}, ExpiresIn=LINK_LIFETIME_SECS
-    )
-    return cast(str, link)
 
 
 def stack_resources(settings: Settings | None = None) -> dict[str, Any]:

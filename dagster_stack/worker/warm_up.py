@@ -50,7 +50,7 @@ def share(sender: Any, instance: Any, **_: Any) -> None:
         for module in SHARED:
             importlib.import_module(module)
         if place := Settings.from_environment().s3:
-            from dagster_stack.storage.objects import s3_client
+            from dagster_stack.storage.s3 import s3_client
 
             # Made without a connection. Of the S3 service's description alone it holds 15 MB.
             s3_client(place.endpoint_url)

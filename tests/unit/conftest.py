@@ -13,7 +13,7 @@ import pytest
 from dagster import DagsterInstance
 
 from dagster_stack.executor import celery_executor as executor
-from dagster_stack.storage.objects import s3_client
+from dagster_stack.storage.s3 import s3_client
 from dagster_stack.worker import planned_job, process
 from scripts import apt, console, engine, env_file
 from tests.unit import machines, step_jobs

@@ -14,7 +14,7 @@ from dagster._core.storage.compute_log_manager import ComputeIOType
 
 from dagster_stack.storage import compute_logs
 from dagster_stack.storage.compute_logs import S3ComputeLogs
-from dagster_stack.storage.objects import s3_client
+from dagster_stack.storage.s3 import s3_client
 from tests.unit import step_jobs
 from tests.unit.runs_by_hand import execute, kinds, message, said, started_run
 from tests.unit.seaweed import BUCKET

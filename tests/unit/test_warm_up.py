@@ -11,7 +11,7 @@ import pytest
 from celery import signals
 from dagster import DagsterInstance
 
-from dagster_stack.storage import objects
+from dagster_stack.storage import s3
 from dagster_stack.worker import process, warm_up
 from dagster_stack.worker.warm_up import code_modules
 from scripts.console import ROOT
@@ -135,7 +135,7 @@ def test_only_a_pool_of_several_processes_shares_what_is_loaded(
 ) -> None:
     """A pool of one has nobody to share with: its main process stays small."""
     clients: list[str | None] = []
-    monkeypatch.setattr(objects, "s3_client", clients.append)
+    monkeypatch.setattr(s3, "s3_client", clients.append)
     loaded: list[str] = []
     monkeypatch.setattr(importlib, "import_module", loaded.append)
     monkeypatch.setattr(warm_up, "_worker", warm_up.Worker())
@@ -150,7 +150,7 @@ def test_only_a_pool_of_several_processes_shares_what_is_loaded(
 
 
 def test_without_a_bucket_no_client_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "s3_client", lambda _: pytest.fail("made a client"))
+    monkeypatch.setattr(s3, "s3_client", lambda _: pytest.fail("made a client"))
     monkeypatch.setattr(importlib, "import_module", lambda _: None)
     monkeypatch.setattr(warm_up, "_worker", warm_up.Worker())
     monkeypatch.delenv("DAGSTER_STACK_S3_BUCKET", raising=False)
