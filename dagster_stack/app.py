@@ -7,7 +7,7 @@ from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.tasks import register_tasks
 from dagster_stack.services.health import Watchdog
 from dagster_stack.settings import CeleryConfig, Settings
-from dagster_stack.worker import consumer, consumption, prefetch, request, shutdown, warm_up
+from dagster_stack.worker import consumer, consumption, prefetch, request, roll_call, shutdown, warm_up
 
 #: The module that `dagster-celery worker start -y` writes and puts on the path.
 STARTED_WITH = "dagster_celery_config"
@@ -25,5 +25,6 @@ consumer.install(app)
 consumption.install(app)
 prefetch.install()
 request.install(app)
+roll_call.install()
 shutdown.install()
 warm_up.install()

@@ -22,6 +22,7 @@ from dagster_stack.bench.works import (
     LAUNCH,
     MEMORY,
     PARTS,
+    SCRAPE,
     STEPS,
     TRANSFER,
     WORKS,
@@ -105,6 +106,8 @@ def measure(chosen: list[str], rounds: int, results: dict[str, Any]) -> None:
         merge(results, ask("steps"))
     if parts := [each for each in (LAUNCH, BACKFILL) if each in chosen]:
         measure_launches(parts, results)
+    if SCRAPE in chosen:
+        merge(results, ask("scrape"))
 
 
 def measure_launches(parts: list[str], results: dict[str, Any]) -> None:
@@ -280,6 +283,8 @@ def show(results: Results) -> None:
         say(f"\n{report.figures(results)}")
     if launches := report.launches(results):
         say(f"\n{launches}")
+    if scrape := report.scrape(results):
+        say(f"\n{scrape}")
     if results.content.get("transfers"):
         say(f"\n{report.transfers(results)}")
     if results.content.get("memory"):

@@ -23,6 +23,7 @@ def main() -> None:
     launches.add_argument("variant", choices=LAUNCHERS)
     launches.add_argument("parts", nargs="+", choices=(LAUNCH, BACKFILL))
     launches.add_argument("--at-once", type=int, default=8, help="runs at once, for Dagster's own run queue")
+    commands.add_parser("scrape", help="what monitoring asks of a database with a million events")
     commands.add_parser("machine", help="what this is measured with")
     commands.add_parser("clean", help="remove the runs of this benchmark")
     commands.add_parser("pages", help="the pages and pictures from the results on standard input")
@@ -78,6 +79,12 @@ def launches(arguments: argparse.Namespace) -> dict[str, Any]:
         return measure(dagit, instance)
 
 
+def scrape(_: argparse.Namespace) -> dict[str, Any]:
+    from dagster_stack.bench import scrape
+
+    return {"scrape": scrape.measure()}
+
+
 def machine(_: argparse.Namespace) -> dict[str, Any]:
     from dagster_stack.bench import machine
 
@@ -107,6 +114,7 @@ COMMANDS = {
     "transfer": transfer,
     "steps": steps,
     "launches": launches,
+    "scrape": scrape,
     "machine": machine,
     "clean": clean,
     "pages": pages,

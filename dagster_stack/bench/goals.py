@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dagster_stack.bench.figures import MB, Results
-from dagster_stack.bench.markdown import seconds
+from dagster_stack.bench.markdown import milliseconds, seconds
 from dagster_stack.bench.works import PARTITIONS, WORKS
 
 PLAIN, IO_MANAGER, AWS_IO_MANAGER = WAYS = (
@@ -81,6 +81,11 @@ def backfill(results: Results) -> Outcome | None:
     return Outcome(f"{figure.median:.1f} runs a second", figure.median >= 5) if figure else None
 
 
+def scrape(results: Results) -> Outcome | None:
+    found = results.content.get("scrape")
+    return Outcome(milliseconds(found["median"]), found["median"] < 0.05) if found else None
+
+
 def memory(name: str, most: int) -> Callable[[Results], Outcome | None]:
     def judge(results: Results) -> Outcome | None:
         size = results.content.get("memory", {}).get(name)
@@ -101,6 +106,7 @@ GOALS = (
     Goal("200 MB through S3", "≤ 1.2 × plain boto3", handed_over),
     Goal("a launch in Dagit", "≤ 2 s to the first step", launch),
     Goal(f"a backfill of {PARTITIONS} no-op runs", "≥ 5 runs a second", backfill),
+    Goal("a scrape with a million events", "< 50 ms of database time", scrape),
     Goal("a further worker", "≤ 150 MB of its own (PSS)", memory("further_worker", 150 * MB)),
     Goal("the whole idle stack", "≤ 2 GB (PSS)", memory("idle_stack", 2000 * MB)),
 )

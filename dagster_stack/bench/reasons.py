@@ -23,6 +23,8 @@ def reason(goal: Goal, results: Results) -> str:
         return of_transfer(results)
     if "Dagit" in goal.work or "backfill" in goal.work:
         return "see [launches and backfills](#launches-and-backfills)"
+    if "scrape" in goal.work:
+        return "see [monitoring](#monitoring)"
     return of_memory(results)
 
 

@@ -37,7 +37,7 @@ is the time from RUN_START to RUN_SUCCESS in the event log; figures are medians.
 
 "× this stack" is how many times as long it takes as with this stack's executor.
 {notes}
-{flights}{launches}
+{flights}{launches}{scrape}
 ## 200 MB through S3
 
 A step's output of {size} random bytes, stored and loaded again by each of the ways in turn. Memory is the most that
@@ -95,6 +95,7 @@ def page(results: Results) -> str:
         notes=notes(results),
         flights=flights(results),
         launches=launches_section(results),
+        scrape=scrape_section(results),
         size=f"{content['transfer_size']:,}",
         transfers=transfers(results),
         memory=memory(results),
@@ -252,6 +253,32 @@ def launches(results: Results) -> str:
             ])  # fmt: skip
     head = ["launcher", "to the first step", "lowest – highest", f"backfill of {PARTITIONS}"]
     return table(head, rows, numbers=3) if rows else ""
+
+
+SCRAPE = """
+## Monitoring
+
+What one scrape of the service `metrics` asks of the database when the event log holds {events} events and grows by a
+hundred a second. The first one of a new process also reads what is under way.
+
+{table}
+"""
+
+
+def scrape_section(results: Results) -> str:
+    rows = scrape(results)
+    return SCRAPE.format(events=f"{results.content['scrape']['events']:,}", table=rows) if rows else ""
+
+
+def scrape(results: Results) -> str:
+    """Empty when it was not measured."""
+    found = results.content.get("scrape")
+    if not found:
+        return ""
+    figures = [milliseconds(found[name]) for name in ("median", "highest", "first")]
+    return table(
+        ["", "median", "highest", "the first one"], [["database time of a scrape", *figures]], numbers=3
+    )
 
 
 def transfers(results: Results) -> str:

@@ -39,14 +39,15 @@ WORKS = {
         left_out={"multiprocess": PROCESS_A_STEP, "in_process": "one after the other they sleep 64 s"},
     ),
 }  # fmt: skip
-#: What is measured besides: 200 MB through S3, where a step's time goes, memory, and launches by themselves and in
-#: a backfill.
-TRANSFER, STEPS, MEMORY, LAUNCH, BACKFILL = PARTS = (
+#: What is measured besides: 200 MB through S3, where a step's time goes, memory, launches by themselves and in a
+#: backfill, and what monitoring asks of the database.
+TRANSFER, STEPS, MEMORY, LAUNCH, BACKFILL, SCRAPE = PARTS = (
     "transfer_200mb",
     "steps",
     "memory",
     "launch",
     "backfill",
+    "scrape",
 )
 #: What the report calls each way to launch, and the job that is launched. Dagster's default launcher starts a process
 #: for each run; its run queue looks every 5 s unless it is told otherwise.

@@ -17,8 +17,10 @@ VHOST_VARIABLE = "DAGSTER_STACK_BROKER_VHOST"
 #: Seconds for an answer: the backlog is an extra, the progress must not wait long for it.
 TIMEOUT_SECS = 2.0
 
-#: Of runs, of messages that come again after a pause, of those that were put aside.
-NOT_OF_STEPS = re.compile(r"runs|dead-letters|.+\.postponed")
+#: Messages that come again after a pause, and those that were put aside: nobody works on these queues.
+NOT_OF_WORK = re.compile(r"dead-letters|.+\.postponed")
+#: Where runs wait for a runner.
+RUNS = "runs"
 COLUMNS = "name,durable,auto_delete,exclusive,messages_ready,messages_unacknowledged,consumers"
 
 
@@ -56,14 +58,18 @@ class BrokerApi:
         )
 
     def read(self) -> tuple[QueueDepth, ...]:
-        """The queues that work waits in, by name. Raises requests.RequestException or ValueError."""
+        """The queues that steps wait in, by name. Raises requests.RequestException or ValueError."""
+        return tuple(depth for depth in self.read_all() if depth.name != RUNS)
+
+    def read_all(self) -> tuple[QueueDepth, ...]:
+        """The same and that of the runs."""
         response = self._session.get(self._address, params={"columns": COLUMNS}, timeout=TIMEOUT_SECS)
         response.raise_for_status()
         return work_queues(response.json())
 
 
 def work_queues(answer: Iterable[Mapping[str, Any]]) -> tuple[QueueDepth, ...]:
-    """The queues of steps in an answer. Celery's own for replies, events and control are not durable."""
+    """The queues of steps and runs in an answer. Celery's own for replies, events and control are not durable."""
     return tuple(
         sorted(
             (
@@ -78,7 +84,7 @@ def work_queues(answer: Iterable[Mapping[str, Any]]) -> tuple[QueueDepth, ...]:
                 if entry.get("durable")
                 and not entry.get("auto_delete")
                 and not entry.get("exclusive")
-                and not NOT_OF_STEPS.fullmatch(entry["name"])
+                and not NOT_OF_WORK.fullmatch(entry["name"])
             ),
             key=lambda depth: depth.name,
         )

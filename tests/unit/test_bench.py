@@ -209,6 +209,7 @@ def test_all_of_it_ends_in_pages_and_pictures(measured: list[str], tmp_path: Pat
         "as before",
         "launches stock launch backfill --at-once 8",
         "launches stock_5 launch --at-once 8",
+        "scrape",
         "clean",
         "scale 2",
         "pages",

@@ -64,6 +64,7 @@ def results(**content: Any) -> Results:
                          {"variant": "stock_5", "run_start": 5.0, "first_step": 5.4}],
             "backfills": [{"variant": "stack", "runs": 100, "submitted": 5, "seconds": 16},
                           {"variant": "stock", "runs": 100, "submitted": 20, "seconds": 125}],
+            "scrape": {"events": 1_000_000, "first": 0.09, "median": 0.012, "highest": 0.03},
             "machine": {"processor": "one | two", "memory": "24 GiB"},
             **content,
         }
@@ -106,7 +107,12 @@ def test_every_goal_is_judged_by_what_was_measured() -> None:
 
 def test_a_goal_for_which_nothing_was_measured_is_left_out() -> None:
     part = results(
-        samples=[sample("chain_40_10ms", "stack", 4)], transfers=[], memory={}, launches=[], backfills=[]
+        samples=[sample("chain_40_10ms", "stack", 4)],
+        transfers=[],
+        memory={},
+        launches=[],
+        backfills=[],
+        scrape=None,
     )
 
     ((goal, outcome),) = outcomes(part)
@@ -177,6 +183,24 @@ def test_the_page_shows_launches_and_backfills_beside_dagsters_own_launcher() ->
 
 def test_a_page_without_launches_says_nothing_of_them() -> None:
     assert "Launches and backfills" not in report.page(results(launches=[], backfills=[]))
+
+
+def test_the_page_shows_what_a_scrape_asks_of_the_database() -> None:
+    page = report.page(results())
+
+    assert "the event log holds 1,000,000 events" in page
+    (row,) = [line for line in page.splitlines() if "database time of a scrape" in line]
+    assert [cell.strip() for cell in row.split("|")[2:5]] == ["12.0 ms", "30.0 ms", "90.0 ms"]
+    assert "## Monitoring" not in report.page(results(scrape=None))
+
+
+def test_a_slow_scrape_is_a_missed_goal() -> None:
+    slow = results(scrape={"events": 1_000_000, "first": 0.09, "median": 0.06, "highest": 0.07})
+
+    assert [goal.work for goal, outcome in outcomes(slow) if not outcome.met] == [
+        "a scrape with a million events"
+    ]
+    assert "#monitoring" in report.missed(slow)
 
 
 def test_a_slow_backfill_is_a_missed_goal_with_its_reason() -> None:

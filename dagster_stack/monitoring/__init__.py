@@ -1,0 +1,1 @@
+"""What an operator wants to know of the stack, as Prometheus asks for it: the service `metrics`."""

@@ -1,0 +1,79 @@
+"""All figures of the stack in one registry: what Prometheus is given, and what `make status` shows."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily, Metric
+from sqlalchemy.engine import Engine
+
+from dagster_stack.client.backlog import RUNS, BrokerApi
+from dagster_stack.monitoring import present, queues
+from dagster_stack.monitoring.bucket import Bucket, Listing
+from dagster_stack.monitoring.database import database
+from dagster_stack.monitoring.history import History
+from dagster_stack.monitoring.workers import RollCall, Workers
+from dagster_stack.settings import BROKER_VARIABLE, Settings
+from dagster_stack.storage.s3 import s3_client
+
+Source = Callable[[], Iterable[Metric]]
+
+
+class Figures:
+    """A source that fails makes them all fail: half of them would look like all."""
+
+    def __init__(
+        self, engine: Engine, broker: BrokerApi | None = None, sources: Iterable[Source] = ()
+    ) -> None:
+        self._engine, self._broker, self._sources = engine, broker, tuple(sources)
+        # Prometheus has no use for the times at which counters began.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = CollectorRegistry()
+        self._history = History(self._registry)
+        #: Two scrapes at once, Prometheus's and a person's, must not both read the log on.
+        self._lock = threading.Lock()
+
+    def collect(self) -> list[Metric]:
+        """As of now. Raises what a store raises; the next call begins on fresh connections."""
+        with self._lock:
+            try:
+                return [*self._now(), *self._registry.collect()]
+            except Exception:
+                self._engine.dispose()
+                raise
+
+    def _now(self) -> Iterator[Metric]:
+        if self._broker:
+            depths = self._broker.read_all()
+            # Their counters begin at 0 before anything happens on them.
+            self._history.know(depth.name for depth in depths if depth.name != RUNS)
+            yield from queues.figures(depths)
+        began = time.perf_counter()
+        with self._engine.connect() as connection:
+            self._history.look(connection, time.time())
+            yield from present.figures(connection)
+        yield GaugeMetricFamily(
+            "dagster_metrics_database_seconds",
+            "What the database took to answer for this scrape.",
+            value=time.perf_counter() - began,
+        )
+        for source in self._sources:
+            yield from source()
+
+
+def figures_of_stack(environment: Mapping[str, str] = os.environ) -> Figures:
+    """Of the stores and the broker that the environment names; what is slow to ask is asked in threads from now on."""
+    sources: list[Source] = []
+    if broker := environment.get(BROKER_VARIABLE):
+        workers = Workers()
+        RollCall(broker, workers).start()
+        sources.append(workers.figures)
+    settings = Settings.from_environment(environment)
+    if settings.s3:
+        bucket = Bucket()
+        prefixes = (settings.data_prefix, settings.log_prefix)
+        Listing(s3_client(settings.s3.endpoint_url), settings.s3.bucket, prefixes, bucket).start()
+        sources.append(bucket.figures)
+    return Figures(database(environment), BrokerApi.from_environment(environment), sources)

@@ -1,0 +1,23 @@
+"""What the broker says of its queues, by RabbitMQ's management API and a user that may only look."""
+
+from collections.abc import Iterator, Sequence
+
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from dagster_stack.client.backlog import QueueDepth
+
+
+def figures(depths: Sequence[QueueDepth]) -> Iterator[Metric]:
+    """Of the queues in which steps and runs wait."""
+    messages = GaugeMetricFamily(
+        "dagster_queue_messages",
+        "Messages that wait, and those that a worker holds.",
+        labels=["queue", "state"],
+    )
+    consumers = GaugeMetricFamily("dagster_queue_consumers", "Workers on a queue.", labels=["queue"])
+    for depth in depths:
+        messages.add_metric([depth.name, "ready"], depth.ready)
+        messages.add_metric([depth.name, "in_flight"], depth.unacked)
+        consumers.add_metric([depth.name], depth.consumers)
+    yield messages
+    yield consumers
