@@ -17,8 +17,8 @@ CONFIG_VARIABLE = "RUN_CONFIG"
 def cli() -> None:
     """Run jobs on this stack and look after it.
 
-    Exit codes: 0 success, 1 the run failed, 2 wrong usage, config or job name, 3 Dagit or the broker does
-    not answer, 4 the run was canceled, 130 interrupted (a launched run goes on).
+    Exit codes: 0 success, 1 the run failed, 2 wrong usage, config or job name, 3 Dagit, the broker or a
+    store does not answer, 4 the run was canceled, 130 interrupted (a launched run goes on).
     """
 
 
@@ -67,6 +67,17 @@ def workers(as_json: bool) -> ExitCode:
 
 
 @cli.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, once, instead of a screen.")
+@click.option("--once", is_flag=True, help="Print it once, as without a terminal.")
+def status(as_json: bool, once: bool) -> ExitCode:
+    """Show runs, queues, workers, stores and alarms until Ctrl-C; exit code 3 when a store does not answer."""
+    from dagster_stack.client.status import show_status
+    from dagster_stack.monitoring.figures import figures_of_stack
+
+    return show_status(sys.stdout, figures_of_stack().collect, as_json=as_json, once=once)
+
+
+@cli.command()
 @click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, with all of each message, instead of a table."
 )
@@ -94,6 +105,17 @@ def daemon(workspace: str) -> None:
 
     log_to_stdout()
     run_daemon(workspace)
+
+
+@cli.command()
+def metrics() -> None:
+    """Answer Prometheus: the service `metrics`."""
+    from dagster_stack.monitoring.exporter import Exporter
+    from dagster_stack.monitoring.figures import figures_of_stack
+    from dagster_stack.monitoring.prometheus import Prometheus
+
+    log_to_stdout()
+    Exporter(figures_of_stack(), prometheus=Prometheus.from_environment()).serve_forever()
 
 
 def log_to_stdout() -> None:

@@ -67,6 +67,12 @@ class BrokerUnreachable(StackError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class PrometheusUnreachable(StackError):
+    """Raised when Prometheus does not answer at its address."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
 class Fenced(StackError):
     """Raised when a process reports on work that another process has taken over."""
 

@@ -44,7 +44,7 @@ def succeed(stub: DagitStub) -> None:
 # Arguments.
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["workers"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["demo"], ["workers"], ["status"]])
 def test_help_explains_every_command_without_importing_its_libraries(command: list[str]) -> None:
     code = (
         "import sys, types\n"
