@@ -1,5 +1,5 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
-# Variables: JOB, CONFIG, TAGS, N, DEPLOY, ROUNDS, WORK, MINUTES, SEED (below), PYTHON, STACK_ENV_FILE (another .env: a second copy of the stack).
+# Variables: JOB, CONFIG, TAGS, N, OFF, JSON, DEPLOY, ROUNDS, WORK, MINUTES, SEED (below), PYTHON, STACK_ENV_FILE (another .env: a second copy of the stack).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
 PYTHON ?= python3
@@ -9,7 +9,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
 
-.PHONY: help up deploy down demo run scale workers dead-letters logs ps shell dev test test-unit lint lock bench drills soak clean
+.PHONY: help up deploy down demo run scale monitoring status workers dead-letters logs ps shell dev test test-unit lint lock dashboards bench drills soak clean
 
 ##@ Every day
 up: ## Build what is missing, start all, wait until healthy, print the addresses
@@ -25,7 +25,12 @@ run: ## Run a job with its progress: JOB=name [CONFIG=file.yaml] [TAGS=k=v,...]
 scale: ## As many workers: N=8
 	@$(PYTHON) -m scripts.scale
 
+monitoring: ## Figures, Flower and Prometheus beside the stack; OFF=1 takes them away
+	@$(PYTHON) -m scripts.monitoring
+
 ##@ Looking
+status: ## Is all well? Runs, queues, workers, stores, alarms on one screen: [JSON=1]
+	@$(PYTHON) -m scripts.run status $(if $(JSON),--json)
 workers: ## Who is alive, on which queue, doing what
 	@$(PYTHON) -m scripts.run workers
 dead-letters: ## Messages that no worker could use, and why
@@ -42,6 +47,8 @@ dev: ## The same pipelines without Docker: SQLite, local files
 	@$(PYTHON) -m scripts.dev
 lock: ## Write requirements/*.lock anew from pyproject.toml
 	@$(PYTHON) -m scripts.lock
+dashboards: ## Write Grafana's dashboards anew from scripts/dashboards
+	@$(PYTHON) -m scripts.dashboards
 test: ## Lint, types and all tests, on a stack of their own
 	@$(PYTHON) -m scripts.test
 test-unit: ## The tests that need no engine, in seconds

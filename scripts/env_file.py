@@ -14,11 +14,15 @@ SECRET_BYTES = 24
 SECRETS = (
     "POSTGRES_PASSWORD",
     "POSTGRES_SUPERUSER_PASSWORD",
+    "POSTGRES_MONITOR_PASSWORD",
     "RABBITMQ_PASSWORD",
     "RABBITMQ_ADMIN_PASSWORD",
     "RABBITMQ_MONITOR_PASSWORD",
     "MINIO_ROOT_PASSWORD",
+    "MINIO_MONITOR_PASSWORD",
+    "FLOWER_PASSWORD",
     "S3_SECRET_KEY",
+    "GRAFANA_PASSWORD",
 )
 #: A line that sets a variable, as Compose reads it: what stands before the value, its name, the value, the rest.
 ASSIGNMENT = re.compile(
@@ -53,6 +57,11 @@ def unquoted(value: str) -> str:
 def settings() -> dict[str, str]:
     """What Compose will see: the file, overridden by the environment of this process."""
     return {**read(env_path()), **os.environ}
+
+
+def profiles() -> set[str]:
+    """The parts of the stack that are started."""
+    return {name for part in settings().get("COMPOSE_PROFILES", "").split(",") if (name := part.strip())}
 
 
 def number(name: str, default: int, most: int = 1_000_000) -> int:

@@ -17,6 +17,8 @@ CERTIFICATES_FOLDER = Path("/usr/local/share/ca-certificates")
 CERTIFICATES_FILE = BUILD_FOLDER / "extra-ca.crt"
 #: The label that remembers what an image was built from.
 INPUTS_LABEL = "dagster-celery-stack.inputs"
+#: The profile that has Prometheus.
+MONITORING = "monitoring"
 #: How pip, Go and apt say that they don't trust a server's certificate.
 UNTRUSTED = (
     "CERTIFICATE_VERIFY_FAILED",
@@ -50,7 +52,7 @@ class Image:
 
     @property
     def variable(self) -> str:
-        return f"{self.service.upper()}_INPUTS"
+        return f"{self.service.upper().replace('-', '_')}_INPUTS"
 
 
 def images() -> list[Image]:
@@ -62,6 +64,8 @@ def images() -> list[Image]:
         Image(
             "dagster-celery-stack/minio", "minio", ("docker/minio",), "compiles MinIO, 4 minutes on 2 cores"
         ),
+        Image("dagster-celery-stack/prometheus", "prometheus", ("docker/prometheus",)),
+        Image("dagster-celery-stack/postgres-exporter", "postgres-exporter", ("docker/postgres-exporter",)),
     ]
 
 
@@ -112,16 +116,18 @@ def cure(log: str) -> str:
 
 
 def wanted() -> list[Image]:
-    """Dagster's image, and those of the stores that are not outside ones."""
+    """Dagster's image, those of the stores that are not outside ones, and those of profiles that are on."""
     return [image for image in images() if image.service == "init" or is_started(image.service)]
 
 
-def is_started(store: str) -> bool:
-    """Whether a store's own container is part of the stack, or an outside one is named."""
-    outside = {"postgres": "POSTGRES_HOST", "rabbitmq": "RABBITMQ_HOST", "minio": "S3_ENDPOINT_URL"}[store]
-    settings = env_file.settings()
-    profiles = [profile.strip() for profile in settings.get("COMPOSE_PROFILES", "").split(",")]
-    return store in profiles and not settings.get(outside)
+def is_started(service: str) -> bool:
+    """Whether a service's own container is part of the stack: its profile is on, its store is no outside one."""
+    if service == "prometheus":
+        return MONITORING in env_file.profiles()
+    if service == "postgres-exporter":
+        return MONITORING in env_file.profiles() and not env_file.settings().get("POSTGRES_HOST")
+    outside = {"postgres": "POSTGRES_HOST", "rabbitmq": "RABBITMQ_HOST", "minio": "S3_ENDPOINT_URL"}[service]
+    return service in env_file.profiles() and not env_file.settings().get(outside)
 
 
 def built_from(image: Image) -> str:

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+from collections import ChainMap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,15 @@ PORT_VARIABLES = {
     "RABBITMQ_PORT": ("RabbitMQ's management UI", 15672),
     "MINIO_PORT": ("MinIO's S3", 9000),
     "MINIO_CONSOLE_PORT": ("MinIO's console", 9001),
+}
+#: Those of the profiles that may be off.
+PROFILE_PORTS = {
+    "monitoring": {
+        "METRICS_PORT": ("the page of the figures", 9808),
+        "FLOWER_PORT": ("Flower", 5555),
+        "PROMETHEUS_PORT": ("Prometheus", 9090),
+    },
+    "grafana": {"GRAFANA_PORT": ("Grafana", 3001)},
 }
 
 
@@ -120,7 +130,8 @@ def ports() -> list[Finding]:
     own = compose.published_ports()
     findings = []
     chosen: dict[int, str] = {}
-    for variable, (subject, default) in PORT_VARIABLES.items():
+    of_profiles = [PROFILE_PORTS.get(profile, {}) for profile in sorted(env_file.profiles())]
+    for variable, (subject, default) in ChainMap(*of_profiles[::-1], PORT_VARIABLES).items():
         if is_outside(variable, settings):
             continue
         port = env_file.number(variable, default, HIGHEST_PORT)

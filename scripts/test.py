@@ -7,8 +7,8 @@ import sys
 from scripts import apt, engine, venv
 from scripts.console import ROOT, Failure, done, main, say, warn
 
-SHELL_SCRIPTS = ["docker/postgres/start", "docker/rabbitmq/start", ".ci/run"]
-DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster"]
+SHELL_SCRIPTS = ["docker/postgres/start", "docker/rabbitmq/start", "docker/prometheus/start", ".ci/run"]
+DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster", "prometheus", "postgres-exporter"]
 
 #: What of the tests needs what.
 UNIT = ["tests/unit"]

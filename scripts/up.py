@@ -166,9 +166,19 @@ def addresses() -> None:
     if not settings.get("S3_ENDPOINT_URL"):
         port = settings.get("MINIO_CONSOLE_PORT") or 9001
         rows.append(("MinIO", f"http://{host()}:{port}", f"user root, MINIO_ROOT_PASSWORD in {name}"))
+    if "monitoring" in env_file.profiles():
+        port = settings.get("METRICS_PORT") or 9808
+        rows.append(("Figures", f"http://{host()}:{port}", "`make status` has them too"))
+        port = settings.get("FLOWER_PORT") or 5555
+        rows.append(("Flower", f"http://{host()}:{port}", f"user admin, FLOWER_PASSWORD in {name}"))
+        port = settings.get("PROMETHEUS_PORT") or 9090
+        rows.append(("Prometheus", f"http://{host()}:{port}/classic/alerts", ""))
+    if "grafana" in env_file.profiles():
+        port = settings.get("GRAFANA_PORT") or 3001
+        rows.append(("Grafana", f"http://{host()}:{port}", f"user admin, GRAFANA_PASSWORD in {name}"))
     say("")
     for title, address, login in rows:
-        say(f"  {title:<9} {address:<24} {login}".rstrip())
+        say(f"  {title:<10} {address:<24} {login}".rstrip())
     say("\n  Next: `make demo` runs 336,776 flights through it; `make help` lists the rest.")
 
 

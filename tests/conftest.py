@@ -10,13 +10,15 @@ import pytest
 
 from scripts import env_file
 from scripts.console import BUILD_FOLDER
+from tests.stack.monitoring import Monitoring
 from tests.stack.stack import Stack
 
 #: Set to keep the copy for the next session: it is then only looked at by `make up`.
 KEEP = "KEEP_STACK"
 #: Another name is another copy, so that two sessions can run side by side.
 PROJECT = os.environ.get("TEST_PROJECT") or "dagster-celery-stack-test"
-PORTS = ("DAGIT_PORT", "RABBITMQ_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT")
+PORTS = ("DAGIT_PORT", "RABBITMQ_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT", "METRICS_PORT", "FLOWER_PORT",
+         "PROMETHEUS_PORT")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +26,15 @@ def stack() -> Iterator[Stack]:
     """A healthy copy of the stack with its own project name, ports and secrets."""
     with copy_of_stack(PROJECT) as stack:
         yield stack
+
+
+@pytest.fixture(scope="session")
+def monitoring(stack: Stack) -> Monitoring:
+    """The same copy with monitoring switched on, which it stays."""
+    print(stack.make("monitoring", timeout=1800).stdout)
+    found = Monitoring(stack)
+    found.wait_for_targets()
+    return found
 
 
 @contextmanager

@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 #: The MinIO policy of the stack's user.
 POLICY_NAME = "dagster-stack"
+#: The MinIO policy of the user that Prometheus asks as: figures of the server, and no object.
+MONITOR_POLICY_NAME = "dagster-stack-monitor"
 #: Days that step logs are kept in the bucket.
 LOG_EXPIRY_DAYS = 30
 #: What the stack's user may do, and only in its bucket. Bucket settings stay with root.
@@ -60,6 +62,7 @@ def provision() -> None:
     if root:
         patiently("MinIO", lambda: make_bucket(boto3_client(root), bucket, settings.log_prefix))
         patiently("MinIO", lambda: make_user(root, settings))
+        patiently("MinIO", lambda: make_monitor(root, settings))
     else:
         logger.info("S3 is an outside store: its keys are used as they are")
         patiently("the S3 store", lambda: make_outside_bucket(settings))
@@ -139,12 +142,7 @@ def make_user(root: MinioRoot, settings: Settings) -> None:
     """The stack's own S3 user, restricted to its bucket."""
     assert settings.s3 is not None
     assert settings.s3.endpoint_url
-    endpoint = urlsplit(settings.s3.endpoint_url)
-    admin = MinioAdmin(
-        endpoint=endpoint.netloc,
-        credentials=StaticProvider(root.access_key, root.secret_key),
-        secure=endpoint.scheme == "https",
-    )
+    admin = administration(root, settings.s3.endpoint_url)
     arn = f"arn:aws:s3:::{settings.s3.bucket}"
     policy = {
         "Version": "2012-10-17",
@@ -156,14 +154,38 @@ def make_user(root: MinioRoot, settings: Settings) -> None:
     user = os.environ["AWS_ACCESS_KEY_ID"]
     admin.policy_add(POLICY_NAME, policy=policy)
     admin.user_add(user, os.environ["AWS_SECRET_ACCESS_KEY"])
-    attach_policy(admin, user)
+    attach_policy(admin, user, POLICY_NAME)
     logger.info("S3 user %s may use bucket %s and nothing else", user, settings.s3.bucket)
 
 
-def attach_policy(admin: MinioAdmin, user: str) -> None:
-    if json.loads(admin.user_info(user)).get("policyName") == POLICY_NAME:
+def make_monitor(root: MinioRoot, settings: Settings) -> None:
+    """The user that Prometheus asks as, where there is a password for it."""
+    assert settings.s3 is not None
+    assert settings.s3.endpoint_url
+    user, password = os.environ.get("MINIO_MONITOR_USER"), os.environ.get("MINIO_MONITOR_PASSWORD")
+    if not (user and password):
         return
-    admin.attach_policy([POLICY_NAME], user=user)
+    admin = administration(root, settings.s3.endpoint_url)
+    statement = {"Effect": "Allow", "Action": ["admin:Prometheus"], "Resource": ["arn:aws:s3:::*"]}
+    admin.policy_add(MONITOR_POLICY_NAME, policy={"Version": "2012-10-17", "Statement": [statement]})
+    admin.user_add(user, password)
+    attach_policy(admin, user, MONITOR_POLICY_NAME)
+    logger.info("S3 user %s sees the server's figures and nothing else", user)
+
+
+def administration(root: MinioRoot, endpoint_url: str) -> MinioAdmin:
+    endpoint = urlsplit(endpoint_url)
+    return MinioAdmin(
+        endpoint=endpoint.netloc,
+        credentials=StaticProvider(root.access_key, root.secret_key),
+        secure=endpoint.scheme == "https",
+    )
+
+
+def attach_policy(admin: MinioAdmin, user: str, policy: str) -> None:
+    if json.loads(admin.user_info(user)).get("policyName") == policy:
+        return
+    admin.attach_policy([policy], user=user)
 
 
 def make_schema() -> None:

@@ -14,27 +14,35 @@ from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException
 
 from scripts.images import CERTIFICATES_FILE
+from tests.stack.monitoring import SERVICES as MONITORING
+from tests.stack.monitoring import Monitoring
 from tests.stack.stack import Stack
 
 STORES = ("postgres", "rabbitmq", "minio")
 DAGSTER = ("dagit", "daemon", "runner", "worker", "worker-heavy")
-SERVICES = STORES + DAGSTER
+SERVICES = STORES + DAGSTER + MONITORING
 
 #: What each service shows on 127.0.0.1; the others show nothing.
 PUBLISHED = {
     "dagit": {"3000/tcp": "DAGIT_PORT"},
     "rabbitmq": {"15672/tcp": "RABBITMQ_PORT"},
     "minio": {"9000/tcp": "MINIO_PORT", "9001/tcp": "MINIO_CONSOLE_PORT"},
+    "metrics": {"9808/tcp": "METRICS_PORT"},
+    "flower": {"5555/tcp": "FLOWER_PORT"},
+    "prometheus": {"9090/tcp": "PROMETHEUS_PORT"},
 }
 #: Who knows which secret.
 KNOWS = {
     "POSTGRES_SUPERUSER_PASSWORD": {"postgres"},
-    "POSTGRES_PASSWORD": {"postgres", "init", *DAGSTER},
-    "RABBITMQ_PASSWORD": {"rabbitmq", "daemon", "runner", "worker", "worker-heavy"},
+    "POSTGRES_PASSWORD": {"postgres", "init", "metrics", *DAGSTER},
+    "POSTGRES_MONITOR_PASSWORD": {"postgres", "postgres-exporter"},
+    "RABBITMQ_PASSWORD": {"rabbitmq", "daemon", "runner", "worker", "worker-heavy", "metrics", "flower"},
     "RABBITMQ_ADMIN_PASSWORD": {"rabbitmq"},
-    "RABBITMQ_MONITOR_PASSWORD": {"rabbitmq"},
+    "RABBITMQ_MONITOR_PASSWORD": {"rabbitmq", "metrics", "flower"},
     "MINIO_ROOT_PASSWORD": {"minio", "init"},
-    "S3_SECRET_KEY": {"init", *DAGSTER},
+    "MINIO_MONITOR_PASSWORD": {"init", "prometheus"},
+    "S3_SECRET_KEY": {"init", "metrics", *DAGSTER},
+    "FLOWER_PASSWORD": {"flower"},
 }
 #: Which store's port each service can open; `outside` stands for an address beyond this host's networks.
 PORTS = {"postgres": 5432, "rabbitmq": 5672, "minio": 9000}
@@ -46,9 +54,18 @@ REACHES = {
     "daemon": {"postgres", "rabbitmq", "minio"},
     "runner": {"postgres", "rabbitmq", "minio"},
     "worker": {"postgres", "rabbitmq", "minio"},
+    "metrics": {"postgres", "rabbitmq", "minio"},
+    "flower": {"rabbitmq"},
+    "prometheus": {"rabbitmq", "minio"},
+    "postgres-exporter": {"postgres"},
 }
 #: A route that leaves this host, by which nothing answers (RFC 5737).
 OUTSIDE = "198.51.100.1"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_services(monitoring: Monitoring) -> None:
+    """Those of monitoring too."""
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +241,7 @@ def test_logs_hold_no_secret(stack: Stack) -> None:
     assert [name for name in KNOWS if stack.settings[name] in log] == []
 
 
-@pytest.mark.parametrize("service", [*STORES, "worker"])
+@pytest.mark.parametrize("service", [*STORES, *MONITORING[2:], "worker"])
 def test_an_image_holds_no_secret_and_no_certificate_of_the_building_network(
     stack: Stack, containers: dict[str, dict[str, Any]], service: str
 ) -> None:
@@ -250,7 +267,7 @@ def test_an_image_holds_no_secret_and_no_certificate_of_the_building_network(
 # --- images --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("service", [*STORES, "worker"])
+@pytest.mark.parametrize("service", [*STORES, *MONITORING[2:], "worker"])
 def test_an_image_runs_as_a_numeric_user_and_brings_no_tool_to_build_with(
     stack: Stack, containers: dict[str, dict[str, Any]], service: str
 ) -> None:
@@ -430,12 +447,24 @@ def test_dagsters_database_user_has_no_special_right(stack: Stack) -> None:
     assert "permission denied for database" in answer
 
 
+def test_the_monitoring_user_sees_figures_and_no_table(stack: Stack) -> None:
+    # Given the role of postgres-exporter
+    password = stack.settings["POSTGRES_MONITOR_PASSWORD"]
+    reading = "SET ROLE monitor; SELECT count(*) FROM {}"
+    # Then it comes in, to the server's figures
+    assert psql_from_a_worker(stack, password, user="monitor") == "connected"
+    assert superuser_sql(stack, reading.format("pg_stat_activity"), stack.settings["POSTGRES_DB"])
+    # And to none of Dagster's tables
+    with pytest.raises(AssertionError, match="permission denied for table runs"):
+        superuser_sql(stack, reading.format("runs"), stack.settings["POSTGRES_DB"])
+
+
 def test_passwords_are_kept_and_asked_for_as_scram_sha_256(stack: Stack) -> None:
     # Given the tables that only the superuser sees, over the socket inside the container
     hashes = superuser_sql(stack, "SELECT rolname, left(rolpassword, 14) FROM pg_authid WHERE rolcanlogin")
     rules = superuser_sql(stack, "SELECT type, auth_method FROM pg_hba_file_rules")
     # Then no password is kept in a weaker form, and nobody comes in over the network without one
-    assert sorted(hashes) == [["dagster", "SCRAM-SHA-256$"], ["postgres", "SCRAM-SHA-256$"]]
+    assert sorted(hashes) == [[role, "SCRAM-SHA-256$"] for role in ("dagster", "monitor", "postgres")]
     assert {tuple(rule) for rule in rules} == {("local", "peer"), ("host", "scram-sha-256")}
 
 
@@ -447,12 +476,12 @@ def test_postgres_refuses_a_wrong_password(stack: Stack) -> None:
     assert "no password supplied" in psql_from_a_worker(stack, "")
 
 
-def psql_from_a_worker(stack: Stack, password: str, database: str = "dagster") -> str:
+def psql_from_a_worker(stack: Stack, password: str, database: str = "dagster", user: str = "dagster") -> str:
     """`connected`, or what Postgres says, to somebody who comes over the network."""
     script = (
         "import psycopg2, sys\n"
         "try:\n"
-        f"    psycopg2.connect(host='postgres', user='dagster', password='{password}', dbname='{database}')\n"
+        f"    psycopg2.connect(host='postgres', user='{user}', password='{password}', dbname='{database}')\n"
         "    print('connected')\n"
         "except psycopg2.OperationalError as error:\n"
         "    print(error)\n"
@@ -460,7 +489,7 @@ def psql_from_a_worker(stack: Stack, password: str, database: str = "dagster") -
     return stack.exec("worker", "python", "-c", script).stdout.strip()
 
 
-def superuser_sql(stack: Stack, statement: str) -> list[list[str]]:
+def superuser_sql(stack: Stack, statement: str, database: str = "postgres") -> list[list[str]]:
     command = [
         "psql",
         "-X",
@@ -472,6 +501,8 @@ def superuser_sql(stack: Stack, statement: str) -> list[list[str]]:
         "/run/postgresql",
         "-U",
         "postgres",
+        "-d",
+        database,
         "-c",
         statement,
     ]

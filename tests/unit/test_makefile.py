@@ -15,7 +15,21 @@ from tests.unit.machines import FakeDocker, Machine, calls
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
 #: The public interface (design.md), as far as it is built.
-TARGETS = {"up", "down", "demo", "run", "scale", "workers", "ps", "logs", "shell", "dev", "test", "clean"}
+TARGETS = {
+    "up",
+    "down",
+    "demo",
+    "run",
+    "scale",
+    "status",
+    "workers",
+    "ps",
+    "logs",
+    "shell",
+    "dev",
+    "test",
+    "clean",
+}
 
 
 @pytest.fixture
@@ -60,7 +74,9 @@ def test_make_alone_is_a_list_of_every_target_with_its_purpose(
     assert set(listed) == set(phony)
 
 
-@pytest.mark.parametrize("target", ["ps", "down", "workers", "clean", "run JOB=flights", "scale N=4"])
+@pytest.mark.parametrize(
+    "target", ["ps", "down", "status", "workers", "clean", "run JOB=flights", "scale N=4"]
+)
 def test_before_the_first_up_a_target_says_so(project: Machine, target: str) -> None:
     # Given a machine with an engine, and a fresh clone
     FakeDocker().install(project.programs)
@@ -132,6 +148,18 @@ def test_run_hands_job_tags_and_config_to_the_command_line_in_the_container(proj
     assert call.endswith(
         "--env RUN_CONFIG cli python -m dagster_stack run flights --tags a=1,b=2 --env-config"
     )
+
+
+@pytest.mark.parametrize(("arguments", "end"), [([], "status"), (["JSON=1"], "status --json")])
+def test_status_is_for_people_unless_json_is_asked_for(
+    project: Machine, arguments: list[str], end: str
+) -> None:
+    FakeDocker().install(project.programs)
+    project.env.touch()
+
+    assert make(project, "status", *arguments).returncode == 0
+
+    assert calls(project.programs)[-1].endswith(f"cli python -m dagster_stack {end}")
 
 
 @pytest.mark.parametrize("number", ["abc", "-1", "1.5", ""])

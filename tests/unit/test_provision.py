@@ -160,6 +160,14 @@ def test_an_outside_store_that_refuses_the_keys_is_an_error(outside: tuple[Stubb
 # --- the user -----------------------------------------------------------------------------------------------------
 
 
+INSIDE = Settings(
+    s3=S3Settings("dagster", "http://minio:9000", None),
+    store_folder=Path(),
+    broker_folder=Path(),
+    celery_yaml=Path(),
+)
+
+
 class Admin:
     """MinIO's admin API: `user_info` answers JSON with the attached policy's name, and attaching one that
     is attached already is an error (`XMinioAdminPolicyChangeAlreadyApplied`)."""
@@ -192,16 +200,9 @@ def test_the_user_may_use_its_bucket_and_nothing_else(monkeypatch: pytest.Monkey
     monkeypatch.setattr(provision, "MinioAdmin", lambda **_: admin)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "dagster")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    settings = Settings(
-        s3=S3Settings("dagster", "http://minio:9000", None),
-        store_folder=Path(),
-        broker_folder=Path(),
-        celery_yaml=Path(),
-    )
-
     # When the user is made, twice, as at every start
     for _ in range(2):
-        provision.make_user(MinioRoot("root", "root-secret"), settings)
+        provision.make_user(MinioRoot("root", "root-secret"), INSIDE)
 
     # Then it has one policy, of allowances for its bucket and the bucket's objects alone
     assert admin.policy == "dagster-stack"
@@ -217,7 +218,30 @@ def test_the_user_may_use_its_bucket_and_nothing_else(monkeypatch: pytest.Monkey
 
 
 def test_a_policy_that_is_attached_is_not_attached_again() -> None:
-    provision.attach_policy(Admin("dagster-stack"), "dagster")  # type: ignore[arg-type]
+    provision.attach_policy(Admin("dagster-stack"), "dagster", "dagster-stack")  # type: ignore[arg-type]
+
+
+def test_prometheus_asks_as_a_user_that_sees_figures_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    admin = Admin()
+    monkeypatch.setattr(provision, "MinioAdmin", lambda **_: admin)
+    monkeypatch.setenv("MINIO_MONITOR_USER", "monitor")
+    monkeypatch.setenv("MINIO_MONITOR_PASSWORD", "secret")
+
+    provision.make_monitor(MinioRoot("root", "secret"), INSIDE)
+
+    assert admin.policy == "dagster-stack-monitor"
+    assert ("user", "monitor", "secret") in admin.calls
+    policy = next(call[2] for call in admin.calls if call[0] == "policy")
+    assert [statement["Action"] for statement in policy["Statement"]] == [["admin:Prometheus"]]
+
+
+def test_without_a_password_there_is_no_such_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provision, "MinioAdmin", lambda **_: pytest.fail("asked MinIO"))
+    monkeypatch.delenv("MINIO_MONITOR_PASSWORD", raising=False)
+
+    provision.make_monitor(MinioRoot("root", "secret"), INSIDE)
 
 
 # --- which store ------------------------------------------------------------------------------------------------
