@@ -1,5 +1,6 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
-# Variables: JOB, CONFIG, TAGS, N, OFF, JSON, DEPLOY, ROUNDS, WORK, MINUTES, SEED (below), PYTHON, STACK_ENV_FILE (another .env: a second copy of the stack).
+# Variables: JOB, CONFIG, TAGS, N, OFF, JSON, DEPLOY, RUN, SERVICE, SINCE, FOLLOW, ROUNDS, WORK, MINUTES, SEED (below), PYTHON, STACK_ENV_FILE
+# (another .env: a second copy of the stack).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
 PYTHON ?= python3
@@ -37,8 +38,8 @@ dead-letters: ## Messages that no worker could use, and why
 	@$(PYTHON) -m scripts.run dead-letters
 ps: ## The containers
 	@$(COMPOSE) ps
-logs: ## All logs, as they come
-	@$(COMPOSE) logs --follow --tail 100
+logs: ## All logs, as they come; those of one run: RUN=id; [SERVICE=worker] [SINCE=10m] [FOLLOW=no]
+	@$(PYTHON) -m scripts.logs
 shell: ## A shell with the stack's environment, next to Dagster
 	@$(COMPOSE) run --rm --no-deps cli bash
 

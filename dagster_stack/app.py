@@ -5,6 +5,7 @@ import importlib.util
 
 from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.tasks import register_tasks
+from dagster_stack.logs.libraries import use_in_celery
 from dagster_stack.services.health import Watchdog
 from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.worker import consumer, consumption, prefetch, request, roll_call, shutdown, warm_up
@@ -19,6 +20,7 @@ if importlib.util.find_spec(STARTED_WITH):
     started_with = vars(importlib.import_module(STARTED_WITH))
     app.conf.update({name: value for name, value in started_with.items() if not name.startswith("_")})
 
+use_in_celery()
 register_tasks(app)
 app.steps["worker"].add(Watchdog)
 consumer.install(app)

@@ -91,9 +91,10 @@ def dead_letters(as_json: bool) -> ExitCode:
 @cli.command()
 def init() -> None:
     """Make schema, bucket and S3 user: the service `init`, safe to repeat."""
+    from dagster_stack.logs.service import configure
     from dagster_stack.services.provision import provision
 
-    log_to_stdout()
+    configure("init")
     provision()
 
 
@@ -101,30 +102,30 @@ def init() -> None:
 @click.option("--workspace", metavar="FILE", default="workspace.yaml", help="Names the code locations.")
 def daemon(workspace: str) -> None:
     """Run Dagster's daemon: the service `daemon`."""
+    from dagster_stack.logs.service import configure
     from dagster_stack.services.daemon import run_daemon
 
-    log_to_stdout()
+    configure("daemon")
     run_daemon(workspace)
 
 
 @cli.command()
 def metrics() -> None:
     """Answer Prometheus: the service `metrics`."""
+    from dagster_stack.logs.service import configure
     from dagster_stack.monitoring.exporter import Exporter
     from dagster_stack.monitoring.figures import figures_of_stack
     from dagster_stack.monitoring.prometheus import Prometheus
 
-    log_to_stdout()
+    configure("metrics")
     Exporter(figures_of_stack(), prometheus=Prometheus.from_environment()).serve_forever()
 
 
-def log_to_stdout() -> None:
-    """For services: one line an event, time first."""
-    logging.basicConfig(
-        stream=sys.stdout, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # Its lines repeat what the migration says itself.
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+def log_to_stderr() -> None:
+    """For a program that prints an answer: beside it, what its libraries have to say. Services set up their own."""
+    from dagster_stack.logs.service import configure
+
+    configure("cli", logging.WARNING, sys.stderr)
 
 
 def read_config(file: str | None, from_environment: bool, environment: Mapping[str, str] = os.environ) -> str:
@@ -174,6 +175,8 @@ def parse_tags(options: Sequence[str]) -> dict[str, str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; gives the exit code."""
     try:
+        if arguments is None:
+            log_to_stderr()
         code = cli.main(args=arguments, prog_name="dagster-stack", standalone_mode=False)
         return int(code or 0)
     except click.ClickException as error:

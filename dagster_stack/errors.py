@@ -35,6 +35,10 @@ class ObjectNotFound(StackError):
     """Raised when the object store has nothing under a key."""
 
 
+class OutputUnreadable(StackError):
+    """Raised when the store does not hand out what a step printed, although it may be there."""
+
+
 class ProvisionError(StackError):
     """Raised when a store refuses what the stack needs of it."""
 

@@ -1,7 +1,7 @@
 """What the environment and `celery.yaml` say, read once into frozen objects."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ BUCKET_VARIABLE = "DAGSTER_STACK_S3_BUCKET"
 #: How often a step is given to a worker before it counts as the cause of the workers' deaths.
 MAX_DELIVERIES_VARIABLE = "MAX_DELIVERIES"
 MAX_DELIVERIES = 3
+#: Days that what steps print is kept.
+LOG_EXPIRY_DAYS = 30
+LOG_FORMAT_VARIABLE = "LOG_FORMAT"
+LOG_FORMATS = ("text", "json")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Settings:
     data_prefix: str = "storage"
     log_prefix: str = "logs"
     max_deliveries: int = MAX_DELIVERIES
+    #: The form of the services' log lines: one of LOG_FORMATS.
+    log_format: str = LOG_FORMATS[0]
 
     @property
     def embedded(self) -> bool:
@@ -70,6 +76,7 @@ class Settings:
             broker_folder=home / "broker",
             celery_yaml=Path(environment.get("DAGSTER_STACK_CELERY_YAML") or DEFAULT_CELERY_YAML),
             max_deliveries=_count(environment, MAX_DELIVERIES_VARIABLE, MAX_DELIVERIES),
+            log_format=_choice(environment, LOG_FORMAT_VARIABLE, LOG_FORMATS),
         )
 
 
@@ -78,6 +85,13 @@ def _count(environment: Mapping[str, str], name: str, default: int) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise SettingsError(f"{name} must be a whole number from 1, it is {text!r}.")
     return int(text)
+
+
+def _choice(environment: Mapping[str, str], name: str, choices: Sequence[str]) -> str:
+    text = environment.get(name) or choices[0]
+    if text not in choices:
+        raise SettingsError(f"{name} must be one of {', '.join(choices)}, it is {text!r}. Change it in .env.")
+    return text
 
 
 @dataclass(frozen=True)

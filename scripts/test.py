@@ -7,7 +7,10 @@ import sys
 from scripts import apt, engine, venv
 from scripts.console import ROOT, Failure, done, main, say, warn
 
-SHELL_SCRIPTS = ["docker/postgres/start", "docker/rabbitmq/start", "docker/prometheus/start", ".ci/run"]
+SHELL_SCRIPTS = [
+    *(f"docker/{name}/start" for name in ("postgres", "rabbitmq", "minio", "prometheus")),
+    ".ci/run",
+]
 DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster", "prometheus", "postgres-exporter"]
 
 #: What of the tests needs what.

@@ -13,6 +13,7 @@ from kombu.connection import Connection
 from kombu.entity import Queue
 
 from dagster_stack.broker.link import CONFIRM_TIMEOUT_SECS, CONNECT_TIMEOUT_SECS, bound_waits
+from dagster_stack.logs.context import bound
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +57,15 @@ class DeadLetter:
 
 def bury(app: Celery, letter: DeadLetter) -> None:
     """Put a message aside; returns when the broker has it. Raises what the connection raises."""
-    logger.error(
-        "put aside in %s: %s %s: %s", QUEUE.name, letter.task or "a message", letter.task_id, letter.reason
-    )
+    with bound(task=letter.task_id):
+        logger.error(
+            "put aside in %s: %s %s: %s",
+            QUEUE.name,
+            letter.task or "a message",
+            letter.task_id,
+            letter.reason,
+            extra={"action": "message.buried"},
+        )
     with app.producer_pool.acquire(block=True, timeout=CONNECT_TIMEOUT_SECS) as producer:
         bound_waits(producer.connection)
         # Each time: without the queue, which somebody may have deleted, the broker would drop the letter.
@@ -82,7 +89,9 @@ def bury_task(task: Task, content: Any, reason: str) -> None:
         content_type="application/json",
         body=_readable(json.dumps(content, default=str)),
     )
-    bury(task.app, letter)
+    run = content.get("run_id") if isinstance(content, Mapping) else None
+    with bound(run=run if isinstance(run, str) else ""):
+        bury(task.app, letter)
 
 
 def letters(connection: Connection, limit: int = MOST) -> Iterator[DeadLetter]:

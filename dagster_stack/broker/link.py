@@ -251,4 +251,6 @@ def wake_up(app: Celery, run_id: str) -> None:
             )  # fmt: skip
     except Exception as error:
         # Whatever it is: the step that has just ended must not fail for it.
-        logger.info("run %s was not woken, it looks by itself: %s", run_id, error)
+        logger.info(
+            "run %s was not woken, it looks by itself: %s", run_id, error, extra={"action": "run.not_woken"}
+        )

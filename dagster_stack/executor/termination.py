@@ -28,7 +28,12 @@ def revoke(app: Celery, task_ids: Sequence[str], signal: str = "SIGINT") -> None
         app.control.revoke(list(task_ids), terminate=True, signal=signal)
     except (OperationalError, OSError) as error:
         # A worker executes nothing of a run that has ended, and interrupts what it executes when it sees that.
-        logger.warning("%d steps could not be called back: %s", len(task_ids), error)
+        logger.warning(
+            "%d steps could not be called back: %s",
+            len(task_ids),
+            error,
+            extra={"action": "step.not_called_back"},
+        )
 
 
 def call_back(app: Celery, instance: DagsterInstance, run_id: str, task_ids: Sequence[str]) -> list[str]:

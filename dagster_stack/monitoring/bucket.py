@@ -59,7 +59,12 @@ class Listing(threading.Thread):
             try:
                 self._bucket.update(self.sizes())
             except Exception as error:
-                logger.warning("the bucket %s can't be listed: %s", self._name_of_bucket, error)
+                logger.warning(
+                    "the bucket %s can't be listed: %s",
+                    self._name_of_bucket,
+                    error,
+                    extra={"action": "listing.failed"},
+                )
             time.sleep(max(INTERVAL_SECS, (time.monotonic() - began) / SHARE))
 
     def sizes(self) -> dict[str, tuple[int, int]]:

@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             text = generate_latest(Collected(self.server.figures.collect()))
         except Exception as error:
-            logger.warning("a scrape failed: %s", error)
+            logger.warning("a scrape failed: %s", error, extra={"action": "scrape.failed"})
             # What the error says may name hosts and users: it is for the log.
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, b"A store does not answer; the log says which.\n")
         else:
@@ -85,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
             try:
                 return self.server.figures.collect()
             except Exception as error:
-                logger.warning("a look at the stores failed: %s", error)
+                logger.warning("a look at the stores failed: %s", error, extra={"action": "look.failed"})
                 raise
 
         return Snapshot.take(families, self.server.prometheus)
@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        logger.debug(format, *arguments)
+        logger.debug(format, *arguments, extra={"action": "http.request"})
 
 
 def is_own_name(host: str) -> bool:

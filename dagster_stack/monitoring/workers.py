@@ -119,7 +119,10 @@ class RollCall(threading.Thread):
             except Exception as error:
                 if not failed:
                     logger.warning(
-                        "the workers can't be asked, trying again every %d s: %s", INTERVAL_SECS, error
+                        "the workers can't be asked, trying again every %d s: %s",
+                        INTERVAL_SECS,
+                        error,
+                        extra={"action": "workers.unasked"},
                     )
                 failed = True
             time.sleep(INTERVAL_SECS)

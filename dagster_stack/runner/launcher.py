@@ -23,6 +23,7 @@ from dagster_stack.broker.publishing import queue_state, send
 from dagster_stack.broker.tasks import RUN_TASK
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.logs.context import bound
 from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.storage.claims import Work
 from dagster_stack.storage.event_log import PooledEventLogStorage
@@ -71,14 +72,19 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         if code_version():
             self._instance.add_run_tags(run.run_id, {tags.CODE: code_version()})
         message = RunMessage(run.run_id, code_version())
-        try:
-            send(self.app, RUN_TASK, message, queue=QUEUE, shadow=run.job_name)
-        except BrokerUnreachable as error:
-            logger.warning("run %s waits for the broker: %s", run.run_id, error)
-            self._instance.report_engine_event(
-                f"The run could not be handed to a runner, and is handed over as soon as the broker is back. {error}",
-                run,
-            )
+        with bound(run=run.run_id, task=message.task_id):
+            try:
+                send(self.app, RUN_TASK, message, queue=QUEUE, shadow=run.job_name)
+            except BrokerUnreachable as error:
+                logger.warning(
+                    "run %s waits for the broker: %s", run.run_id, error, extra={"action": "run.waiting"}
+                )
+                self._instance.report_engine_event(
+                    f"The run could not be handed to a runner, and is handed over as soon as the broker is back. {error}",
+                    run,
+                )
+            else:
+                logger.info("run %s is in queue %s", run.run_id, QUEUE, extra={"action": "run.sent"})
 
     def terminate(self, run_id: str) -> bool:
         """Ask for a run's end: whoever drives it sees it within seconds. False when there is nothing to end."""

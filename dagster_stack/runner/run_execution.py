@@ -27,6 +27,7 @@ from dagster_stack.errors import AlreadyHeld, ForeignCode, NoSuchJob, NoSuchRun
 from dagster_stack.executor.celery_executor import celery_executor, sent_before
 from dagster_stack.executor.drive import goes_on_elsewhere
 from dagster_stack.executor.termination import call_back
+from dagster_stack.logs.context import bound
 from dagster_stack.storage.claims import Claim, Sign
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
@@ -54,7 +55,11 @@ def execute_run(task: Task, content: Any) -> None:
         return
     execution = RunExecution(task.app, message, f"{task.request.hostname} (process {os.getpid()})")
     # The stock executor, in a run of this stack, waits for its steps within this task.
-    with handled(task, message, execution.hand_over), allow_join_result():
+    with (
+        bound(run=message.run_id, task=message.task_id),
+        handled(task, message, execution.hand_over),
+        allow_join_result(),
+    ):
         execution.run()
     if execution.is_handed_over:
         raise Reject("this runner stops", requeue=True)
@@ -126,7 +131,11 @@ class RunExecution:
         if not self._is_interruptible:
             return
         if sign and is_leaving():
-            logger.info("%s is handed over: this runner stops", self._message.work)
+            logger.info(
+                "%s is handed over: this runner stops",
+                self._message.work,
+                extra={"action": "run.handed_over"},
+            )
             release(self._claim)
             self.is_handed_over = True
             sign = None
@@ -157,11 +166,17 @@ class RunExecution:
                 " dagster.yaml), it starts again from the steps that had not ended.",
             )
             return
+        if goes_on:
+            logger.info(
+                "%s goes on where its earlier process stopped",
+                self._message.work,
+                extra={"action": "run.resumed"},
+            )
         try:
             for _ in core_execute_run(job, run, instance, inject_env_vars=True, resume_from_failure=goes_on):
                 pass
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
-            logger.info("%s was interrupted", self._message.work)
+            logger.info("%s was interrupted", self._message.work, extra={"action": "run.interrupted"})
 
 
 def loaded_job(instance: DagsterInstance, run: DagsterRun) -> ReconstructableJob:

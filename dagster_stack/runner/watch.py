@@ -11,6 +11,7 @@ from dagster_stack import tags
 from dagster_stack.broker.postponed import postponed
 from dagster_stack.broker.publishing import queue_state
 from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.logs.context import bound
 from dagster_stack.runner.launcher import QUEUE, CeleryRunLauncher
 from dagster_stack.runner.run_execution import cancel
 from dagster_stack.storage.claims import STALE_SECS, Claims, Work
@@ -52,9 +53,13 @@ class RunWatch(threading.Thread):
             try:
                 self.look(launcher, storage.claims)
             except BrokerUnreachable as error:
-                logger.info("runs without a runner wait for the broker: %s", error)
+                logger.info(
+                    "runs without a runner wait for the broker: %s", error, extra={"action": "run.waiting"}
+                )
             except Exception:
-                logger.exception("the look after runs failed; the next one follows")
+                logger.exception(
+                    "the look after runs failed; the next one follows", extra={"action": "watch.failed"}
+                )
 
     def look(self, launcher: CeleryRunLauncher, claims: Claims) -> None:
         """One look; raises BrokerUnreachable when runs have nobody and it can't be said whether messages wait."""
@@ -64,14 +69,24 @@ class RunWatch(threading.Thread):
             self._forget_at = now + FORGET_SECS
         self._submit_forgotten()
         for run in self._due(claims, now):
-            if run.status == DagsterRunStatus.CANCELING:
-                logger.warning("run %s is being canceled and nobody drives it: ended", run.run_id)
-                cancel(launcher.app, self._instance, run)
-            elif self._is_lost(launcher, run):
-                logger.warning("run %s is with nobody: handed over again", run.run_id)
-                self._instance.report_engine_event("No runner has this run: it is handed over again.", run)
-                launcher.hand_over(run)
-                self._idle_since[run.run_id] = now
+            with bound(run=run.run_id):
+                self._care_for(launcher, run, now)
+
+    def _care_for(self, launcher: CeleryRunLauncher, run: DagsterRun, now: float) -> None:
+        if run.status == DagsterRunStatus.CANCELING:
+            logger.warning(
+                "run %s is being canceled and nobody drives it: ended",
+                run.run_id,
+                extra={"action": "run.canceled"},
+            )
+            cancel(launcher.app, self._instance, run)
+        elif self._is_lost(launcher, run):
+            logger.warning(
+                "run %s is with nobody: handed over again", run.run_id, extra={"action": "run.sent_again"}
+            )
+            self._instance.report_engine_event("No runner has this run: it is handed over again.", run)
+            launcher.hand_over(run)
+            self._idle_since[run.run_id] = now
 
     def _submit_forgotten(self) -> None:
         """Put into the run queue what was made for it, when whoever made it died before it did so itself."""
@@ -80,7 +95,12 @@ class RunWatch(threading.Thread):
         for run in self._instance.get_runs(unsubmitted):
             # Those without an origin in a workspace are executed by hand, by whoever made them.
             if run.remote_job_origin:
-                logger.warning("run %s was made and never submitted: submitted now", run.run_id)
+                with bound(run=run.run_id):
+                    logger.warning(
+                        "run %s was made and never submitted: submitted now",
+                        run.run_id,
+                        extra={"action": "run.submitted"},
+                    )
                 self._instance.report_dagster_event(DagsterEvent.job_enqueue(run), run.run_id)
 
     def _due(self, claims: Claims, now: float) -> list[DagsterRun]:

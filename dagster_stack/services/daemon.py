@@ -5,7 +5,9 @@ from dagster._daemon import controller
 from dagster._daemon.cli import cli
 from dagster._daemon.controller import get_daemon_statuses
 
+from dagster_stack.logs.libraries import leave_to_service, use_in_dagster
 from dagster_stack.runner.watch import RunWatch
+from dagster_stack.services.code_server import use_in_code_servers
 from dagster_stack.services.health import Heartbeat
 from dagster_stack.storage.postgres import PooledPostgresStorage
 
@@ -23,11 +25,14 @@ def run_daemon(workspace: str) -> None:
     """Run Dagster's daemon, with the code locations of a workspace file, until it is stopped."""
     PooledPostgresStorage.allow_process(CONNECTIONS)
     controller.DEFAULT_DAEMON_INTERVAL_SECONDS = BACKFILL_LOOK_SECS
+    use_in_dagster()
+    use_in_code_servers()
+    leave_to_service(controller)
     with DagsterInstance.get() as instance:
         RunWatch(instance).start()
         # No exit of our own: Dagster's daemon ends itself when one of its threads falls silent.
         Heartbeat(lambda: daemon_complaint(instance), interval=PROBE_INTERVAL_SECS).start()
-        cli(["run", "--log-format", "colored", "--workspace", workspace], obj={})
+        cli(["run", "--workspace", workspace], obj={})
 
 
 def daemon_complaint(instance: DagsterInstance) -> str | None:

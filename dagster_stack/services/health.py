@@ -62,7 +62,11 @@ class Heartbeat(threading.Thread):
             self._watch()
         except BaseException:
             # A process without its watchman would look well, or be taken for dead, for ever.
-            logger.critical("the heartbeat thread died, ending the process", exc_info=True)
+            logger.critical(
+                "the heartbeat thread died, ending the process",
+                exc_info=True,
+                extra={"action": "process.failed"},
+            )
             self._exit(EXIT_CODE)
 
     def _watch(self) -> None:
@@ -74,17 +78,20 @@ class Heartbeat(threading.Thread):
             reason = self._look()
             if reason is None:
                 if complaint:
-                    logger.warning("healthy again")
+                    logger.warning("healthy again", extra={"action": "health.restored"})
                 well_at, complaint, interval = time.monotonic(), None, self._interval
                 self._file.touch()
                 continue
             silent_for = time.monotonic() - well_at
             if reason != complaint:
-                logger.warning("unhealthy: %s%s", reason, self._outlook())
+                logger.warning("unhealthy: %s%s", reason, self._outlook(), extra={"action": "health.lost"})
                 complaint = reason
             if self._exit_after is not None and silent_for > self._exit_after:
                 logger.critical(
-                    "giving up after %.0f s so that the container restarts: %s", silent_for, reason
+                    "giving up after %.0f s so that the container restarts: %s",
+                    silent_for,
+                    reason,
+                    extra={"action": "process.given_up"},
                 )
                 self._exit(EXIT_CODE)
                 return

@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 from dagster_stack import tags
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import ProvisionError
-from dagster_stack.settings import Settings
+from dagster_stack.settings import LOG_EXPIRY_DAYS, Settings
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.postgres import make_tables
 
@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 POLICY_NAME = "dagster-stack"
 #: The MinIO policy of the user that Prometheus asks as: figures of the server, and no object.
 MONITOR_POLICY_NAME = "dagster-stack-monitor"
-#: Days that step logs are kept in the bucket.
-LOG_EXPIRY_DAYS = 30
 #: What the stack's user may do, and only in its bucket. Bucket settings stay with root.
 OBJECT_ACTIONS = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload",
                   "s3:ListMultipartUploadParts"]  # fmt: skip
@@ -64,7 +62,9 @@ def provision() -> None:
         patiently("MinIO", lambda: make_user(root, settings))
         patiently("MinIO", lambda: make_monitor(root, settings))
     else:
-        logger.info("S3 is an outside store: its keys are used as they are")
+        logger.info(
+            "S3 is an outside store: its keys are used as they are", extra={"action": "store.outside"}
+        )
         patiently("the S3 store", lambda: make_outside_bucket(settings))
     patiently("Postgres", make_schema)
 
@@ -79,7 +79,7 @@ def patiently(store: str, make: Callable[[], None], attempts: int = 10, pause_se
                 raise ProvisionError(
                     f"{store} could not be prepared: {error}. Check its address and keys in .env."
                 ) from error
-            logger.info("waiting for %s (%s)", store, error)
+            logger.info("waiting for %s (%s)", store, error, extra={"action": "store.awaited"})
             time.sleep(pause_secs)
 
 
@@ -100,10 +100,10 @@ def make_bucket(client: Any, bucket: str, log_prefix: str) -> None:
     """The bucket, unversioned, with an expiry rule for step logs."""
     existing = {entry["Name"] for entry in client.list_buckets()["Buckets"]}
     if bucket in existing:
-        logger.info("bucket %s is there", bucket)
+        logger.info("bucket %s is there", bucket, extra={"action": "bucket.found"})
     else:
         client.create_bucket(Bucket=bucket)
-        logger.info("bucket %s made", bucket)
+        logger.info("bucket %s made", bucket, extra={"action": "bucket.made"})
     set_log_expiry(client, bucket, log_prefix)
 
 
@@ -115,7 +115,12 @@ def set_log_expiry(client: Any, bucket: str, log_prefix: str) -> None:
         "Expiration": {"Days": LOG_EXPIRY_DAYS},
     }
     client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [rule]})
-    logger.info("step logs under %s/ expire after %d days", log_prefix, LOG_EXPIRY_DAYS)
+    logger.info(
+        "step logs under %s/ expire after %d days",
+        log_prefix,
+        LOG_EXPIRY_DAYS,
+        extra={"action": "bucket.expiry_set"},
+    )
 
 
 def make_outside_bucket(settings: Settings) -> None:
@@ -129,12 +134,14 @@ def make_outside_bucket(settings: Settings) -> None:
         if error.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
             raise
         client.create_bucket(Bucket=bucket)
-        logger.info("bucket %s made", bucket)
+        logger.info("bucket %s made", bucket, extra={"action": "bucket.made"})
     try:
         set_log_expiry(client, bucket, settings.log_prefix)
     except (ClientError, BotoCoreError) as error:
         logger.warning(
-            "the outside store takes no expiry rule, old step logs stay until you delete them: %s", error
+            "the outside store takes no expiry rule, old step logs stay until you delete them: %s",
+            error,
+            extra={"action": "bucket.expiry_refused"},
         )
 
 
@@ -155,7 +162,12 @@ def make_user(root: MinioRoot, settings: Settings) -> None:
     admin.policy_add(POLICY_NAME, policy=policy)
     admin.user_add(user, os.environ["AWS_SECRET_ACCESS_KEY"])
     attach_policy(admin, user, POLICY_NAME)
-    logger.info("S3 user %s may use bucket %s and nothing else", user, settings.s3.bucket)
+    logger.info(
+        "S3 user %s may use bucket %s and nothing else",
+        user,
+        settings.s3.bucket,
+        extra={"action": "user.made"},
+    )
 
 
 def make_monitor(root: MinioRoot, settings: Settings) -> None:
@@ -170,7 +182,7 @@ def make_monitor(root: MinioRoot, settings: Settings) -> None:
     admin.policy_add(MONITOR_POLICY_NAME, policy={"Version": "2012-10-17", "Statement": [statement]})
     admin.user_add(user, password)
     attach_policy(admin, user, MONITOR_POLICY_NAME)
-    logger.info("S3 user %s sees the server's figures and nothing else", user)
+    logger.info("S3 user %s sees the server's figures and nothing else", user, extra={"action": "user.made"})
 
 
 def administration(root: MinioRoot, endpoint_url: str) -> MinioAdmin:
@@ -194,9 +206,9 @@ def make_schema() -> None:
         storage = instance.event_log_storage
         if isinstance(storage, PooledEventLogStorage):
             patiently("Postgres", lambda: make_tables(storage.postgres_url))
-        instance.upgrade(print_fn=lambda line: logger.debug("%s", line))
+        instance.upgrade(print_fn=lambda line: logger.debug("%s", line, extra={"action": "schema.migrated"}))
         give_runs_this_code(instance)
-    logger.info("the database schema is up to date")
+    logger.info("the database schema is up to date", extra={"action": "schema.ready"})
 
 
 def give_runs_this_code(instance: DagsterInstance) -> None:

@@ -9,8 +9,11 @@ import os
 import sys
 from collections.abc import Callable
 
-from dagster_webserver.cli import cli
+from dagster_webserver import cli
 
+from dagster_stack.logs.libraries import leave_to_service, use_in_dagster, use_in_uvicorn
+from dagster_stack.logs.service import configure
+from dagster_stack.services.code_server import use_in_code_servers
 from dagster_stack.services.health import LIFELESS_STATES, Heartbeat, child_processes, process_state
 from dagster_stack.storage.postgres import PooledPostgresStorage
 
@@ -45,9 +48,14 @@ class CodeServerProbe:
 
 def main() -> None:
     """Run Dagster's webserver with the arguments of this process until it is stopped."""
+    configure("dagit")
+    use_in_dagster()
+    use_in_uvicorn()
+    use_in_code_servers()
+    leave_to_service(cli)
     PooledPostgresStorage.allow_process(CONNECTIONS)
     Heartbeat(CodeServerProbe(), exit_after=EXIT_AFTER_SECS).start()
-    cli(sys.argv[1:], auto_envvar_prefix="DAGSTER_WEBSERVER")
+    cli.cli(sys.argv[1:], auto_envvar_prefix="DAGSTER_WEBSERVER")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,39 @@
 """Step output in S3, captured without helper processes, with links that open in the user's browser."""
 
 import logging
-import threading
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dagster import Field, Noneable, StringSource
-from dagster._core.storage.cloud_storage_compute_log_manager import (
-    PollingComputeLogSubscriptionManager,
+from dagster._core.storage.cloud_storage_compute_log_manager import DEFAULT_TRUNCATE_COMPUTE_LOGS_UPLOAD_BYTES
+from dagster._core.storage.compute_log_manager import (
+    CapturedLogContext,
+    CapturedLogData,
+    CapturedLogSubscription,
+    ComputeIOType,
 )
-from dagster._core.storage.compute_log_manager import CapturedLogContext, ComputeIOType
 from dagster._core.storage.local_compute_log_manager import IO_TYPE_EXTENSION, LocalComputeLogManager
 from dagster._serdes import ConfigurableClassData
+from dagster._utils import ensure_file
 from dagster_aws.s3.compute_log_manager import S3ComputeLogManager
+from s3transfer.utils import ReadFileChunk
 
-from dagster_stack.storage.capture import CapturedStream, captured
+from dagster_stack.errors import OutputUnreadable
+from dagster_stack.storage.capture import captured
+from dagster_stack.storage.output_reading import GONE, OutputReader, OutputSubscription, Subscriptions
+from dagster_stack.storage.output_upload import STREAMS, PartialUpload
 from dagster_stack.storage.s3 import presigned_link, s3_client
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between looks at what a running step printed.
-FORWARD_SECS = 1.0
-STREAMS = (ComputeIOType.STDOUT, ComputeIOType.STDERR)
+#: Bytes that are uploaded from memory; more is read from the file while it is sent.
+IN_MEMORY = 1 << 20
+#: Seconds after the end of a run for which output may still be on its way.
+UPLOAD_SECS = 60
 
 
 class S3ComputeLogs(S3ComputeLogManager):
@@ -51,8 +61,8 @@ class S3ComputeLogs(S3ComputeLogManager):
         self._public_url = public_url or endpoint_url or None
         self._upload_interval = upload_interval
         self._local_manager = LocalComputeLogManager(local_dir)
-        self._subscription_manager = PollingComputeLogSubscriptionManager(self)
-        self._truncated: set[Any] = set()
+        self._subscription_manager: Any = Subscriptions()
+        self._reader = OutputReader(endpoint_url or None, bucket)
         self._inst_data = inst_data
 
     @classmethod
@@ -66,15 +76,44 @@ class S3ComputeLogs(S3ComputeLogManager):
             "upload_interval": Field(Noneable(int), is_required=False),
         }
 
+    # --- writing ---------------------------------------------------------------------------------------
+
     @contextmanager
     def capture_logs(self, log_key: Sequence[str]) -> Iterator[CapturedLogContext]:
         out, err = (self._local_file(log_key, stream) for stream in STREAMS)
-        upload = PartialUpload(self, log_key)
+        upload = PartialUpload(
+            lambda stream: self.upload_to_cloud_storage(log_key, stream, partial=True),
+            self.upload_interval,
+            kept_bytes(),
+        )
         try:
             with captured(out, err) as streams, upload.while_running(streams):
                 yield CapturedLogContext(log_key)
         finally:
             self._finish(log_key, upload.uploaded)
+
+    def upload_to_cloud_storage(
+        self, log_key: Sequence[str], io_type: ComputeIOType, partial: bool = False
+    ) -> None:
+        """Store what was printed so far; of much output the beginning. What is printed meanwhile is left out."""
+        path = self._local_file(log_key, io_type)
+        # That of a sensor's or schedule's tick has one stream.
+        ensure_file(str(path))
+        with path.open("rb") as file:
+            printed = os.fstat(file.fileno()).st_size
+            size = min(printed, kept_bytes())
+            body = file.read(size) if size <= IN_MEMORY else ReadFileChunk(file, size, printed)
+            self._s3_session.put_object(
+                Bucket=self._s3_bucket,
+                Key=self._key(log_key, io_type, partial),
+                Body=body,
+                ContentType="text/plain",
+            )
+        if printed > size and not partial:
+            logger.warning(
+                "of %d bytes of %s the first %d are kept", printed, io_type.value, size,
+                extra={"action": "output.cut"},
+            )  # fmt: skip
 
     def _finish(self, log_key: Sequence[str], partial: set[ComputeIOType]) -> None:
         try:
@@ -83,8 +122,9 @@ class S3ComputeLogs(S3ComputeLogManager):
                 if stream is ComputeIOType.STDERR or self._local_file(log_key, stream).stat().st_size:
                     self.upload_to_cloud_storage(log_key, stream)
             for stream in partial:
-                key = self._s3_key(log_key, stream, partial=True)  # type: ignore[no-untyped-call]
-                self._s3_session.delete_object(Bucket=self._s3_bucket, Key=key)
+                self._s3_session.delete_object(
+                    Bucket=self._s3_bucket, Key=self._key(log_key, stream, partial=True)
+                )
         finally:
             for stream in STREAMS:
                 self._local_file(log_key, stream).unlink(missing_ok=True)
@@ -92,61 +132,70 @@ class S3ComputeLogs(S3ComputeLogManager):
     def _local_file(self, log_key: Sequence[str], stream: ComputeIOType) -> Path:
         return Path(self.local_manager.get_captured_local_path(log_key, IO_TYPE_EXTENSION[stream]))
 
-    def _upload_file_obj(
-        self, data: IO[bytes], log_key: Sequence[str], io_type: ComputeIOType, partial: bool = False
-    ) -> None:
-        key = self._s3_key(log_key, io_type, partial=partial)  # type: ignore[no-untyped-call]
-        self._s3_session.put_object(
-            Bucket=self._s3_bucket, Key=key, Body=data.read(), ContentType="text/plain"
-        )
+    def _key(self, log_key: Sequence[str], stream: ComputeIOType, partial: bool = False) -> str:
+        return str(self._s3_key(log_key, stream, partial=partial))  # type: ignore[no-untyped-call]
+
+    # --- reading ---------------------------------------------------------------------------------------
+
+    def get_log_data(
+        self, log_key: Sequence[str], cursor: str | None = None, max_bytes: int | None = None
+    ) -> CapturedLogData:
+        """What is new since `cursor`; from the start also why there is nothing to read, in the place of output."""
+        found: list[bytes | None] = []
+        ends: list[int] = []
+        for stream, offset in zip(STREAMS, self.parse_cursor(cursor), strict=True):
+            try:
+                data, end = self.get_log_data_for_type(log_key, stream, offset, max_bytes)
+            except OutputUnreadable as error:
+                data, end = (None if offset else f"{error}\n".encode()), offset
+            found.append(data)
+            ends.append(end)
+        if found == [None, None] and ends == [0, 0] and self._is_over(log_key):
+            found = [GONE.encode()] * 2
+        stdout, stderr = found
+        return CapturedLogData(log_key, stdout, stderr, self.build_cursor(*ends))
+
+    def get_log_data_for_type(
+        self, log_key: Sequence[str], io_type: ComputeIOType, offset: int, max_bytes: int | None
+    ) -> tuple[bytes | None, int]:
+        """None when nothing is stored, or printed by this process; raises OutputUnreadable."""
+        if self.has_local_file(log_key, io_type):
+            path = self._local_file(log_key, io_type)
+            return self.local_manager.read_path(str(path), offset, max_bytes)  # type: ignore[no-any-return]
+        keys = [self._key(log_key, io_type), self._key(log_key, io_type, partial=True)]
+        return self._reader.read(keys, offset, max_bytes) or (None, offset)
+
+    def cloud_storage_has_logs(
+        self, log_key: Sequence[str], io_type: ComputeIOType, partial: bool = False
+    ) -> bool:
+        return self._reader.has(self._key(log_key, io_type, partial))
 
     def download_url_for_type(self, log_key: Sequence[str], io_type: ComputeIOType) -> str | None:
+        """None when there is nothing to download, or it is refused: what is shown in its place says which."""
         if not self.cloud_storage_has_logs(log_key, io_type):
             return None
-        key = self._s3_key(log_key, io_type)  # type: ignore[no-untyped-call]
-        return presigned_link(self._public_url, self._s3_bucket, key)
+        return presigned_link(self._public_url, self._s3_bucket, self._key(log_key, io_type))
+
+    def subscribe(self, log_key: Sequence[str], cursor: str | None = None) -> CapturedLogSubscription:
+        subscription = OutputSubscription(self, log_key, cursor)
+        self.on_subscribe(subscription)  # type: ignore[no-untyped-call]
+        return subscription
+
+    def _is_over(self, log_key: Sequence[str]) -> bool:
+        """Whether no output of a run's step can come any more."""
+        if not self.has_instance or list(log_key[1:2]) != ["compute_logs"]:
+            return False
+        record = self._instance.get_run_record_by_id(log_key[0])
+        if record is None:
+            return True
+        return (
+            record.dagster_run.is_finished
+            and record.end_time is not None
+            and time.time() - record.end_time > UPLOAD_SECS
+        )
 
 
-class PartialUpload:
-    """Brings what a running step has printed to the process's own streams, and to S3 for Dagit."""
-
-    def __init__(self, manager: S3ComputeLogs, log_key: Sequence[str]) -> None:
-        self._manager = manager
-        self._log_key = log_key
-        self._stopped = threading.Event()
-        #: The streams of which a part is in S3.
-        self.uploaded: set[ComputeIOType] = set()
-
-    @contextmanager
-    def while_running(self, streams: Sequence[CapturedStream]) -> Iterator[None]:
-        thread = threading.Thread(target=self._run, args=(streams,), name="step-output", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._stopped.set()
-            thread.join()
-
-    def _run(self, streams: Sequence[CapturedStream]) -> None:
-        interval = self._manager.upload_interval
-        waited = 0.0
-        sizes = [0, 0]
-        while not self._stopped.wait(FORWARD_SECS):
-            found = [stream.forward() for stream in streams]
-            waited += FORWARD_SECS
-            if not interval or waited < interval:
-                continue
-            waited = 0
-            for stream, size, before in zip(STREAMS, found, sizes, strict=True):
-                if size > before:
-                    self._upload(stream)
-            sizes = found
-
-    def _upload(self, stream: ComputeIOType) -> None:
-        try:
-            self._manager.upload_to_cloud_storage(self._log_key, stream, partial=True)
-        except Exception as error:
-            # Its whole output is uploaded at its end; meanwhile the step goes on, and its output here.
-            logger.warning("the output so far is not in S3: %s", error)
-        else:
-            self.uploaded.add(stream)
+def kept_bytes() -> int:
+    """The most that is kept of a stream: Dagster's setting, 50 MB without it, no limit with 0."""
+    text = os.environ.get("DAGSTER_TRUNCATE_COMPUTE_LOGS_UPLOAD_BYTES")
+    return int(text or DEFAULT_TRUNCATE_COMPUTE_LOGS_UPLOAD_BYTES) or 1 << 62

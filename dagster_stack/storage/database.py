@@ -90,12 +90,17 @@ def patiently(act: Callable[[], Result], patience: float = PATIENCE_SECS) -> Res
             if not server_is_away(error) or time.monotonic() > until:
                 raise
             if not away:
-                logger.warning("Postgres is away, trying for %.0f s: %s", patience, error.orig)
+                logger.warning(
+                    "Postgres is away, trying for %.0f s: %s",
+                    patience,
+                    error.orig,
+                    extra={"action": "database.away"},
+                )
             away = True
             time.sleep(RETRY_SECS)
         else:
             if away:
-                logger.warning("Postgres is back")
+                logger.warning("Postgres is back", extra={"action": "database.back"})
             return result
 
 

@@ -8,6 +8,7 @@ from types import TracebackType
 
 from sqlalchemy.exc import DBAPIError
 
+from dagster_stack.logs.context import in_context
 from dagster_stack.storage.claims import Claim, Claims, Sign
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ class SignsOfLife(threading.Thread):
         self._heard = heard
         self._is_leaving = is_leaving
         self._stopped = threading.Event()
+        # What is bound to events where the work is done, for this thread.
+        self._watch_in_context = in_context(self._watch)
 
     def __enter__(self) -> "SignsOfLife":
         self.start()
@@ -44,6 +47,9 @@ class SignsOfLife(threading.Thread):
         self._stopped.set()
 
     def run(self) -> None:
+        self._watch_in_context()
+
+    def _watch(self) -> None:
         every, was_leaving = self._claim.work.beat_every, False
         beat_at = time.monotonic() + every
         while not self._stopped.wait(LOOK_SECS):
@@ -53,7 +59,12 @@ class SignsOfLife(threading.Thread):
             try:
                 sign = self._claims.beat(self._claim, leaving)
             except DBAPIError as error:
-                logger.warning("no sign of life for %s: %s", self._claim.work, error)
+                logger.warning(
+                    "no sign of life for %s: %s",
+                    self._claim.work,
+                    error,
+                    extra={"action": "claim.not_renewed"},
+                )
                 continue
             beat_at, was_leaving = time.monotonic() + every, leaving
             if self._stopped.is_set():

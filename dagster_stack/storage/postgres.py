@@ -21,6 +21,7 @@ from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import pg_url_from_config
 from sqlalchemy.engine import Connection, Engine
 
+from dagster_stack.logs.context import bound
 from dagster_stack.storage import claims
 from dagster_stack.storage.database import (
     DEFAULT_CONNECTIONS,
@@ -73,9 +74,14 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
                 or run.is_finished
                 or (run.status == CANCELING and status not in FINISHED_STATUSES)
             ):
-                logger.warning(
-                    "%s of run %s is ignored: it is %s", status.value, run_id, run and run.status.value
-                )
+                with bound(run=run_id):
+                    logger.warning(
+                        "%s of run %s is ignored: it is %s",
+                        status.value,
+                        run_id,
+                        run and run.status.value,
+                        extra={"action": "event.ignored"},
+                    )
                 return
             super().handle_run_event(run_id, event, update_timestamp)
 

@@ -11,12 +11,18 @@ LINK_LIFETIME_SECS = 7 * 24 * 3600
 
 
 @cache
-def s3_client(endpoint_url: str | None) -> Any:
-    """The process's S3 client for an address: making one takes 120 ms, so it is kept (it is thread-safe)."""
+def s3_client(endpoint_url: str | None, impatient: bool = False) -> Any:
+    """The process's S3 client for an address: making one takes 120 ms, so it is kept (it is thread-safe).
+
+    An `impatient` one is for somebody who waits for an answer on a page: it gives up after seconds.
+    """
+    # Pauses double from 1 s at most to 20 s: about a minute in all, longer than a restart of the store takes.
+    patience: dict[str, Any] = {"retries": {"max_attempts": 10, "mode": "standard"}}
+    if impatient:
+        patience = {"retries": {"total_max_attempts": 2}, "connect_timeout": 3, "read_timeout": 10}
     config = Config(
+        **patience,
         signature_version="s3v4",
-        # Pauses double from 1 s at most to 20 s: about a minute in all, longer than a restart of the store takes.
-        retries={"max_attempts": 10, "mode": "standard"},
         # The signature covers a hash of the content already; a second checksum costs each request 1 ms, and
         # older S3 stores refuse its form.
         request_checksum_calculation="when_required",

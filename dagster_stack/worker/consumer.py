@@ -91,7 +91,11 @@ class Consumer(CeleryConsumer):
             except (*self.connection_errors, *self.channel_errors):
                 raise
             except Exception:
-                logger.warning("Celery's reaction to a message that was put aside failed", exc_info=True)
+                logger.warning(
+                    "Celery's reaction to a message that was put aside failed",
+                    exc_info=True,
+                    extra={"action": "message.reaction_failed"},
+                )
             if not message.acknowledged:
                 message.ack_log_error(logger, self.connection_errors)
 
@@ -107,6 +111,7 @@ class Consumer(CeleryConsumer):
                     "a message that can't be used (%s) could not be put aside, it goes back to its queue: %s",
                     reason,
                     error,
+                    extra={"action": "message.not_buried"},
                 )
                 # Until then it takes one of the places that the worker has: nothing turns in circles.
                 time.sleep(PAUSE_SECS)

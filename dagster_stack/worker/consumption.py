@@ -91,7 +91,11 @@ class Consumption(bootsteps.StartStopStep):
             return
         self._deaf += 1
         if self._deaf == ANSWERS_TO_SUBSCRIBE:
-            logger.warning("messages wait and none comes (%s): subscribing anew", waiting)
+            logger.warning(
+                "messages wait and none comes (%s): subscribing anew",
+                waiting,
+                extra={"action": "queue.resubscribed"},
+            )
             self._renew_at = 0.0
         elif self._deaf == ANSWERS_TO_CONNECT:
             raise ConnectionError(f"messages wait and none comes ({waiting})")

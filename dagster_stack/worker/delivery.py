@@ -30,7 +30,7 @@ def handled(task: Task, message: StepMessage | RunMessage, hand_over: Callable[[
     try:
         yield
     except (ForeignCode, AlreadyHeld) as error:
-        logger.info("%s comes again: %s", message.work, error)
+        logger.info("%s comes again: %s", message.work, error, extra={"action": "message.postponed"})
         with back_to_queue_on_error():
             postpone(task, message, refused=isinstance(error, ForeignCode))
     except (NoSuchRun, NoSuchJob) as error:
@@ -40,12 +40,14 @@ def handled(task: Task, message: StepMessage | RunMessage, hand_over: Callable[[
         if isinstance(error, DBAPIError) and not server_is_away(error):
             raise
         # Nothing can be reported without the database: the work is somebody's who reaches it.
-        logger.error("%s goes back to its queue: %s", message.work, error)
+        logger.error(
+            "%s goes back to its queue: %s", message.work, error, extra={"action": "message.returned"}
+        )
         hand_over()
         raise Reject(str(error), requeue=True) from error
     except Fenced as error:
         # Whoever took it over has the message too.
-        logger.warning("%s", error)
+        logger.warning("%s", error, extra={"action": "claim.lost"})
 
 
 @contextmanager
@@ -54,7 +56,7 @@ def back_to_queue_on_error() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        logger.exception("the message goes back to its queue")
+        logger.exception("the message goes back to its queue", extra={"action": "message.returned"})
         time.sleep(AWAY_PAUSE_SECS)
         raise Reject(str(error), requeue=True) from error
 
@@ -66,5 +68,5 @@ def release(claim: Claim | None) -> None:
         try:
             return storage.claims.release(claim)
         except DBAPIError as error:
-            logger.warning("the database is still away: %s", error)
+            logger.warning("the database is still away: %s", error, extra={"action": "database.away"})
             time.sleep(AWAY_PAUSE_SECS)

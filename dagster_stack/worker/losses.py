@@ -16,6 +16,8 @@ from signal import Signals
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
+from dagster_stack.logs.context import bound, in_context
+from dagster_stack.logs.service import configure
 from dagster_stack.worker.memory import CGROUPS, Memory
 
 if TYPE_CHECKING:
@@ -87,8 +89,8 @@ class Causes:
 
 def tell(lost: LostProcess) -> Thread:
     """Let another process tell; errors are logged and harm nobody."""
-    logger.error("%s", lost)
-    thread = Thread(target=_tell, args=(lost,), name="tell-loss", daemon=True)
+    logger.error("%s", lost, extra={"action": "process.lost"})
+    thread = Thread(target=in_context(_tell), args=(lost,), name="tell-loss", daemon=True)
     thread.start()
     return thread
 
@@ -98,16 +100,24 @@ def _tell(lost: LostProcess) -> None:
     try:
         subprocess.run(command, stdin=subprocess.DEVNULL, timeout=TELL_SECS, check=True)
     except (OSError, subprocess.SubprocessError) as error:
-        logger.error("run %s could not be told that %s: %s", lost.run_id, lost.holder, error)
+        logger.error(
+            "run %s could not be told that %s: %s",
+            lost.run_id,
+            lost.holder,
+            error,
+            extra={"action": "loss.not_told"},
+        )
 
 
 def main(argument: str) -> None:
     """The claim first, without Dagster: who gets the step next waits for it."""
     lost = LostProcess(**json.loads(argument))
+    configure("worker")
     url = database_url(Path(os.environ["DAGSTER_HOME"]))
-    if url:
-        lose_claim(lost, url)
-    report(lost)
+    with bound(run=lost.run_id, step=lost.step_key):
+        if url:
+            lose_claim(lost, url)
+        report(lost)
 
 
 def lose_claim(lost: LostProcess, url: "URL") -> None:
@@ -128,7 +138,7 @@ def report(lost: LostProcess) -> None:
         if run:
             instance.report_engine_event(str(lost), run, step_key=lost.step_key or None)
         else:
-            logger.warning("nobody knows run %s", lost.run_id)
+            logger.warning("nobody knows run %s", lost.run_id, extra={"action": "loss.of_nobody"})
 
 
 def database_url(home: Path) -> "URL | None":

@@ -11,6 +11,7 @@ from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
 from dagster_stack.broker.tasks import RUN_TASK, STEP_TASK, content
+from dagster_stack.logs.context import bound
 from dagster_stack.worker.losses import Causes, LostProcess, tell
 
 
@@ -39,7 +40,8 @@ class Request(CeleryRequest):
         if isinstance(message, dict) and isinstance(message.get("run_id"), str):
             reason = causes().of_error(error)
             work = {name: message[name] for name in ("run_id", "step_key", "attempt") if name in message}
-            tell(LostProcess(worker=self.hostname, pid=self.worker_pid, reason=reason, **work))
+            with bound(run=work["run_id"], step=work.get("step_key", ""), task=self.id):
+                tell(LostProcess(worker=self.hostname, pid=self.worker_pid, reason=reason, **work))
 
 
 @cache

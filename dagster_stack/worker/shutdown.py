@@ -38,7 +38,11 @@ def start_drain(**_: Any) -> None:
 
 def hand_back() -> None:
     """End the process at once; what it has not acknowledged is delivered again."""
-    logger.warning("steps still running after %s s go back to their queue", DRAIN_SECS)
+    logger.warning(
+        "steps still running after %s s go back to their queue",
+        DRAIN_SECS,
+        extra={"action": "step.handed_back"},
+    )
     logging.shutdown()
     os._exit(0)
 

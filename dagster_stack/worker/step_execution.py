@@ -30,6 +30,7 @@ from dagster_stack.broker.messages import StepMessage
 from dagster_stack.broker.postponed import refused_for
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, NoSuchJob, NoSuchRun
+from dagster_stack.logs.context import bound
 from dagster_stack.settings import MAX_DELIVERIES_VARIABLE, Settings
 from dagster_stack.storage.claims import Claim, Sign
 from dagster_stack.storage.database import server_is_away
@@ -56,7 +57,10 @@ def execute_step(task: Task, content: Any) -> None:
         return
     holder = f"{task.request.hostname} (process {os.getpid()})"
     execution = StepExecution(message, holder, lambda: wake_up(task.app, message.run_id))
-    with handled(task, message, execution.hand_over):
+    with (
+        bound(run=message.run_id, step=message.step_key, task=message.task_id),
+        handled(task, message, execution.hand_over),
+    ):
         execution.run()
 
 
@@ -114,7 +118,13 @@ class StepExecution:
             )
         objection = found.objection(message.attempt)
         if objection:
-            logger.warning("step %s of run %s is skipped: %s", message.step_key, message.run_id, objection)
+            logger.warning(
+                "step %s of run %s is skipped: %s",
+                message.step_key,
+                message.run_id,
+                objection,
+                extra={"action": "step.skipped"},
+            )
             self._wake_run()
             return True
         # What the run says wins: `init` gives a run that goes on after a deployment its new code.
@@ -156,7 +166,11 @@ class StepExecution:
             return
         self._is_interrupted = True
         logger.warning(
-            "step %s of run %s is interrupted: %s", self._message.step_key, self._message.run_id, reason
+            "step %s of run %s is interrupted: %s",
+            self._message.step_key,
+            self._message.run_id,
+            reason,
+            extra={"action": "step.interrupting"},
         )
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -196,7 +210,12 @@ class StepExecution:
                         self._wake_run()
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
             # Its failure event is stored; the message has done its work.
-            logger.warning("step %s of run %s was interrupted", message.step_key, message.run_id)
+            logger.warning(
+                "step %s of run %s was interrupted",
+                message.step_key,
+                message.run_id,
+                extra={"action": "step.interrupted"},
+            )
         except Fenced:
             raise
         except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from celery import signals
 
+from dagster_stack.logs.libraries import use_in_dagster
 from dagster_stack.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def warm_up(**_: Any) -> None:
     A failure here is only logged. A step that meets it again fails with it, where people look.
     """
     try:
+        use_in_dagster()
         from dagster_stack.storage.event_log import PooledEventLogStorage
         from dagster_stack.worker.process import warm_instance
 
@@ -75,7 +77,7 @@ def warm_up(**_: Any) -> None:
         else:
             warm_instance().get_runs(limit=1)
     except Exception:
-        logger.warning("this process starts cold", exc_info=True)
+        logger.warning("this process starts cold", exc_info=True, extra={"action": "process.cold"})
     # What is loaded by now stays: the garbage collector need not look at it again.
     gc.freeze()
 

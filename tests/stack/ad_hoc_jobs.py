@@ -25,6 +25,7 @@ def talk() -> None:
 
 @op(retry_policy=PATIENCE)
 def stubborn(context: OpExecutionContext) -> None:
+    print(f"attempt {context.retry_number}")
     if context.retry_number < PATIENCE.max_retries:
         raise RuntimeError(f"attempt {context.retry_number} fails")
 

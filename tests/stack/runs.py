@@ -1,7 +1,7 @@
 """What the tests ask Dagit about runs beyond `Stack`, and what they tell it to do with them."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -219,16 +219,20 @@ def statuses(stack: Stack, run_id: str) -> dict[str, str]:
 
 
 def output(stack: Stack, run_id: str, step: str) -> Output | None:
-    """A step's output as Dagit shows it; None until the step has begun to capture it."""
+    """What a step's first execution printed, as Dagit shows it; None until it has begun to be captured."""
+    return next(outputs(stack, run_id, step), None)
+
+
+def outputs(stack: Stack, run_id: str, step: str) -> Iterator[Output]:
+    """What each execution of a step printed, in their order."""
     for event in stack.events(run_id):
         if step in (event.get("stepKeys") or []):
             answer = stack.graphql(CAPTURED, key=[run_id, "compute_logs", event["fileKey"]])
             logs, places = answer["capturedLogs"], answer["capturedLogsMetadata"]
-            return Output(
+            yield Output(
                 logs["stdout"] or "", logs["stderr"] or "",
                 places["stdoutDownloadUrl"], places["stderrDownloadUrl"],
             )  # fmt: skip
-    return None
 
 
 def run_id_in(text: str) -> str:

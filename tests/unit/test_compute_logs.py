@@ -1,22 +1,31 @@
 """Step logs in S3, and the link to them that Dagit gives to a browser."""
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import boto3
 import pytest
 import requests
 from botocore.exceptions import EndpointConnectionError
 from dagster import DagsterInstance
-from dagster._core.storage.compute_log_manager import ComputeIOType
+from dagster._core.execution.plan.state import KnownExecutionState
+from dagster._core.storage.compute_log_manager import CapturedLogData, ComputeIOType
+from dagster_shared.record import copy
 
-from dagster_stack.storage import compute_logs
+from dagster_stack.storage import output_reading, output_upload
 from dagster_stack.storage.compute_logs import S3ComputeLogs
+from dagster_stack.storage.output_upload import PartialUpload
 from dagster_stack.storage.s3 import s3_client
+from dagster_stack.worker import standing
 from tests.unit import step_jobs
-from tests.unit.runs_by_hand import execute, kinds, message, said, started_run
+from tests.unit.clock import START, Clock
+from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
 from tests.unit.seaweed import BUCKET
 from tests.waiting import wait_until
 
@@ -60,6 +69,19 @@ def test_empty_addresses_mean_the_next_best(
     logs = S3ComputeLogs(bucket="b", endpoint_url=endpoint, public_url=public, local_dir=str(tmp_path))
 
     assert logs._public_url == expected
+
+
+@dataclass
+class Stream:
+    """A captured stream that holds so many bytes."""
+
+    size: int
+
+    def forward(self) -> None: ...
+
+
+def holding(*sizes: int) -> list[Any]:
+    return [Stream(size) for size in sizes]
 
 
 # --- what is uploaded when ------------------------------------------------------------------------------------------
@@ -126,19 +148,111 @@ def test_what_a_failing_step_printed_is_uploaded(s3_url: str, manager: S3Compute
     assert stored(s3_url) == {"step.out": "the last words\n", "step.err": ""}
 
 
-def test_a_second_attempt_leaves_its_own_output(s3_url: str, manager: S3ComputeLogs) -> None:
-    for attempt in (1, 2):
-        with manager.capture_logs(KEY):
-            print(f"attempt {attempt}")
+def test_each_execution_of_a_step_has_an_output_of_its_own(
+    instance: DagsterInstance, s3_url: str, manager: S3ComputeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a step that was executed, in an attempt that failed, twice since its first worker was lost, and once again
+    monkeypatch.setattr(DagsterInstance, "compute_log_manager", property(lambda _: manager))
+    run = started_run(instance, step_jobs.retrying)
+    first = message(instance, run, "stubborn")
+    with monkeypatch.context() as patch:
+        # What the log says of the end of the first execution was never written.
+        patch.setattr(standing.Standing, "objection", lambda *_: None)
+        execute(first)
+        execute(first)
+    execute(message(instance, run, "stubborn", KnownExecutionState({"stubborn": 2})))
 
-    assert stored(s3_url)["step.out"] == "attempt 2\n"
+    # Then the run's log has a key for each
+    captured = [event for event in events(instance, run.run_id) if event.event_type_value == "LOGS_CAPTURED"]
+    keys = [event.logs_captured_data.file_key for event in captured]
+    assert len(set(keys)) == 3
+    assert all(event.logs_captured_data.step_keys == ["stubborn"] for event in captured)
+    # And behind each is what that execution printed
+    names = {key.rpartition("/")[2] for key in stored(s3_url)}
+    assert {f"{key}.err" for key in keys} <= names
+
+
+def test_of_much_output_the_beginning_is_kept(
+    s3_url: str, manager: S3ComputeLogs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when a part of it was uploaded before: it is complete all the same."""
+    monkeypatch.setenv("DAGSTER_TRUNCATE_COMPUTE_LOGS_UPLOAD_BYTES", "10")
+    monkeypatch.setattr(output_upload, "FORWARD_SECS", 0.02)
+    manager._upload_interval = 0.02  # type: ignore[assignment]
+
+    with manager.capture_logs(KEY):
+        print("0123456789abc", flush=True)
+        wait_until(lambda: stored(s3_url), 10, "a part is uploaded", pause=0.02)
+
+    assert stored(s3_url) == {"step.out": "0123456789", "step.err": ""}
+    assert manager.is_capture_complete(KEY)
+    assert "of 14 bytes of stdout the first 10 are kept" in caplog.text
+
+
+def test_large_output_is_uploaded_from_the_file_while_more_is_printed(
+    s3_url: str, manager: S3ComputeLogs
+) -> None:
+    """Not from memory; and what comes meanwhile must not be sent beyond the length that was announced."""
+    path = Path(manager.local_manager.get_captured_local_path(KEY, "out"))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x" * 3_000_000)
+    put = manager._s3_session.put_object
+
+    def print_more(**request: Any) -> None:
+        assert not isinstance(request["Body"], bytes)
+        with path.open("ab") as file:
+            file.write(b"y" * 1000)
+        put(**request)
+
+    manager._s3_session = SimpleNamespace(put_object=print_more)
+    manager.upload_to_cloud_storage(KEY, ComputeIOType.STDOUT, partial=True)
+
+    assert stored(s3_url) == {"step.out.partial": "x" * 3_000_000}
+
+
+def test_uploads_take_a_tenth_of_the_time_however_long_each_takes() -> None:
+    # Given uploads that take 0.5 s each, of a step that prints all the time, for ten minutes
+    clock, times, size = Clock(), [], 0
+
+    def upload(_: ComputeIOType) -> None:
+        clock.sleep(0.5)
+        times.append(clock.now)
+
+    partial = PartialUpload(upload, 2, most=1 << 40, clock=clock.monotonic)
+    while clock.now < START + 600:
+        clock.sleep(1)
+        size += 1
+        partial.look(holding(size, 0))
+
+    # Then they take a tenth of it, and come all the same
+    assert 0.08 <= len(times) * 0.5 / 600 <= 0.1
+
+
+def test_a_running_steps_output_waits_for_its_upload_two_seconds_at_most() -> None:
+    # Given a step that prints now and then, and a store that answers at once
+    clock, printed, uploaded, worst, size = Clock(), START, 0, 0.0, 1
+
+    def upload(_: ComputeIOType) -> None:
+        nonlocal uploaded, worst
+        worst, uploaded = max(worst, clock.now - printed), size
+
+    partial = PartialUpload(upload, 2, most=1 << 40, clock=clock.monotonic)
+    for second in range(200):
+        clock.sleep(1.01)
+        partial.look(holding(size, 0))
+        if uploaded == size:
+            # Right after a look, which is the worst moment
+            printed, size = clock.now, size + 1 + second % 3
+
+    assert uploaded
+    assert worst < 2.1
 
 
 def test_the_output_of_a_running_step_is_in_dagit_until_the_whole_is(
     s3_url: str, manager: S3ComputeLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a look at the output every moment, and an upload at each of them
-    monkeypatch.setattr(compute_logs, "FORWARD_SECS", 0.05)
+    monkeypatch.setattr(output_upload, "FORWARD_SECS", 0.05)
     manager._upload_interval = 0.05  # type: ignore[assignment]
 
     # When a step prints and goes on
@@ -161,7 +275,7 @@ def test_the_output_of_a_running_step_is_in_dagit_until_the_whole_is(
 def test_the_output_of_a_running_step_goes_to_the_workers_own_log(
     manager: S3ComputeLogs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compute_logs, "FORWARD_SECS", 0.05)
+    monkeypatch.setattr(output_upload, "FORWARD_SECS", 0.05)
     own = tmp_path / "worker.log"
 
     with own.open("w") as stdout:
@@ -174,10 +288,68 @@ def test_the_output_of_a_running_step_goes_to_the_workers_own_log(
     assert own.read_text() == "so far\n"
 
 
+def test_much_that_is_printed_is_not_read_from_the_start_at_each_look(
+    s3_url: str, manager: S3ComputeLogs, tmp_path: Path
+) -> None:
+    # Given a page that has seen a part
+    client = s3_client(s3_url)
+    client.put_object(Bucket=BUCKET, Key="logs/storage/run/compute_logs/step.out.partial", Body=b"so far\n")
+    first = manager.get_log_data(KEY)
+    assert (first.stdout, first.cursor) == (b"so far\n", "7:0")
+
+    # When it looks again, with nothing new, and with something
+    assert manager.get_log_data(KEY, first.cursor).stdout == b""
+    client.put_object(Bucket=BUCKET, Key="logs/storage/run/compute_logs/step.out", Body=b"so far\nand more\n")
+    second = manager.get_log_data(KEY, first.cursor, max_bytes=5)
+
+    # Then it gets what is new, and as much as it asked for
+    assert (second.stdout, second.cursor) == (b"and m", "12:0")
+    assert manager.get_log_data(KEY, second.cursor).stdout == b"ore\n"
+    # And Dagit keeps no copy, in what is memory
+    assert [path for path in (tmp_path / "local").rglob("*") if path.is_file()] == []
+
+
+def test_a_page_of_a_running_step_follows_it_to_its_end(
+    manager: S3ComputeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a page that shows a step
+    for module, name in ((output_upload, "FORWARD_SECS"), (output_reading, "POLL_SECS")):
+        monkeypatch.setattr(module, name, 0.02)
+    manager._upload_interval = 0.02  # type: ignore[assignment]
+    # It reads in another process than the one that executes the step.
+    monkeypatch.setattr(manager, "has_local_file", lambda *_: False)
+    seen: list[CapturedLogData] = []
+    subscription = manager.subscribe(KEY)(seen.append)
+
+    # When it prints, fails to be read once, and ends
+    def shown() -> bytes:
+        return b"".join(data.stdout or b"" for data in seen)
+
+    with manager.capture_logs(KEY):
+        print("first", flush=True)
+        wait_until(shown, 10, "the first line is shown", until=b"first\n".__eq__, pause=0.02)
+        with monkeypatch.context() as patch:
+            refused: list[Any] = []
+
+            def refuse(*arguments: Any, **_: Any) -> None:
+                refused.append(arguments)
+                raise EndpointConnectionError(endpoint_url="http://minio:9000")
+
+            patch.setattr(manager, "get_log_data", refuse)
+            wait_until(lambda: refused, 10, "a look failed", pause=0.02)
+        print("last", flush=True)
+
+    # Then the page has all of it, once, and looks no more
+    wait_until(lambda: subscription.is_complete, 10, "it is complete", pause=0.02)
+    assert shown() == b"first\nlast\n"
+    wait_until(lambda: manager._subscription_manager._thread is None, 10, "nobody looks any more", pause=0.02)
+    subscription.dispose()
+
+
 def test_without_an_interval_nothing_is_uploaded_before_the_end(
     s3_url: str, manager: S3ComputeLogs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(compute_logs, "FORWARD_SECS", 0.02)
+    monkeypatch.setattr(output_upload, "FORWARD_SECS", 0.02)
     manager._upload_interval = None
     own = tmp_path / "worker.log"
 
@@ -200,7 +372,7 @@ def test_a_part_that_can_not_be_uploaded_is_only_logged(
     s3_url: str, manager: S3ComputeLogs, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Given a store that refuses parts
-    monkeypatch.setattr(compute_logs, "FORWARD_SECS", 0.02)
+    monkeypatch.setattr(output_upload, "FORWARD_SECS", 0.02)
     manager._upload_interval = 0.02  # type: ignore[assignment]
     upload = manager.upload_to_cloud_storage
 
@@ -254,3 +426,147 @@ def test_output_that_can_not_be_uploaded_leaves_no_file(
         print("hello")
 
     assert [path for path in (tmp_path / "local").rglob("*") if path.is_file()] == []
+
+
+# --- nothing to read -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ended(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], str]:
+    """The id of a run that ended so many seconds ago."""
+
+    def end(seconds_ago: float) -> str:
+        run = started_run(instance, step_jobs.alone)
+        instance.report_run_failed(run)
+        record = instance.get_run_record_by_id(run.run_id)
+        assert record
+        earlier = copy(record, end_time=time.time() - seconds_ago)
+        monkeypatch.setattr(instance, "get_run_record_by_id", lambda _: earlier)
+        return run.run_id
+
+    return end
+
+
+def told(manager: S3ComputeLogs, run_id: str, cursor: str | None = None) -> list[str | None]:
+    data = manager.get_log_data([run_id, "compute_logs", "step"], cursor)
+    return [text.decode() if text is not None else None for text in (data.stdout, data.stderr)]
+
+
+def test_output_that_is_not_there_any_more_says_why(
+    instance: DagsterInstance, manager: S3ComputeLogs, ended: Callable[[float], str]
+) -> None:
+    manager.register_instance(instance)
+
+    texts = told(manager, ended(3600))
+
+    assert all(
+        text and text.startswith("There is no output here. It was printed more than 30 days ago")
+        for text in texts
+    )
+    assert all(text and "or its worker died" in text for text in texts)
+
+
+@pytest.mark.parametrize("status", ["STARTED", "SUCCESS"])
+def test_while_output_may_still_come_nothing_is_said(
+    instance: DagsterInstance, manager: S3ComputeLogs, status: str, ended: Callable[[float], str]
+) -> None:
+    """The run goes on, or has just ended and its last step's output is being uploaded."""
+    manager.register_instance(instance)
+    run_id = started_run(instance, step_jobs.alone).run_id if status == "STARTED" else ended(5)
+
+    assert told(manager, run_id) == [None, None]
+
+
+def test_a_step_that_printed_nothing_has_no_output_and_no_excuse(
+    instance: DagsterInstance, manager: S3ComputeLogs, ended: Callable[[float], str]
+) -> None:
+    manager.register_instance(instance)
+    run_id = ended(3600)
+
+    with manager.capture_logs([run_id, "compute_logs", "step"]):
+        pass
+
+    assert told(manager, run_id) == [None, ""]
+
+
+def test_what_a_lost_worker_had_uploaded_is_shown(
+    instance: DagsterInstance, manager: S3ComputeLogs, s3_url: str, ended: Callable[[float], str]
+) -> None:
+    manager.register_instance(instance)
+    run_id = ended(3600)
+    key = f"logs/storage/{run_id}/compute_logs/step.out.partial"
+    s3_client(s3_url).put_object(Bucket=BUCKET, Key=key, Body=b"its last words\n")
+
+    assert told(manager, run_id) == ["its last words\n", None]
+
+
+@pytest.fixture
+def refused(s3_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3ComputeLogs]:
+    """A manager whose key the store does not know."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very-secret")
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    s3_client.cache_clear()
+    yield S3ComputeLogs(bucket=BUCKET, endpoint_url=s3_url, local_dir=str(tmp_path / "local"))
+    s3_client(s3_url).close()
+    s3_client(s3_url, impatient=True).close()
+    s3_client.cache_clear()
+
+
+def test_output_that_the_store_refuses_says_so_with_the_cure_and_no_secret(
+    instance: DagsterInstance, refused: S3ComputeLogs, ended: Callable[[float], str]
+) -> None:
+    refused.register_instance(instance)
+    run_id = ended(3600)
+
+    texts = told(refused, run_id)
+
+    for text in texts:
+        assert text
+        assert text.startswith("The S3 store refuses to show this output (")
+        assert f"lacks s3:GetObject and s3:ListBucket for the bucket {BUCKET}" in text
+        assert "very-secret" not in text
+    # And there is neither a link nor an error in its place
+    metadata = refused.get_log_metadata([run_id, "compute_logs", "step"])
+    assert (metadata.stdout_download_url, metadata.stderr_location) == (None, None)
+    # And a page that has begun to read gets no sentences in between
+    assert told(refused, run_id, cursor="10:10") == [None, None]
+
+
+def test_a_bucket_that_is_gone_is_named(s3_url: str, tmp_path: Path) -> None:
+    logs = S3ComputeLogs(bucket="another", endpoint_url=s3_url, local_dir=str(tmp_path))
+
+    assert told(logs, "run")[0] == (
+        "The bucket another is not there. `make up` makes it, or S3_BUCKET in .env is wrong.\n"
+    )
+
+
+def test_a_store_that_does_not_answer_is_told_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3_url: str
+) -> None:
+    logs = S3ComputeLogs(bucket=BUCKET, endpoint_url="http://127.0.0.1:9", local_dir=str(tmp_path))
+    started = time.monotonic()
+
+    (text, _) = told(logs, "run")
+
+    assert text
+    assert text.startswith("The S3 store does not answer, try again later. ")
+    assert time.monotonic() - started < 10
+    assert logs.get_log_metadata(KEY).stdout_download_url is None
+
+
+def test_a_log_that_is_no_steps_has_no_sentences(instance: DagsterInstance, manager: S3ComputeLogs) -> None:
+    """That of a sensor's tick is read by a program."""
+    manager.register_instance(instance)
+
+    assert manager.get_log_data(["repository", "sensor", "1"]).stdout is None
+
+
+def test_the_log_of_a_tick_is_uploaded_and_read(s3_url: str, manager: S3ComputeLogs) -> None:
+    key = ["repository", "sensor", "1"]
+    with manager.open_log_stream(key, ComputeIOType.STDERR) as stream:
+        assert stream
+        stream.write("a line\n")
+
+    assert manager.get_log_data_for_type(key, ComputeIOType.STDERR, 0, None) == (b"a line\n", 7)
+    assert manager.is_capture_complete(key)

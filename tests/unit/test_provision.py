@@ -14,8 +14,8 @@ from dagster._core.test_utils import create_run_for_test
 from dagster_stack import tags
 from dagster_stack.errors import ProvisionError
 from dagster_stack.services import provision
-from dagster_stack.services.provision import LOG_EXPIRY_DAYS, MinioRoot
-from dagster_stack.settings import S3Settings, Settings
+from dagster_stack.services.provision import MinioRoot
+from dagster_stack.settings import LOG_EXPIRY_DAYS, S3Settings, Settings
 from tests.unit.runs_by_hand import said
 
 RULE = {

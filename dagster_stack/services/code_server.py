@@ -1,0 +1,38 @@
+"""The process that loads the user's code for Dagit and for the daemon: Dagster's own, with the log of its service."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from dagster_stack.logs.libraries import leave_to_service, replace, use_in_dagster
+from dagster_stack.logs.service import SERVICE_VARIABLE, active, configure
+
+
+def use_in_code_servers() -> None:
+    """Let the code servers that this process starts be this module."""
+    from dagster._grpc import server
+
+    if log := active():
+        os.environ[SERVICE_VARIABLE] = log.service
+    replace(server, "get_python_environment_entry_point", entry_point)
+
+
+def entry_point(executable: str) -> Sequence[str]:
+    """In the place of Dagster's own: how a Python is called with the words of Dagster's command line."""
+    # Another Python, of a code location that names one, may not have this module.
+    return [executable, "-m", __name__ if executable == sys.executable else "dagster"]
+
+
+def main() -> None:
+    """Run Dagster's command line with the arguments of this process."""
+    from dagster._cli import api
+    from dagster._cli import main as command_line
+
+    configure("code-server")
+    use_in_dagster()
+    leave_to_service(api)
+    command_line()
+
+
+if __name__ == "__main__":
+    main()
