@@ -62,9 +62,9 @@ def prepare(env: Path, project: str, settings: Mapping[str, str]) -> None:
     env.write_text("".join(f"{name}={value}\n" for name, value in values.items()))
 
 
-def free_ports() -> list[str]:
+def free_ports(number: int = len(PORTS)) -> list[str]:
     """As many free ports, all different: they are held until the last one is known."""
-    probes = [socket.socket() for _ in PORTS]
+    probes = [socket.socket() for _ in range(number)]
     try:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))

@@ -159,7 +159,7 @@ class OutsideStores:
 def outside(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OutsideStores]:
     network = json.loads(stack.docker("network", "inspect", "bridge").stdout)[0]
     gateway = network["IPAM"]["Config"][0]["Gateway"]
-    postgres, rabbitmq, rabbitmq_api, s3 = free_ports()
+    postgres, rabbitmq, rabbitmq_api, s3 = free_ports(4)
     password = "outside0123456789"
     with ExitStack() as cleanup:
         cleanup.enter_context(
@@ -228,7 +228,7 @@ def seaweedfs(folder: Path, address: str, port: int, password: str) -> Iterator[
         "filer.port.grpc",
         "s3.port.grpc",
     )
-    ports = dict(zip(inner, [*free_ports(), *free_ports()], strict=False))
+    ports = dict(zip(inner, free_ports(len(inner)), strict=True))
     ports |= {"s3.port": str(port), "s3.port.iceberg": "0", "s3.port.lance": "0"}
     command = [str(Path(sys.executable).parent / "weed"), "server", f"-dir={folder}", f"-ip={address}", f"-ip.bind={address}", "-filer", "-s3",
                f"-s3.config={folder / 's3.json'}", "-master.volumeSizeLimitMB=64", "-volume.max=50",
