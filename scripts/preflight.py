@@ -14,7 +14,7 @@ from scripts.console import Failure, done, warn
 
 #: Fewer work, slowly: the tests and figures of this project are from 2.
 CORES = 2
-#: All containers idle at 1.7 GB; steps and runs come on top.
+#: All containers idle at 2.1 GB; steps and runs come on top.
 MEMORY_GB = 4
 #: Images, build caches and an empty stack, measured: see docs/operations.md. Later: room for data.
 DISK_FIRST_GB = 12
