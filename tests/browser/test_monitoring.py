@@ -34,7 +34,8 @@ def test_flower_shows_the_runs_steps_by_name(
     monitoring: Monitoring, run_id: str, browser: Browser, screenshots: Path
 ) -> None:
     settings = monitoring.stack.settings
-    login: HttpCredentials = {"username": "admin", "password": settings["FLOWER_PASSWORD"]}
+    user, password = monitoring.flower_login
+    login: HttpCredentials = {"username": user, "password": password}
     with browser.new_context(http_credentials=login, viewport=VIEWPORT) as context:
         page = context.new_page()
         page.goto(f"http://127.0.0.1:{settings['FLOWER_PORT']}/tasks")

@@ -14,6 +14,8 @@ from tests.waiting import wait_until
 ANSWER_SECS = 20
 #: The services of the profile.
 SERVICES = ("metrics", "flower", "prometheus", "postgres-exporter")
+#: Who looks at Flower.
+FLOWER_USER = "admin"
 
 
 class Figures:
@@ -64,14 +66,12 @@ class Monitoring:
         found = self.query(expression)
         return float(found[0]["value"][1]) if found else None
 
+    @property
+    def flower_login(self) -> tuple[str, str]:
+        return FLOWER_USER, self.stack.settings["FLOWER_PASSWORD"]
+
     def flower(self, path: str, **parameters: Any) -> Any:
-        settings = self.stack.settings
-        answer = self.get(
-            "FLOWER_PORT",
-            path,
-            params=parameters,
-            auth=(settings["FLOWER_USER"], settings["FLOWER_PASSWORD"]),
-        )
+        answer = self.get("FLOWER_PORT", path, params=parameters, auth=self.flower_login)
         answer.raise_for_status()
         return answer.json()
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.stack import faults, runs
-from tests.stack.monitoring import SERVICES, Figures, Monitoring
+from tests.stack.monitoring import FLOWER_USER, SERVICES, Figures, Monitoring
 from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
@@ -211,7 +211,7 @@ def test_flower_forgets_a_worker_that_is_gone(monitoring: Monitoring, watched: W
 def test_no_figure_names_a_run_or_a_secret(monitoring: Monitoring, watched: Watched) -> None:
     settings = monitoring.stack.settings
     secrets = [value for name, value in settings.items() if name.endswith(("PASSWORD", "SECRET_KEY"))]
-    login = ("admin", settings["FLOWER_PASSWORD"])
+    login = monitoring.flower_login
     pages = {
         "metrics": monitoring.get("METRICS_PORT", "/metrics"),
         "page": monitoring.get("METRICS_PORT", "/"),
@@ -231,7 +231,7 @@ def test_no_figure_names_a_run_or_a_secret(monitoring: Monitoring, watched: Watc
 
 def test_flower_asks_for_its_login_and_changes_nothing(monitoring: Monitoring) -> None:
     assert monitoring.get("FLOWER_PORT", "/tasks").status_code == 401
-    assert monitoring.get("FLOWER_PORT", "/tasks", auth=("admin", "wrong")).status_code == 401
+    assert monitoring.get("FLOWER_PORT", "/tasks", auth=(FLOWER_USER, "wrong")).status_code == 401
 
 
 def test_the_profile_takes_little_memory(stack: Stack, monitoring: Monitoring, watched: Watched) -> None:
