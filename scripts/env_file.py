@@ -24,6 +24,8 @@ SECRETS = (
     "S3_SECRET_KEY",
     "GRAFANA_PASSWORD",
 )
+#: Profiles of the stack's own stores. Naming an outside store switches its own off, not leaving its profile out.
+STORES = ("postgres", "rabbitmq", "minio")
 #: A line that sets a variable, as Compose reads it: what stands before the value, its name, the value, the rest.
 ASSIGNMENT = re.compile(
     r"""(\s*(?:export\s+)?([A-Za-z_]\w*)[ \t]*=)([ \t]*(?:"[^"]*"|'[^']*')|.*?)((?:[ \t]+\#.*)?\s*)""",
@@ -62,6 +64,24 @@ def settings() -> dict[str, str]:
 def profiles() -> set[str]:
     """The parts of the stack that are started."""
     return {name for part in settings().get("COMPOSE_PROFILES", "").split(",") if (name := part.strip())}
+
+
+def complete_profiles() -> None:
+    """Add the stores' profiles where only others are named: without its stores no other service starts."""
+    missing = [store for store in STORES if store not in profiles()]
+    if not missing:
+        return
+    set_profiles(profiles() | set(STORES))
+    done(f"COMPOSE_PROFILES was without {', '.join(missing)}: added, as all else needs them")
+
+
+def set_profiles(names: set[str]) -> None:
+    """Where they come from: in the environment, for this process and those that it starts, else in the file."""
+    text = ",".join([*(store for store in STORES if store in names), *sorted(names - set(STORES))])
+    if "COMPOSE_PROFILES" in os.environ:
+        os.environ["COMPOSE_PROFILES"] = text
+    else:
+        set_value("COMPOSE_PROFILES", text)
 
 
 def number(name: str, default: int, most: int = 1_000_000) -> int:

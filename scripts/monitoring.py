@@ -13,29 +13,23 @@ SERVICES = ("metrics", "flower", "prometheus", "postgres-exporter")
 
 def monitoring() -> None:
     """Switch the profile on, or off with OFF=1; figures that were kept stay."""
-    if os.environ.get("OFF"):
+    if os.environ.get("COMPOSE_PROFILES") is not None:
+        raise Failure(
+            "COMPOSE_PROFILES is set in the environment and wins over .env: unset it, or change it there."
+        )
+    if os.environ.get("OFF", "0") not in ("", "0", "no"):
         switch_off()
         return
     env_file.complete()
-    set_profiles(env_file.profiles() | {MONITORING})
+    env_file.set_profiles(env_file.profiles() | {MONITORING})
     up()
 
 
 def switch_off() -> None:
     compose.require_env_file()
     run_logged("Removing monitoring: the figures of the past stay", [*compose.compose(), *REMOVE, *SERVICES])
-    set_profiles(env_file.profiles() - {MONITORING})
+    env_file.set_profiles(env_file.profiles() - {MONITORING})
     done("monitoring is off; `make monitoring` switches it on again")
-
-
-def set_profiles(profiles: set[str]) -> None:
-    """In .env. Raises Failure when the environment says otherwise, which would win."""
-    text = ",".join(sorted(profiles))
-    if os.environ.get("COMPOSE_PROFILES", text) != text:
-        raise Failure(
-            "COMPOSE_PROFILES is set in the environment and wins over .env: unset it, or change it there."
-        )
-    env_file.set_value("COMPOSE_PROFILES", text)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from scripts.console import Failure, Progress, done, main, run_logged, say
 #: Seconds until every service must be healthy; 20 is usual with warm images.
 HEALTHY_TIMEOUT_SECS = 240
 #: Services that an outside store can replace.
-STORES = {"postgres", "rabbitmq", "minio"}
+STORES = set(env_file.STORES)
 REMOVE = ("--progress", "plain", "--profile", "*", "rm", "--stop", "--force")
 UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
 #: Lines of an unhealthy service's log that are printed.
@@ -34,6 +34,7 @@ def prepare() -> None:
     engine.ensure()
     preflight.report([*preflight.versions(), *preflight.disk()])
     env_file.complete()
+    env_file.complete_profiles()
     require_connections(env_file.number("WORKERS", 2))
     preflight.report([*preflight.runs_at_once(), *preflight.ports()])
     base_image.ensure()

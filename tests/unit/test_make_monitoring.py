@@ -1,5 +1,6 @@
 """`make monitoring`: the profile in .env, and nothing else of it changed."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,14 +39,39 @@ def test_off_takes_the_containers_and_the_profile_away(
     assert started == ["--stop --force metrics flower prometheus postgres-exporter"]
 
 
+@pytest.mark.parametrize("off", ["", "0", "no"])
+def test_off_may_be_said_in_the_negative(
+    started: list[str], env: Path, monkeypatch: pytest.MonkeyPatch, off: str
+) -> None:
+    monkeypatch.setenv("OFF", off)
+    env_file.write(env, "COMPOSE_PROFILES=postgres,rabbitmq,minio\n")
+    monitoring.monitoring()
+    assert started == ["up"]
+
+
+@pytest.mark.parametrize("off", ["", "1"])
 def test_an_environment_that_would_win_is_named(
-    started: list[str], env: Path, monkeypatch: pytest.MonkeyPatch
+    started: list[str], env: Path, monkeypatch: pytest.MonkeyPatch, off: str
 ) -> None:
     env_file.write(env, "COMPOSE_PROFILES=postgres\n")
+    monkeypatch.setenv("OFF", off)
     monkeypatch.setenv("COMPOSE_PROFILES", "postgres")
     with pytest.raises(Failure, match="COMPOSE_PROFILES is set in the environment"):
         monitoring.monitoring()
     assert started == []
+
+
+def test_who_names_monitoring_alone_keeps_the_stores(env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # In .env
+    monkeypatch.delenv("COMPOSE_PROFILES", raising=False)
+    env_file.write(env, "COMPOSE_PROFILES=monitoring\n")
+    env_file.complete_profiles()
+    assert env_file.read(env)["COMPOSE_PROFILES"] == "postgres,rabbitmq,minio,monitoring"
+    # In the environment, which is not written anywhere
+    monkeypatch.setenv("COMPOSE_PROFILES", "grafana,minio")
+    env_file.complete_profiles()
+    assert os.environ["COMPOSE_PROFILES"] == "postgres,rabbitmq,minio,grafana"
+    assert env_file.read(env)["COMPOSE_PROFILES"] == "postgres,rabbitmq,minio,monitoring"
 
 
 @pytest.mark.parametrize(
