@@ -8,7 +8,10 @@ from scripts import apt, engine, venv
 from scripts.console import ROOT, Failure, done, main, say, warn
 
 SHELL_SCRIPTS = [
-    *(f"docker/{name}/start" for name in ("postgres", "rabbitmq", "minio", "prometheus")),
+    *(
+        f"docker/{name}/start"
+        for name in ("postgres", "rabbitmq", "minio", "prometheus", "postgres-exporter")
+    ),
     ".ci/run",
 ]
 DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster", "prometheus", "postgres-exporter"]

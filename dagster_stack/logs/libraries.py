@@ -11,10 +11,10 @@ from dagster_stack.logs.service import ServiceHandler, active, configure
 logger = logging.getLogger(__name__)
 
 
-def replace(module: ModuleType, name: str, by: Callable[..., Any]) -> None:
-    """Let what a module calls by a name be ours; raises AttributeError when it knows no such name any more."""
-    getattr(module, name)
-    setattr(module, name, by)
+def replace(owner: object, name: str, by: Callable[..., Any]) -> None:
+    """Let what a module or class calls by a name be ours; raises AttributeError when it knows no such name any more."""
+    getattr(owner, name)
+    setattr(owner, name, by)
 
 
 def leave_to_service(module: ModuleType) -> None:

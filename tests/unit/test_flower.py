@@ -1,0 +1,27 @@
+"""Flower as a service: what it counts does not grow with the steps."""
+
+from types import SimpleNamespace
+
+import pytest
+from flower import options  # noqa: F401 (defines what PrometheusMetrics reads)
+from flower.events import PrometheusMetrics, get_prometheus_metrics
+from prometheus_client import REGISTRY
+
+from dagster_stack.services.flower import bound_figures
+
+
+def test_flower_counts_workers_and_no_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given Flower as the service has it
+    monkeypatch.setattr(PrometheusMetrics, "observe_task", PrometheusMetrics.observe_task)
+    bound_figures()
+    metrics = get_prometheus_metrics()
+
+    # When a step's task and a worker show themselves
+    event = {"type": "task-received", "name": "job: step"}
+    metrics.observe_task("dagster@1", event, SimpleNamespace(eta=None, received=1, name="job: step"))
+    metrics.observe_worker("dagster@1", {"type": "worker-heartbeat", "active": 3})
+
+    # Then there are figures of the worker, and none of the task
+    labels = {"worker": "dagster@1"}
+    assert REGISTRY.get_sample_value("flower_worker_number_of_currently_executing_tasks", labels) == 3
+    assert not [s for family in REGISTRY.collect() for s in family.samples if "task" in s.labels]
