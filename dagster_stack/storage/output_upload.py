@@ -16,8 +16,9 @@ logger = logging.getLogger(__name__)
 #: Seconds between looks at what a running step printed.
 FORWARD_SECS = 1.0
 STREAMS = (ComputeIOType.STDOUT, ComputeIOType.STDERR)
-#: The rest after an upload, in durations of that upload: they take a tenth of the time, however much is printed.
-REST = 9
+#: The rest after an upload, in durations of that upload, and seconds that it lasts at most: what a step prints shall be
+#: seen within 5 s, however much it has printed before.
+REST, MOST_REST_SECS = 9, 2.5
 
 
 class PartialUpload:
@@ -75,7 +76,8 @@ class PartialUpload:
         if news:
             took = self._clock() - started
             # A look that comes a moment too early must not have to wait for the next one.
-            self._next_at = started + max(self._interval - FORWARD_SECS / 2, took * (REST + 1))
+            pause = max(self._interval - FORWARD_SECS / 2 - took, min(took * REST, MOST_REST_SECS))
+            self._next_at = started + took + pause
 
     def _try_upload(self, stream: ComputeIOType) -> bool:
         try:
