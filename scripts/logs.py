@@ -19,6 +19,8 @@ from scripts.console import ROOT, Failure, main, say
 TAIL = "100"
 #: The first characters of a run's id that tell which one is meant, at least.
 SHORTEST = 8
+#: All of them.
+LONGEST = 36
 #: Stands in a text line where there was a new line (dagster_stack/logs/lines.py).
 NEW_LINE = " ⏎ "
 #: A line of `docker compose logs --timestamps`: container, time, what it printed. Compose 2.26 begins it with a
@@ -62,7 +64,9 @@ class RunLog:
     def read(self, printed: Iterable[str]) -> list[Line]:
         """What was printed so far about the run, in the order of time; raises Failure when it is not to be found."""
         kept = [line for line in map(self._new, printed) if line and self.wanted in line.text]
-        found = {run for line in kept if (run := line.run) and run.startswith(self.wanted)}
+        # Of a whole id it need not be said that it is a run's own.
+        whole = {self.wanted} if kept and len(self.wanted) == LONGEST else set()
+        found = whole or {run for line in kept if (run := line.run) and run.startswith(self.wanted)}
         if not found:
             raise Failure(
                 f"No log names the run {self.wanted}. Dagit lists all runs; the logs of containers that were removed or"
@@ -96,7 +100,7 @@ def logs() -> int:
         follow = ["--follow"] if os.environ.get("FOLLOW") != "no" else []
         compose.become("logs", *follow, *(options or ["--tail", TAIL]), *services)
     wanted = os.environ["RUN"].strip().lower()
-    if not re.fullmatch(rf"[0-9a-f-]{{{SHORTEST},36}}", wanted):
+    if not re.fullmatch(rf"[0-9a-f-]{{{SHORTEST},{LONGEST}}}", wanted):
         raise Failure(
             f"Which run? make logs RUN=<its id, or its first {SHORTEST} characters or more>; found {wanted}"
         )

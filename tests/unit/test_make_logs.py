@@ -57,6 +57,12 @@ def test_a_run_that_nobody_names_is_not_found() -> None:
         RunLog("12345678").read([*TEXT, JSON])
 
 
+def test_a_whole_id_is_found_where_only_messages_name_it() -> None:
+    line = f"daemon-1 | 2026-11-23T08:16:15Z t INFO daemon action=x about run {RUN}\n"
+    (found,) = RunLog(RUN).read([line])
+    assert found.container == "daemon-1"
+
+
 def test_an_id_that_only_looks_alike_is_not_one_of_a_run() -> None:
     """A task's, or one that another run's message holds."""
     with pytest.raises(Failure, match="No log names"):
