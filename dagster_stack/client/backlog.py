@@ -21,6 +21,8 @@ TIMEOUT_SECS = 2.0
 NOT_OF_WORK = re.compile(r"dead-letters|.+\.postponed")
 #: Where runs wait for a runner.
 RUNS = "runs"
+#: What a node of the broker calls its alarms, by what is short; while one is on it takes no messages.
+ALARMS = {"memory": "mem_alarm", "disk": "disk_free_alarm"}
 COLUMNS = "name,durable,auto_delete,exclusive,messages_ready,messages_unacknowledged,consumers"
 
 
@@ -38,7 +40,8 @@ class BrokerApi:
     """RabbitMQ's management API, as a user that may read its vhost."""
 
     def __init__(self, url: str, user: str, password: str, vhost: str = "/") -> None:
-        self._address = f"{url.rstrip('/')}/api/queues/{quote(vhost, safe='')}"
+        self._api = f"{url.rstrip('/')}/api"
+        self._queues = f"queues/{quote(vhost, safe='')}"
         self._session = requests.Session()
         # As for Dagit: a proxy in the environment is not for a service beside this process.
         self._session.trust_env = False
@@ -63,9 +66,17 @@ class BrokerApi:
 
     def read_all(self) -> tuple[QueueDepth, ...]:
         """The same and that of the runs."""
-        response = self._session.get(self._address, params={"columns": COLUMNS}, timeout=TIMEOUT_SECS)
+        return work_queues(self._get(self._queues, COLUMNS))
+
+    def read_alarms(self) -> dict[str, bool]:
+        """What is short on any node, by ALARMS. Raises requests.RequestException."""
+        nodes = self._get("nodes", ",".join(ALARMS.values()))
+        return {kind: any(node.get(name) for node in nodes) for kind, name in ALARMS.items()}
+
+    def _get(self, path: str, columns: str) -> Any:
+        response = self._session.get(f"{self._api}/{path}", params={"columns": columns}, timeout=TIMEOUT_SECS)
         response.raise_for_status()
-        return work_queues(response.json())
+        return response.json()
 
 
 def work_queues(answer: Iterable[Mapping[str, Any]]) -> tuple[QueueDepth, ...]:

@@ -9,7 +9,8 @@ from dagster_stack.monitoring.markup import element
 
 #: Units of the drawing: about the pixels of a phone's width, so that its text is readable there.
 WIDTH, HEIGHT = 360, 160
-LEFT, RIGHT, TOP, BOTTOM = 52, 16, 10, 22
+#: On the left there is room for `1 min 20 s`.
+LEFT, RIGHT, TOP, BOTTOM = 66, 16, 10, 22
 #: Lines of one chart; the style sheet has a colour and a dash for each.
 LINES = 8
 #: Steps without a value after which a line is broken.

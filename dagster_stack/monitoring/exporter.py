@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -114,7 +115,10 @@ class Handler(BaseHTTPRequestHandler):
 def is_own_name(host: str) -> bool:
     """Whether a request's Host is an address, or a name without a dot as in the stack's network. A page of the
     internet that resolves its own name to this host (DNS rebinding) always has one."""
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -140,3 +144,7 @@ class Exporter(ThreadingHTTPServer):
     ) -> None:
         self.figures, self.prometheus = figures, prometheus
         super().__init__(address, Handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """What goes wrong with one request, such as a client that does not wait for its answer, is one event."""
+        logger.info("a request ended early: %s", sys.exception(), extra={"action": "http.ended_early"})

@@ -10,13 +10,17 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy.engine import Engine
 
 from dagster_stack.client.backlog import RUNS, BrokerApi
-from dagster_stack.monitoring import present, queues
+from dagster_stack.monitoring import queues, state
 from dagster_stack.monitoring.bucket import Bucket, Listing
 from dagster_stack.monitoring.database import database
 from dagster_stack.monitoring.history import History
 from dagster_stack.monitoring.workers import RollCall, Workers
 from dagster_stack.settings import BROKER_VARIABLE, Settings
 from dagster_stack.storage.s3 import s3_client
+
+#: Seconds that one who asks waits for those before: about as long as one of them may wait for a store. Else requests
+#: would pile up while a store hangs.
+TURN_SECS = 8
 
 Source = Callable[[], Iterable[Metric]]
 
@@ -36,13 +40,17 @@ class Figures:
         self._lock = threading.Lock()
 
     def collect(self) -> list[Metric]:
-        """As of now. Raises what a store raises; the next call begins on fresh connections."""
-        with self._lock:
-            try:
-                return [*self._now(), *self._registry.collect()]
-            except Exception:
-                self._engine.dispose()
-                raise
+        """As of now. Raises what a store raises; the next call begins on fresh connections. Raises TimeoutError when
+        others, who asked before, still wait for a store."""
+        if not self._lock.acquire(timeout=TURN_SECS):
+            raise TimeoutError(f"others wait for a store since more than {TURN_SECS} s")
+        try:
+            return [*self._now(), *self._registry.collect()]
+        except Exception:
+            self._engine.dispose()
+            raise
+        finally:
+            self._lock.release()
 
     def _now(self) -> Iterator[Metric]:
         if self._broker:
@@ -50,10 +58,11 @@ class Figures:
             # Their counters begin at 0 before anything happens on them.
             self._history.know(depth.name for depth in depths if depth.name != RUNS)
             yield from queues.figures(depths)
+            yield from queues.alarms(self._broker.read_alarms())
         began = time.perf_counter()
         with self._engine.connect() as connection:
             self._history.look(connection, time.time())
-            yield from present.figures(connection)
+            yield from state.figures(connection)
         yield GaugeMetricFamily(
             "dagster_metrics_database_seconds",
             "What the database took to answer for this scrape.",

@@ -1,6 +1,6 @@
 """What the broker says of its queues, by RabbitMQ's management API and a user that may only look."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
@@ -21,3 +21,13 @@ def figures(depths: Sequence[QueueDepth]) -> Iterator[Metric]:
         consumers.add_metric([depth.name], depth.consumers)
     yield messages
     yield consumers
+
+
+def alarms(found: Mapping[str, bool]) -> Iterator[Metric]:
+    """Of the broker as a whole."""
+    family = GaugeMetricFamily(
+        "dagster_broker_alarm", "1 while the broker takes no messages, by what is short.", labels=["kind"]
+    )
+    for kind, is_on in found.items():
+        family.add_metric([kind], is_on)
+    yield family

@@ -9,11 +9,12 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from dagster_stack.errors import PrometheusUnreachable
+from dagster_stack.monitoring.history import NO_QUEUE
 from dagster_stack.monitoring.prometheus import Alert, Prometheus
 from dagster_stack.monitoring.samples import Samples
 from dagster_stack.monitoring.words import counted, number, seconds
 
-#: Seconds without a sign of life after which a daemon counts as silent: as long as Prometheus's alert waits.
+#: Seconds without a sign of life after which a daemon counts as silent; Prometheus's alert waits a minute more.
 DAEMON_SILENCE_SECS = 180
 #: The part of Postgres's connections beyond which it is said.
 FULL = 0.9
@@ -100,7 +101,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Stores:
-    """What Postgres and the bucket hold."""
+    """What Postgres and the bucket hold; of the broker's alarms, by what is short, 1 is one that is on."""
 
     database_connections: float | None
     database_connections_limit: float | None
@@ -108,6 +109,7 @@ class Stores:
     event_log_bytes: float | None
     bucket_bytes: float | None
     bucket_objects: float | None
+    broker_alarms: dict[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ class Snapshot:
                 event_log_bytes=found.value("dagster_event_log_bytes"),
                 bucket_bytes=found.total("dagster_bucket_bytes"),
                 bucket_objects=found.total("dagster_bucket_objects"),
+                broker_alarms=found.by("dagster_broker_alarm", "kind"),
             ),
             alerts=alerts,
             away=away,
@@ -166,6 +169,11 @@ class Snapshot:
     def problems(self) -> tuple[str, ...]:
         """What the figures themselves show as wrong, with what to do."""
         found = [problem for queue in self.queues if (problem := queue.problem)]
+        for kind, is_on in (self.stores.broker_alarms or {}).items():
+            if is_on:
+                found.append(
+                    f"RabbitMQ is short of {kind} and takes no messages: docs/runbooks/broker-alarm.md."
+                )
         if self.daemons == {}:
             found.append("No daemon has given a sign of life yet: `make ps` shows the service `daemon`.")
         for name, age in (self.daemons or {}).items():
@@ -218,11 +226,14 @@ class Snapshot:
 
 
 def queue_names(found: Samples) -> list[str]:
-    """Queues that any of the figures knows."""
+    """Queues that any of the figures knows; steps of other executors are listed while there are some."""
     names = (
         "dagster_queue_messages", "dagster_queue_consumers", "dagster_steps", "dagster_workers", "dagster_queue_utilisation",
     )  # fmt: skip
-    return sorted(set().union(*(found.labels(name, "queue") for name in names)))
+    known = set().union(*(found.labels(name, "queue") for name in names))
+    if not found.total("dagster_steps", queue=NO_QUEUE):
+        known.discard(NO_QUEUE)
+    return sorted(known)
 
 
 def read_queue(found: Samples, name: str) -> Queue:

@@ -7,10 +7,11 @@ import logging
 import threading
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from celery import Celery
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from dagster_stack.client.broker import connected
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 #: Seconds between two roll calls, and seconds that workers get to answer one.
 INTERVAL_SECS = 4
 ANSWER_SECS = 1
+#: Seconds that one gets besides, which answered the last one: it may be slow on a machine that is busy.
+SECOND_ANSWER_SECS = 3
 #: Seconds without a roll call after which its figures are none. Above a few failed ones.
 STALE_SECS = 30
 #: Seconds that the very first figures wait for a roll call: who looks once wants to see workers.
@@ -114,8 +117,10 @@ class RollCall(threading.Thread):
         failed = False
         while True:
             try:
-                self._workers.update(ask(self._broker))
-                failed = False
+                for present in roll_calls(self._broker):
+                    self._workers.update(present)
+                    failed = False
+                    time.sleep(INTERVAL_SECS)
             except Exception as error:
                 if not failed:
                     logger.warning(
@@ -125,11 +130,32 @@ class RollCall(threading.Thread):
                         extra={"action": "workers.unasked"},
                     )
                 failed = True
-            time.sleep(INTERVAL_SECS)
+                time.sleep(INTERVAL_SECS)
 
 
-def ask(broker: str) -> list[Present]:
-    """The workers that answer in time. Raises BrokerUnreachable."""
+def roll_calls(broker: str) -> Iterator[list[Present]]:
+    """What one roll call after the other says, on one connection as long as somebody answers: on a dead one nobody
+    does. Raises BrokerUnreachable."""
     with connected(broker) as (app, connection):
-        answers = app.control.broadcast(ROLL_CALL, reply=True, timeout=ANSWER_SECS, connection=connection)
-    return [Present.of(answer) for each in answers or () for answer in each.values()]
+        known = ask(app, connection)
+        yield list(known.values())
+        while known := ask(app, connection, known):
+            yield list(known.values())
+
+
+def ask(app: Celery, connection: Any, known: Iterable[str] = ()) -> dict[str, Present]:
+    """The workers that answer in time, by name; those that are `known` get a second chance."""
+    options = {"reply": True, "connection": connection}
+    answers = app.control.broadcast(ROLL_CALL, timeout=ANSWER_SECS, **options) or []
+    if missing := set(known) - {name for each in answers for name in each}:
+        answers += (
+            app.control.broadcast(
+                ROLL_CALL,
+                destination=sorted(missing),
+                limit=len(missing),
+                timeout=SECOND_ANSWER_SECS,
+                **options,
+            )
+            or []
+        )
+    return {name: Present.of(answer) for each in answers for name, answer in each.items()}

@@ -44,6 +44,7 @@ CHECK_DATA = (AssetCheckEvaluation, AssetCheckEvaluationPlanned)
 #: Events after which somebody waits: the executor for a step's end, a person for its start.
 AWAITED_EVENTS = {
     DagsterEventType.STEP_START,
+    DagsterEventType.STEP_RESTARTED,
     DagsterEventType.STEP_SUCCESS,
     DagsterEventType.STEP_FAILURE,
     DagsterEventType.STEP_UP_FOR_RETRY,

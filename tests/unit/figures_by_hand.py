@@ -31,6 +31,7 @@ WELL: dict[str, Rows] = {
     "dagster_queue_utilisation": [({"queue": "dagster"}, 1), ({"queue": "heavy"}, 0)],
     "dagster_workers": [({"queue": "dagster", "code": CODE}, 8), ({"queue": "heavy", "code": CODE}, 1)],
     "dagster_worker_processes": [({"queue": "dagster", "state": "busy"}, 8)],
+    "dagster_broker_alarm": [({"kind": "memory"}, 0), ({"kind": "disk"}, 0)],
     "dagster_code": [({"code": CODE}, 1)],
     "dagster_daemon_heartbeat_age_seconds": [({"daemon": "SCHEDULER"}, 2.2), ({"daemon": "SENSOR"}, 4)],
     "dagster_database_connections": [({"state": "active"}, 3), ({"state": "idle"}, 41)],

@@ -46,6 +46,13 @@ def test_without_a_management_address_there_is_no_backlog() -> None:
     assert BrokerApi.from_environment({"DAGSTER_STACK_BROKER_API_URL": ""}) is None
 
 
+def test_an_alarm_of_any_node_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [{"mem_alarm": False, "disk_free_alarm": False}, {"mem_alarm": False, "disk_free_alarm": True}]
+    api = BrokerApi("http://broker", "monitor", "secret")
+    monkeypatch.setattr(api, "_get", lambda path, _: nodes if path == "nodes" else [])
+    assert api.read_alarms() == {"memory": False, "disk": True}
+
+
 def stock_task(**packed: Any) -> dict[str, Any]:
     """A task as `inspect active` shows it: dagster-celery's `execute_plan` with keyword arguments."""
     arguments = {

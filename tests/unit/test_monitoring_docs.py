@@ -21,7 +21,12 @@ def test_every_figure_is_explained_and_no_other_one(database_url: str) -> None:
     workers.update([Present("abc", ("dagster",), 1, 0)])
     bucket.update({"storage": (1, 1)})
     depths = [QueueDepth("dagster", 1, 1, 1)]
-    sources = [workers.figures, bucket.figures, lambda: queues.figures(depths)]
+    sources = [
+        workers.figures,
+        bucket.figures,
+        lambda: queues.figures(depths),
+        lambda: queues.alarms({"disk": False}),
+    ]
     there = {
         f"{metric.name}{TYPES.get(metric.type, '')}"
         for metric in Figures(pooled_engine(database_url, 1), None, sources).collect()

@@ -1,19 +1,23 @@
 """The service `metrics`: what Prometheus gets, also while a store is away."""
 
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 
 import pytest
 import requests
 from dagster import DagsterRunStatus
+from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from dagster_stack.errors import UsageError
 from dagster_stack.monitoring.exporter import Exporter
 from dagster_stack.monitoring.figures import Figures, figures_of_stack
-from dagster_stack.monitoring.present import QUESTIONS
+from dagster_stack.monitoring.state import QUESTIONS
 from dagster_stack.storage.database import pooled_engine, url_from_environment
 from tests.unit.holders import Database
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -71,6 +75,48 @@ def test_no_run_is_named(exporter: Exporter, database: Database) -> None:
 def test_another_page_is_not_there(exporter: Exporter) -> None:
     answer = ask(exporter, "/favicon.ico")
     assert (answer.status_code, answer.text) == (404, "There are /, /status.json and /metrics.\n")
+
+
+@pytest.mark.parametrize("host", ["evil.example", "[", "a.b:80", ""])
+def test_a_page_of_the_internet_gets_no_figures(exporter: Exporter, host: str) -> None:
+    url = f"http://127.0.0.1:{exporter.server_address[1]}/status.json"
+    assert requests.get(url, headers={"Host": host}, timeout=10).status_code == 421
+
+
+def test_a_client_that_leaves_early_is_one_line_in_the_log(
+    exporter: Exporter, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    caplog.set_level("INFO")
+    with socket.create_connection(("127.0.0.1", exporter.server_address[1]), timeout=10) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nX: ")
+    wait_until(lambda: [record.message for record in caplog.records], 10, "the event in the log")
+    assert [record for record in caplog.records if "a request ended early" in record.message]
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_who_asks_while_others_wait_for_a_store_does_not_wait_for_ever(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dagster_stack.monitoring.figures.TURN_SECS", 0.05)
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def slow() -> list[Metric]:
+        waits.set()
+        goes_on.wait(10)
+        return []
+
+    engine = pooled_engine(database.url, 1)
+    figures = Figures(engine, sources=[slow])
+    first = threading.Thread(target=figures.collect)
+    first.start()
+    assert waits.wait(10)
+    with pytest.raises(TimeoutError, match="others wait for a store"):
+        figures.collect()
+    goes_on.set()
+    first.join()
+    assert figures.collect()
+    engine.dispose()
 
 
 def test_a_scrape_that_a_store_refuses_fails_without_saying_why_and_the_next_one_is_well(

@@ -6,7 +6,7 @@ import pytest
 from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, EventLogEntry
 from prometheus_client import CollectorRegistry
 
-from dagster_stack.monitoring.history import History
+from dagster_stack.monitoring.history import FORGET_SECS, History
 from tests.unit.holders import Database, entry
 
 KINDS = DagsterEventType
@@ -98,6 +98,27 @@ def test_steps_wait_then_run(log: Log) -> None:
     assert log.value("dagster_step_oldest_wait_seconds", queue="q") == 20
 
 
+def test_an_attempt_after_the_first_runs_once_it_restarted(log: Log) -> None:
+    # Given a step whose first attempt asked for another one
+    run = log.database.run()
+    log.step(run, at=100, end=KINDS.STEP_UP_FOR_RETRY)
+    log.send(run, at=110)
+    log.look(now=112)
+    assert log.value("dagster_steps", queue="q", state="waiting") == 1
+    # When that one begins: Dagster has another kind of event for it
+    log.store(run, KINDS.STEP_RESTARTED, 113)
+    log.look(now=120)
+    # Then it runs
+    assert log.value("dagster_steps", queue="q", state="running") == 1
+    assert log.value("dagster_steps", queue="q", state="waiting") == 0
+    assert log.value("dagster_step_oldest_wait_seconds", queue="q") == 0
+    # And its wait and duration count as those of any other
+    log.store(run, KINDS.STEP_SUCCESS, 119)
+    log.look()
+    assert log.value("dagster_step_wait_seconds_sum", queue="q") == 2 + 3
+    assert log.value("dagster_step_duration_seconds_sum", queue="q") == 3 + 6
+
+
 def test_an_execution_after_the_first_is_a_redelivery(log: Log) -> None:
     run = log.database.run()
     log.send(run, at=100)
@@ -111,18 +132,22 @@ def test_an_execution_after_the_first_is_a_redelivery(log: Log) -> None:
     ("text", "name"),
     [
         (
-            'Step "a" failed. It was delivered 3 times, and each time …',
+            'Step "a" failed. It was delivered 3 times, and each time its worker was lost: …',
             "dagster_steps_failed_by_delivery_limit_total",
         ),
-        ('Step "a" failed. No worker with the code of its run has …', "dagster_steps_failed_by_code_total"),
+        (
+            'Step "a" failed. No worker with the code of its run has taken it for 60 s. …',
+            "dagster_steps_failed_by_code_total",
+        ),
     ],
 )
 def test_steps_that_the_stack_fails_are_told_by_the_reason(log: Log, text: str, name: str) -> None:
     log.step(log.database.run(), at=100, end=KINDS.STEP_FAILURE, text=text)
-    log.step(log.database.run(), at=100, end=KINDS.STEP_FAILURE, text="its own fault")
+    for own in ("its own fault", "It was delivered 3 times", "No worker with the code of its run"):
+        log.step(log.database.run(), at=100, end=KINDS.STEP_FAILURE, text=own)
     log.look()
     assert log.value(name, queue="q") == 1
-    assert log.value("dagster_steps_ended_total", queue="q", outcome="failure") == 2
+    assert log.value("dagster_steps_ended_total", queue="q", outcome="failure") == 4
 
 
 def run_event(kind: DagsterEventType, at: float) -> Callable[[DagsterRun], EventLogEntry]:
@@ -177,6 +202,70 @@ def test_a_run_that_ended_has_no_open_steps(log: Log) -> None:
     log.look()
     assert log.value("dagster_steps", queue="q", state="waiting") == 0
     assert log.value("dagster_runs_ended_total", job="a_job", status="canceled") == 1
+
+
+def test_a_step_that_ends_after_its_run_is_of_its_queue_and_a_run_ends_once(log: Log) -> None:
+    # Given a run that is ended by force while a step of it is being executed
+    run = log.database.run(DagsterRunStatus.STARTED)
+    log.send(run, at=100)
+    log.store(run, KINDS.STEP_START, 101)
+    for at in (110, 111):
+        log.storage.store_event(run_event(KINDS.RUN_CANCELED, at)(run))
+    log.look()
+    # When the step ends
+    log.store(run, KINDS.STEP_FAILURE, 112)
+    log.look()
+    # Then it counts where it ran, and the run's second end does not
+    assert log.value("dagster_steps_ended_total", queue="q", outcome="failure") == 1
+    assert log.value("dagster_step_duration_seconds_sum", queue="q") == 11
+    assert log.value("dagster_runs_ended_total", job="a_job", status="canceled") == 1
+    assert log.value("dagster_steps_ended_total", queue="none", outcome="failure") is None
+
+
+def test_a_deleted_run_is_forgotten(log: Log) -> None:
+    run = log.database.run(DagsterRunStatus.STARTED)
+    log.send(run, at=100)
+    log.look(now=1000)
+    assert log.value("dagster_steps", queue="q", state="waiting") == 1
+    log.database.execute(f"DELETE FROM runs WHERE run_id = '{run.run_id}'")
+    log.look(now=1001)
+    log.look(now=1001 + FORGET_SECS)
+    assert log.value("dagster_steps", queue="q", state="waiting") == 0
+
+
+def test_a_jobs_counters_begin_at_0_with_this_process(log: Log) -> None:
+    log.database.run(DagsterRunStatus.SUCCESS)
+    log.restart()
+    log.look()
+    for status in ("success", "failure", "canceled"):
+        assert log.value("dagster_runs_ended_total", job="a_job", status=status) == 0
+    assert log.value("dagster_run_duration_seconds_count", job="a_job") == 0
+
+
+def test_a_log_that_was_replaced_by_an_older_one_is_read_on(log: Log) -> None:
+    # Given looks that have read far
+    run = log.database.run()
+    for at in range(100, 105):
+        log.step(run, at)
+    log.look(now=1000)
+    log.look(now=2000)
+    log.look(now=3000)
+    # When a backup is restored: rows have lower numbers
+    log.database.execute("TRUNCATE event_logs RESTART IDENTITY CASCADE")
+    log.look(now=4000)
+    log.step(run, at=200)
+    log.look(now=4001)
+    # Then what happens from now on counts
+    assert log.value("dagster_steps_ended_total", queue="q", outcome="success") == 6
+
+
+def test_more_than_a_page_is_read_at_once(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dagster_stack.monitoring.event_feed.PAGE", 3)
+    run = log.database.run()
+    for at in range(100, 105):
+        log.step(run, at)
+    log.look()
+    assert log.value("dagster_steps_ended_total", queue="q", outcome="success") == 5
 
 
 def test_an_event_that_becomes_visible_late_is_counted(log: Log) -> None:

@@ -1,13 +1,13 @@
 """Workers as figures: what the last roll call said, and for how long that counts."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
 from celery import Celery
 from prometheus_client.core import Metric
 
-from dagster_stack.monitoring.workers import STALE_SECS, Present, Workers, ask
+from dagster_stack.monitoring.workers import STALE_SECS, Present, Workers, ask, roll_calls
 from tests.unit.clock import Clock
 
 ONE = Present("abc", ("dagster",), processes=4, busy=3)
@@ -73,13 +73,41 @@ def test_a_worker_of_another_app_is_present_with_unknown_code(
     assert Present.of(answer) == present
 
 
+class Control:
+    """Celery's broadcast: one mapping of name to answer a worker, None when nobody answers. `asked`: of whom."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: Sequence[str] | None) -> None:
+        self._answers = iter(answers)
+        self.asked: list[Sequence[str] | None] = []
+        monkeypatch.setattr("celery.app.control.Control.broadcast", self.broadcast)
+
+    def broadcast(self, _: str, destination: Sequence[str] | None = None, **__: Any) -> Any:
+        self.asked.append(destination)
+        names = next(self._answers)
+        told = {"code": "abc", "queues": ["dagster"], "processes": 4, "busy": 3}
+        return None if names is None else [{name: told} for name in names]
+
+
 def test_all_that_answer_are_present(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Celery's broadcast gives one mapping of name to answer a worker, and None when nobody answers."""
-    told = [{"a@1": {"code": "abc", "queues": ["dagster"], "processes": 4, "busy": 3}}]
-    monkeypatch.setattr("celery.app.control.Control.broadcast", lambda *_, **__: told)
-    assert ask("memory://") == [ONE]
-    monkeypatch.setattr("celery.app.control.Control.broadcast", lambda *_, **__: None)
-    assert ask("memory://") == []
+    Control(monkeypatch, ["a@1"], None)
+    assert ask(Celery(), None) == {"a@1": ONE}
+    assert ask(Celery(), None) == {}
+
+
+def test_a_known_worker_that_is_slow_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    control = Control(monkeypatch, ["a@1"], ["b@2"], ["c@3"], ["a@1"])
+    assert ask(Celery(), None, known=["a@1", "b@2"]) == {"a@1": ONE, "b@2": ONE}
+    # One that is gone is asked once more too, and then no longer known
+    assert ask(Celery(), None, known=["a@1"]) == {"a@1": ONE, "c@3": ONE}
+    assert control.asked == [None, ["b@2"], None, ["a@1"]]
+
+
+def test_a_connection_is_kept_as_long_as_somebody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    Control(monkeypatch, ["a@1"], ["a@1"], [], [], ["a@1"])
+    calls = roll_calls("memory://")
+    # Nobody answers any more, asked twice: whether that is so, a new connection must say
+    assert list(calls) == [[ONE], [ONE]]
+    assert next(roll_calls("memory://")) == [ONE]
 
 
 def test_a_worker_knows_the_question(monkeypatch: pytest.MonkeyPatch) -> None:

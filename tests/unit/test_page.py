@@ -304,7 +304,7 @@ def test_a_line_runs_from_the_first_moment_to_the_last_between_0_and_the_top() -
     figure = drawn(line("a", [(0.0, 0.0), (3600.0, 40.0)]))
 
     # Left at the bottom, right at the top; the two points are far from each other, so each is a dot
-    assert paths(figure) == ["M52.0 138.0h0M344.0 10.0h0"]
+    assert paths(figure) == ["M66.0 138.0h0M344.0 10.0h0"]
     assert [text.text for text in figure.iter("text")] == [
         "0",
         "20",
@@ -342,7 +342,7 @@ def test_a_scale_ends_at_a_round_number_not_far_above_its_figures(value: float) 
 
 def test_nothing_happening_is_a_line_at_the_bottom() -> None:
     assert ceiling(0) == 1
-    assert paths(drawn(line("a", [(0.0, 0.0), (30.0, 0.0)])))[0] == "M52.0 138.0h0L54.4 138.0"
+    assert paths(drawn(line("a", [(0.0, 0.0), (30.0, 0.0)])))[0] == "M66.0 138.0h0L68.3 138.0"
 
 
 @pytest.mark.parametrize(

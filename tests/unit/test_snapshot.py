@@ -60,6 +60,10 @@ def test_a_stack_at_work_is_well_and_says_what_it_does() -> None:
             {"dagster_database_connections": [({"state": "idle"}, 190)]},
             "Postgres has 190 of 197 connections in use: raise POSTGRES_MAX_CONNECTIONS.",
         ),
+        (
+            {"dagster_broker_alarm": [({"kind": "memory"}, 0), ({"kind": "disk"}, 1)]},
+            "RabbitMQ is short of disk and takes no messages: docs/runbooks/broker-alarm.md.",
+        ),
     ],
 )  # fmt: skip
 def test_what_the_figures_show_as_wrong_is_said_with_the_cure(changed: dict[str, Rows], problem: str) -> None:
@@ -115,6 +119,12 @@ def test_the_json_has_stable_keys() -> None:
     ]  # fmt: skip
     assert document["alerts"] == {"state": "off", "firing": (), "complaint": ""}
     assert set(document) == set(Snapshot.of((), 1.0, Alerts(), away="Postgres").as_json())
+
+
+def test_steps_of_other_executors_are_a_row_while_there_are_some() -> None:
+    none = {"queue": "none", "state": "running"}
+    assert "none" in {queue.name for queue in snapshot(dagster_steps=[(none, 1)]).queues}
+    assert "none" not in {queue.name for queue in snapshot(dagster_steps=[(none, 0)]).queues}
 
 
 # Alerts.

@@ -1,4 +1,4 @@
-"""What Postgres says of the present: runs, backfills, daemons, slots, its own size. Read anew for each scrape."""
+"""What Postgres says of this moment: runs, backfills, daemons, slots, its own size. Read anew for each scrape."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,8 +7,10 @@ import sqlalchemy
 from prometheus_client.core import GaugeMetricFamily
 from sqlalchemy.engine import Connection
 
-#: States in which a run can be for long; those that it ends in are counted as it ends (history.py).
-STATES = ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")
+#: Statuses of runs that have not ended; those that they end in are counted as they end (history.py).
+OPEN_STATUSES = ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")
+#: The same of backfills.
+OPEN_BACKFILLS = ("REQUESTED", "CANCELING", "FAILING")
 #: Seconds back that failed ticks of schedules and sensors are counted.
 TICKS_SECS = 3600
 
@@ -25,7 +27,8 @@ class Question:
     def answer(self, connection: Connection) -> GaugeMetricFamily:
         family = GaugeMetricFamily(self.name, self.help, labels=self.labels)
         rows = connection.execute(
-            sqlalchemy.text(self.statement), {"states": list(STATES), "ticks": TICKS_SECS}
+            sqlalchemy.text(self.statement),
+            {"states": list(OPEN_STATUSES), "backfills": list(OPEN_BACKFILLS), "ticks": TICKS_SECS},
         )
         for *labels, value in rows:
             family.add_metric([str(label) for label in labels], float(value or 0))
@@ -59,21 +62,28 @@ QUESTIONS = (
     Question(
         "dagster_ticks_failed", "Failed ticks of the last hour.", ("instigator", "type"),
         """
-        SELECT job_body::json -> 'origin' ->> 'job_name', lower(job_type), (
+        SELECT job_body::json -> 'origin' ->> 'job_name', lower(job_type), sum((
             SELECT count(*) FROM job_ticks WHERE job_ticks.selector_id = jobs.selector_id AND job_ticks.status = 'FAILURE'
                 AND job_ticks.timestamp > now() AT TIME ZONE 'utc' - make_interval(secs => :ticks)
-        ) FROM jobs
+        )) FROM jobs GROUP BY 1, 2
         """,
     ),
     Question(
         "dagster_backfill_runs", "Runs of backfills under way.", ("job", "status"),
         "SELECT coalesce(actions.job_name, 'assets'), lower(runs.status), count(*) FROM bulk_actions AS actions"
-        " JOIN runs ON runs.backfill_id = actions.key WHERE actions.status IN ('REQUESTED', 'CANCELING') GROUP BY 1, 2",
+        " JOIN runs ON runs.backfill_id = actions.key WHERE actions.status = ANY(:backfills) GROUP BY 1, 2",
     ),
     Question(
         "dagster_backfills", "Backfills under way.", ("job",),
         "SELECT coalesce(job_name, 'assets'), count(*) FROM bulk_actions"
-        " WHERE status IN ('REQUESTED', 'CANCELING') GROUP BY 1",
+        " WHERE status = ANY(:backfills) GROUP BY 1",
+    ),
+    Question(
+        # What their runs are to become; a backfill of assets names none.
+        "dagster_backfill_partitions", "Partitions of backfills under way.", ("job",),
+        "SELECT job_name, sum(json_array_length(body::json -> 'partition_names')) FROM bulk_actions"
+        " WHERE status = ANY(:backfills) AND json_typeof(body::json -> 'partition_names') = 'array'"
+        " AND job_name IS NOT NULL GROUP BY 1",
     ),
     Question(
         "dagster_concurrency_slots", "Slots of a pool, by whether they are taken.", ("pool", "state"),
@@ -85,8 +95,9 @@ QUESTIONS = (
         "SELECT concurrency_key, count(*) FROM pending_steps WHERE assigned_timestamp IS NULL GROUP BY 1",
     ),
     Question(
+        # The first is as of the last ANALYZE, the second since the server's last crash.
         "dagster_event_log_rows", "Rows of the event log, as Postgres estimates them.", (),
-        "SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = 'event_logs'::regclass",
+        "SELECT greatest(reltuples, pg_stat_get_live_tuples(oid), 0) FROM pg_class WHERE oid = 'event_logs'::regclass",
     ),
     Question(
         "dagster_event_log_bytes", "Bytes of the event log with its indexes.", (),
