@@ -1,6 +1,7 @@
 """One copy of the stack for all tests that need one: made by `make up`, removed by `make clean`."""
 
 import os
+import signal
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,12 @@ KEEP = "KEEP_STACK"
 PROJECT = os.environ.get("TEST_PROJECT") or "dagster-celery-stack-test"
 PORTS = ("DAGIT_PORT", "RABBITMQ_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT", "METRICS_PORT", "FLOWER_PORT",
          "PROMETHEUS_PORT")  # fmt: skip
+
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would all that is started here: tests that
+# send it would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,22 +1,62 @@
 """Monitoring in the browser while a run goes on: what each page shows of it, and the pictures for docs/."""
 
 import html
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, HttpCredentials, Page, expect
 
 from tests.browser.conftest import VIEWPORT
+from tests.stack import work
 from tests.stack.monitoring import Monitoring
 from tests.stack.stack import Stack
+from tests.waiting import wait_until
 
-JOB = "parallel_pipeline"
+#: Steps of the run that have ended before the first look: it is under way, and far from its end.
+ENDED = 50
 
 
 @pytest.fixture(scope="module")
-def run_id(stack: Stack, monitoring: Monitoring) -> str:
-    """A run that has ended a moment ago."""
-    return stack.succeed(JOB)
+def run_id(stack: Stack, monitoring: Monitoring) -> Iterator[str]:
+    """A run of many steps that is under way as the pages are looked at."""
+    before = monitoring.figures().sum("dagster_steps_ended_total", outcome="success")
+    run_id = work.begin_many_steps(stack)
+    wait_until(
+        lambda: monitoring.figures().sum("dagster_steps_ended_total", outcome="success") - before, 120, "steps that ended",
+        until=lambda ended: ended > ENDED,
+    )  # fmt: skip
+    yield run_id
+    stack.wait_for_run(run_id)
+
+
+def test_status_tells_in_the_terminal_what_prometheus_knows(
+    stack: Stack, monitoring: Monitoring, run_id: str, page: Page, screenshots: Path
+) -> None:
+    def look() -> tuple[str, list[str]]:
+        return stack.make("status").stdout, monitoring.firing()
+
+    # When somebody asks
+    text, firing = wait_until(look, 60, "the same alerts in both", until=lambda seen: agree(*seen))
+    page.set_content(
+        "<body style='background: #1d2430; color: #e8ecf0; margin: 24px'><pre style='font: 14px monospace'>"
+        f"{html.escape(text)}</pre>"
+    )
+    page.locator("pre").screenshot(path=screenshots / "status.png")
+
+    # Then the first line answers, and each alert, the queues and the run that is under way are there
+    assert text.startswith("All is well: ") != bool(firing), text
+    assert all(f"! {name}" in text for name in firing)
+    assert re.search(r"^dagster +[\d,]+ .* [12] +[\d,]+ ", text, re.MULTILINE), text
+    assert re.search(r"^heavy +0 ", text, re.MULTILINE), text
+    assert re.search(r"^RUNS +1 started", text, re.MULTILINE), text
+
+
+def agree(text: str, firing: list[str]) -> bool:
+    """Whether `make status` and Prometheus speak of the same moment."""
+    return sum(line.startswith("! ") for line in text.splitlines()) == len(firing)
 
 
 def test_the_page_shows_the_figures_of_now_and_charts(
@@ -24,6 +64,14 @@ def test_the_page_shows_the_figures_of_now_and_charts(
 ) -> None:
     page.goto(f"http://127.0.0.1:{monitoring.stack.settings['METRICS_PORT']}/")
     expect(page.locator("svg").first).to_be_visible()
+    # The run is there
+    expect(page.get_by_text(f"1 {work.MANY_STEPS}")).to_be_visible()
+    # No text of a chart is cut
+    cut = page.evaluate("""[...document.querySelectorAll('figure svg[role=img] text')].filter(each => {
+        const box = each.getBoundingClientRect(), room = each.ownerSVGElement.getBoundingClientRect();
+        return box.left < room.left - 1 || box.right > room.right + 1;
+    }).map(each => each.textContent)""")
+    assert cut == []
     # No script, font or picture from elsewhere, and none that is refused
     loaded = page.evaluate("performance.getEntriesByType('resource').map(each => each.name)")
     assert [address for address in loaded if "127.0.0.1" not in address] == []
@@ -39,31 +87,19 @@ def test_flower_shows_the_runs_steps_by_name(
     with browser.new_context(http_credentials=login, viewport=VIEWPORT) as context:
         page = context.new_page()
         page.goto(f"http://127.0.0.1:{settings['FLOWER_PORT']}/tasks")
-        expect(page.get_by_text(f"{JOB}: ").first).to_be_visible()
+        expect(page.get_by_text(f"{work.MANY_STEPS}: ").first).to_be_visible()
         expect(page.get_by_text(run_id).first).to_be_visible()
         page.screenshot(path=screenshots / "flower.png")
 
 
-def test_prometheus_has_targets_and_rules(
+def test_prometheus_has_rules_and_draws_the_run(
     monitoring: Monitoring, run_id: str, page: Page, screenshots: Path
 ) -> None:
     address = f"http://127.0.0.1:{monitoring.stack.settings['PROMETHEUS_PORT']}"
     page.goto(f"{address}/classic/alerts")
     expect(page.get_by_text("Inactive").first).to_be_visible()
     page.screenshot(path=screenshots / "prometheus-alerts.png")
-
-
-def test_status_tells_in_the_terminal_that_all_is_well(
-    stack: Stack, monitoring: Monitoring, run_id: str, page: Page, screenshots: Path
-) -> None:
-    # When somebody asks
-    text = stack.make("status").stdout
-    page.set_content(
-        "<body style='background: #1d2430; color: #e8ecf0; margin: 24px'><pre style='font: 14px monospace'>"
-        f"{html.escape(text)}</pre>"
-    )
-    page.locator("pre").screenshot(path=screenshots / "status.png")
-    # Then the first line says so, and workers and queues are there
-    assert text.startswith("All is well")
-    assert "dagster" in text
-    assert "heavy" in text
+    query = 'sum by (queue, state) (dagster_steps{queue="dagster"})'
+    page.goto(f"{address}/classic/graph?g0.expr={quote(query)}&g0.range_input=5m&g0.tab=0")
+    expect(page.get_by_text('state="waiting"').first).to_be_visible()
+    page.screenshot(path=screenshots / "prometheus-graph.png")

@@ -66,6 +66,11 @@ class Monitoring:
         found = self.query(expression)
         return float(found[0]["value"][1]) if found else None
 
+    def firing(self) -> list[str]:
+        """The names of the alerts that Prometheus says are firing."""
+        alerts = self.get("PROMETHEUS_PORT", "/api/v1/alerts").json()["data"]["alerts"]
+        return sorted(each["labels"]["alertname"] for each in alerts if each["state"] == "firing")
+
     @property
     def flower_login(self) -> tuple[str, str]:
         return FLOWER_USER, self.stack.settings["FLOWER_PASSWORD"]

@@ -13,6 +13,7 @@ from dagster_stack.storage.output_reading import POLL_SECS
 from tests.faults.faults import policy_withdrawn
 from tests.stack import runs, work
 from tests.stack.ad_hoc import AdHoc
+from tests.stack.monitoring import Monitoring
 from tests.stack.runs import Output
 from tests.stack.stack import Stack
 from tests.waiting import wait_until
@@ -206,8 +207,8 @@ def test_a_service_writes_one_line_an_event(stack: Stack, since: str, service: s
     assert_events(said, service)
 
 
-@pytest.mark.parametrize("service", ["dagit", "init"])
-def test_so_do_those_that_have_no_part_in_a_run(stack: Stack, service: str) -> None:
+@pytest.mark.parametrize("service", ["dagit", "init", "metrics", "flower"])
+def test_so_do_those_that_have_no_part_in_a_run(stack: Stack, monitoring: Monitoring, service: str) -> None:
     assert_events(stack.compose("logs", "--no-color", "--no-log-prefix", service).stdout, service)
 
 

@@ -1,22 +1,22 @@
 """Monitoring beside the event log and the broker: the right figures under load, and no harm when it is away."""
 
-import json
 import re
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+import requests
 
-from tests.stack import faults, runs
+from tests.stack import faults, runs, work
 from tests.stack.monitoring import FLOWER_USER, SERVICES, Figures, Monitoring
 from tests.stack.stack import Stack
+from tests.stack.work import MANY as STEPS
+from tests.stack.work import MANY_STEPS as JOB
 from tests.waiting import wait_until
 
-WORKERS = 8
+WORKERS, FEWER = 8, 5
 SCALE_SECS = 300
-#: The run that is looked at: steps that do nothing, together some half a minute on two cores.
-JOB, STEPS = "parallel_1000_stack", 1000
 QUEUE = "dagster"
 SUCCESSES = {"name": "dagster_steps_ended_total", "queue": QUEUE, "outcome": "success"}
 #: How far the broker's own figures may move while one asks: they are counted every 2 s, and each worker holds one.
@@ -30,6 +30,9 @@ class Seen:
     """One look at the metrics, between two looks at the event log and two at the broker."""
 
     figures: Figures
+    #: What the page gives to scripts.
+    status: Mapping[str, Any]
+    sent: tuple[int, int]
     ended: tuple[int, int]
     ready: tuple[int, int]
     in_flight: tuple[int, int]
@@ -47,43 +50,33 @@ class Watched:
     after: Figures
 
 
-def begin(stack: Stack) -> str:
-    """A job that is in the image, as the container of a killed worker has it when it restarts; returns its run's id."""
-    mark = str(uuid.uuid4())
-    tags = json.dumps({"test/monitoring": mark})
-    stack.compose(
-        "exec",
-        "-d",
-        "daemon",
-        "dagster",
-        "job",
-        "execute",
-        "-m",
-        "dagster_stack.bench.jobs",
-        "-a",
-        JOB,
-        "--tags",
-        tags,
-    )
-    found = wait_until(lambda: runs.with_tag(stack, "test/monitoring", mark), 60, f"a run of {JOB}")
-    return str(found[0]["runId"])
-
-
 def look(monitoring: Monitoring, run_id: str) -> Seen:
     stack = monitoring.stack
 
-    def log() -> int:
-        statement = f"SELECT count(*) FROM event_logs WHERE run_id = '{run_id}' AND dagster_event_type = 'STEP_SUCCESS'"
-        return int(stack.sql(statement)[0][0])
+    def log() -> tuple[int, int]:
+        counts = ", ".join(
+            f"count(*) FILTER (WHERE dagster_event_type = '{kind}')"
+            for kind in ("STEP_WORKER_STARTING", "STEP_SUCCESS")
+        )
+        sent, ended = stack.sql(f"SELECT {counts} FROM event_logs WHERE run_id = '{run_id}'")[0]
+        return int(sent), int(ended)
 
     def broker() -> tuple[int, int]:
         queue = stack.broker(f"queues/{stack.vhost}/{QUEUE}")
         return queue["messages_ready"], queue["messages_unacknowledged"]
 
-    first, (ready, in_flight) = log(), broker()
+    (sent, ended), (ready, in_flight) = log(), broker()
     figures = monitoring.figures()
-    (ready_after, in_flight_after), last = broker(), log()
-    return Seen(figures, (first, last), (ready, ready_after), (in_flight, in_flight_after))
+    status = monitoring.get("METRICS_PORT", "/status.json").json()
+    (ready_after, in_flight_after), (sent_after, ended_after) = broker(), log()
+    return Seen(
+        figures,
+        status,
+        (sent, sent_after),
+        (ended, ended_after),
+        (ready, ready_after),
+        (in_flight, in_flight_after),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +87,7 @@ def watched(stack: Stack, monitoring: Monitoring) -> Iterator[Watched]:
         wait_until(lambda: workers(monitoring.figures()), 30, "eight workers in the figures",
                    until=lambda number: number == WORKERS)  # fmt: skip
         before = monitoring.figures()
-        run_id = begin(stack)
+        run_id = work.begin_many_steps(stack)
         wait_until(
             lambda: monitoring.figures().sum("dagster_steps", queue=QUEUE), 120, "steps in the figures",
             until=lambda steps: steps > STEPS / 2,
@@ -127,6 +120,27 @@ def test_finished_steps_are_counted_as_the_event_log_has_them(watched: Watched) 
         # Then a count lies between what the log said before and after the question
         counted = seen.figures.sum(**SUCCESSES) - begin
         assert seen.ended[0] <= counted <= seen.ended[1]
+
+
+def test_steps_under_way_are_those_that_were_sent_and_have_not_ended(watched: Watched) -> None:
+    for seen in (*watched.busy, *watched.killed):
+        under_way = seen.figures.sum("dagster_steps", queue=QUEUE)
+        assert seen.sent[0] - seen.ended[1] <= under_way <= seen.sent[1] - seen.ended[0]
+        # As many as there are workers run, or a few less between two steps; one that was killed may hold one more
+        running = seen.figures.sum("dagster_steps", queue=QUEUE, state="running")
+        assert running <= WORKERS + 1
+    assert max(seen.figures.sum("dagster_steps", queue=QUEUE, state="running") for seen in watched.busy) > 0
+
+
+def test_the_page_says_of_runs_and_queues_what_the_log_says(watched: Watched) -> None:
+    for seen in (*watched.busy, *watched.killed):
+        if seen.ended[1] == STEPS:
+            continue
+        assert seen.status["runs"]["by_job"][JOB] == 1
+        assert seen.status["runs"]["by_status"]["started"] >= 1
+        (queue,) = [queue for queue in seen.status["queues"] if queue["name"] == QUEUE]
+        under_way = queue["waiting"] + queue["running"]
+        assert seen.sent[0] - seen.ended[1] <= under_way <= seen.sent[1] - seen.ended[0]
 
 
 def test_queues_are_as_the_broker_has_them(watched: Watched) -> None:
@@ -197,12 +211,15 @@ def test_flower_shows_job_step_and_run(monitoring: Monitoring, watched: Watched)
 
 
 def test_flower_forgets_a_worker_that_is_gone(monitoring: Monitoring, watched: Watched) -> None:
-    alive = {entry["Name"] for entry in monitoring.stack.containers("worker") if entry["State"] == "running"}
-    wait_until(
-        lambda: [name for name in monitoring.flower("/api/workers") if name.startswith("dagster@")],
-        120, "only the workers that are left",
-        until=lambda names: len(names) == len(alive),
-    )  # fmt: skip
+    def shown() -> list[str]:
+        return [name for name in monitoring.flower("/api/workers") if name.startswith("dagster@")]
+
+    # Given all that there are
+    wait_until(shown, 60, "all workers in Flower", until=lambda names: len(names) >= WORKERS)
+    # When some are taken away
+    monitoring.stack.compose("scale", f"worker={FEWER}")
+    # Then the others are left
+    wait_until(shown, 120, "only the workers that are left", until=lambda names: len(names) == FEWER)
 
 
 # --- what it must not do -------------------------------------------------------------------------------
@@ -219,6 +236,9 @@ def test_no_figure_names_a_run_or_a_secret(monitoring: Monitoring, watched: Watc
         "flower's metrics": monitoring.get("FLOWER_PORT", "/metrics"),
         "flower": monitoring.get("FLOWER_PORT", "/workers", auth=login),
         "flower's broker": monitoring.get("FLOWER_PORT", "/broker", auth=login),
+        "flower's workers": monitoring.get(
+            "FLOWER_PORT", "/api/workers", params={"refresh": "1"}, auth=login
+        ),
         "prometheus": monitoring.get("PROMETHEUS_PORT", "/api/v1/status/config"),
         "prometheus' flags": monitoring.get("PROMETHEUS_PORT", "/api/v1/status/flags"),
         "prometheus' targets": monitoring.get("PROMETHEUS_PORT", "/api/v1/targets"),
@@ -226,12 +246,20 @@ def test_no_figure_names_a_run_or_a_secret(monitoring: Monitoring, watched: Watc
     for name, page in pages.items():
         assert page.status_code == 200, name
         assert not [secret for secret in secrets if secret in page.text], name
-    assert watched.run_id not in pages["metrics"].text
+    for name in ("metrics", "flower's metrics"):
+        assert watched.run_id not in pages[name].text
+    # Nor does what needs no login grow with the steps
+    assert f"{JOB}: " not in pages["flower's metrics"].text
 
 
 def test_flower_asks_for_its_login_and_changes_nothing(monitoring: Monitoring) -> None:
     assert monitoring.get("FLOWER_PORT", "/tasks").status_code == 401
     assert monitoring.get("FLOWER_PORT", "/tasks", auth=(FLOWER_USER, "wrong")).status_code == 401
+    worker = next(iter(monitoring.flower("/api/workers")))
+    port, login = monitoring.stack.settings["FLOWER_PORT"], monitoring.flower_login
+    for action in ("shutdown", "pool/restart"):
+        address = f"http://127.0.0.1:{port}/api/worker/{action}/{worker}"
+        assert requests.post(address, auth=login, timeout=20).status_code == 403
 
 
 def test_the_profile_takes_little_memory(stack: Stack, monitoring: Monitoring, watched: Watched) -> None:

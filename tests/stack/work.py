@@ -1,9 +1,16 @@
 """A piece of real work: the proof that a stack works, in as few seconds as it can be had."""
 
+import json
+import uuid
+
 from pipelines.queues import HEAVY, LIGHT
+from tests.stack import runs
 from tests.stack.stack import Stack
+from tests.waiting import wait_until
 
 JOB = "queues"
+#: A job of so many steps.
+MANY_STEPS, MANY = "parallel_1000_stack", 1000
 #: Steps on both queues that sleep no second.
 NO_NAPS = {"ops": {op.name: {"config": {"seconds": 0}} for op in LIGHT + HEAVY}}
 
@@ -16,3 +23,15 @@ def succeed(stack: Stack) -> str:
 def launch(stack: Stack) -> str:
     """Launch the same without waiting for its end."""
     return stack.launch(JOB, NO_NAPS)
+
+
+def begin_many_steps(stack: Stack) -> str:
+    """A run of MANY steps that do nothing, half a minute on two cores; returns its id once it is there.
+
+    Its job is in the image, as the container of a killed worker has it when it restarts.
+    """
+    mark = str(uuid.uuid4())
+    command = ["dagster", "job", "execute", "-m", "dagster_stack.bench.jobs", "-a", MANY_STEPS]
+    stack.compose("exec", "-d", "daemon", *command, "--tags", json.dumps({"test/mark": mark}))
+    found = wait_until(lambda: runs.with_tag(stack, "test/mark", mark), 60, f"a run of {MANY_STEPS}")
+    return str(found[0]["runId"])
