@@ -141,6 +141,9 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             return CheckRunHealthResult(
                 WorkerStatus.RUNNING, "executed by hand: whether it lives, nobody here knows"
             )
+        return self._health(run, storage)
+
+    def _health(self, run: DagsterRun, storage: PooledEventLogStorage) -> CheckRunHealthResult:
         if Work(run.run_id) in storage.claims.alive([run.run_id]):
             self._idle_since.pop(run.run_id, None)
             return CheckRunHealthResult(WorkerStatus.RUNNING)
