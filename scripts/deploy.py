@@ -21,6 +21,9 @@ HOW = ("wait", "hand-over")
 WAIT_MINUTES = 30
 #: Seconds between two looks at the runs that are waited for.
 LOOK_SECS = 2
+#: Seconds that runs get to start. One whose message was lost, which nobody looks after while the daemon stands, never
+#: does; and none of them has executed anything: they start with the new code.
+START_SECS = 60
 #: Runs that are named while they are waited for.
 NAMED_RUNS = 3
 UNTOUCHED = "Nothing was deployed: the stack goes on as it was."
@@ -37,7 +40,7 @@ UNDER_WAY = """
 { runsOrError(filter: {statuses: [STARTING, STARTED, CANCELING]}) {
   __typename
   ... on Error { message }
-  ... on Runs { results { runId jobName } }
+  ... on Runs { results { runId jobName status } }
 } }
 """
 
@@ -140,19 +143,26 @@ def queue_stopped() -> Iterator[None]:
 
 
 def wait_for_runs(minutes: int) -> None:
-    """Until all runs under way have ended; after so many minutes those that go on are handed over."""
-    deadline = time.monotonic() + 60 * minutes
+    """Until all runs under way have ended; after so many minutes those that go on are handed over.
+
+    Runs that do not start are waited for START_SECS.
+    """
+    began = time.monotonic()
     with Progress(f"Waiting for runs under way, at most {minutes} min") as progress:
         while found := runs_under_way():
-            if time.monotonic() > deadline:
+            waited_secs = time.monotonic() - began
+            only_starting = all(run["status"] == "STARTING" for run in found)
+            if waited_secs > 60 * minutes or (only_starting and waited_secs > START_SECS):
                 break
             progress.at(described(found))
             time.sleep(LOOK_SECS)
         waited = progress.elapsed
-    if found:
-        warn(f"after {minutes} min {described(found)} still going on: handed over to the new code")
-    else:
+    if not found:
         done(f"no run is under way ({waited})")
+    elif only_starting:
+        warn(f"{described(found)} not started yet: left to the new code")
+    else:
+        warn(f"after {minutes} min {described(found)} still going on: handed over to the new code")
 
 
 def runs_under_way() -> list[dict[str, Any]]:

@@ -57,6 +57,8 @@ class BrokerLink:
         self._connection: Connection | None = None
         self._queue: Queue | None = None
         self._producer: Any = None
+        #: Connections so far: a broker that was away between two may have lost what it had confirmed.
+        self.connections = 0
         self._woken = False
         self._next_try = 0.0
         self._beat_at = 0.0
@@ -173,6 +175,7 @@ class BrokerLink:
             queue.declare()
             queue.consume(consumer_tag=CONSUMER, callback=self._wake, no_ack=True)
             self._producer = self._app.amqp.Producer(connection, auto_declare=False)
+            self.connections += 1
         except BaseException:
             connection.collect(socket_timeout=0.1)
             raise

@@ -30,11 +30,13 @@ logger = logging.getLogger(__name__)
 QUEUE_LOOK_SECS = 2
 #: Seconds between questions to the workers whether they have the steps that take longer than this.
 MISSING_LOOK_SECS = 30
-#: Steps that one question names.
-QUESTION_SIZE = 500
+#: Steps that one question names: 60 bytes each, to every worker.
+QUESTION_SIZE = 2000
 #: Looks at which a step must have been with nobody before it is sent again: one may fall between a delivery
 #: and its execution.
 MISSING_LOOKS = 2
+#: The same while messages wait that may be its own: above the 60 s for which those of foreign code are postponed.
+WAITING_LOOKS = 5
 #: Times that a step is sent again before it fails: workers may put its message aside, each time.
 MOST_RESENDS = 3
 
@@ -49,8 +51,13 @@ class Sent:
     priority: int
     #: When it was announced, on the monotonic clock.
     since: float
-    #: Looks in a row at which neither queue nor worker had it.
+    #: Which of the link's connections it was sent on; 0: by an earlier process, if that got so far.
+    connection: int = 0
+    #: Looks in a row at which no worker had it, and that it counts as lost since.
     missing: int = 0
+    is_lost: bool = False
+    #: Whether its message may be among those that wait in its queue.
+    may_wait: bool = False
     #: Times that it was sent again.
     resent: int = 0
 
@@ -134,6 +141,7 @@ class CeleryStepHandler(StepHandler):
             while self._outbox:
                 sent = self._outbox[0]
                 self.link.send(sent.message, self._run.job_name, sent.queue, sent.priority)
+                sent.connection = self.link.connections
                 del self._outbox[0]
         except BrokerUnreachable as error:
             if not self._broker_is_away:
@@ -203,24 +211,38 @@ class CeleryStepHandler(StepHandler):
             for sent in self._in_flight.values()
             if sent.since <= due and sent.message.task_id not in waiting
         ]
-        drained = {
-            queue
-            for queue in {sent.queue for sent in silent}
-            if not self.link.queue_state(queue).ready and not self.link.queue_state(postponed(queue)).ready
-        }
-        suspects = [sent for sent in silent if sent.queue in drained][:QUESTION_SIZE]
+        queues = {sent.queue for sent in silent}
+        ready = {queue for queue in queues if self.link.queue_state(queue).ready}
+        postponing = {queue for queue in queues if self.link.queue_state(postponed(queue)).ready}
+        # What the broker has confirmed may simply wait, as thousands do; but one that was away may have lost its disk.
+        suspects = [
+            sent for sent in silent if sent.queue not in ready or sent.connection != self.link.connections
+        ]
         if not suspects:
             return False
-        known = self._executed(context, [sent.message.task_id for sent in suspects])
-        for sent in suspects:
-            sent.missing = 0 if sent.message.task_id in known else sent.missing + 1
-        return any(sent.missing >= MISSING_LOOKS for sent in suspects)
+        for sent in self._without_worker(context, suspects):
+            sent.missing += 1
+            sent.may_wait = sent.queue in ready
+            looks = WAITING_LOOKS if sent.queue in ready | postponing else MISSING_LOOKS
+            sent.is_lost = sent.missing >= looks
+        return any(sent.is_lost for sent in suspects)
 
     def send_missing_again(self, context: PlanOrchestrationContext) -> None:
         """Send the steps that nobody has. Had one ended meanwhile, its worker would skip it."""
-        lost = [sent for sent in self._in_flight.values() if sent.missing >= MISSING_LOOKS]
+        lost = [sent for sent in self._in_flight.values() if sent.is_lost]
+        unsure = [sent for sent in lost if sent.may_wait]
+        if unsure:
+            report(
+                context,
+                f"Steps that no worker has had for {WAITING_LOOKS * MISSING_LOOK_SECS} s: {len(unsure)}. Whether their"
+                " messages wait is not known, since the runner or the broker was restarted. They are sent once more: of"
+                " two messages one is skipped.",
+            )
         for sent in lost:
-            sent.missing = 0
+            sent.missing, sent.is_lost = 0, False
+            if sent.may_wait:
+                self._outbox.append(sent)
+                continue
             sent.resent += 1
             key = sent.message.step_key
             if sent.resent > MOST_RESENDS:
@@ -245,13 +267,19 @@ class CeleryStepHandler(StepHandler):
             self._outbox.append(sent)
         self.send(context)
 
-    def _executed(self, context: PlanOrchestrationContext, task_ids: list[str]) -> set[str]:
-        """Those of the tasks that some living process executes."""
+    def _without_worker(self, context: PlanOrchestrationContext, suspects: list[Sent]) -> list[Sent]:
+        """Those of the first suspects that no process executes, and no worker has."""
         storage = context.instance.event_log_storage
-        if isinstance(storage, PooledEventLogStorage):
-            works = storage.claims.alive([context.run_id])
-            return {step_task_id(work.run_id, work.step_key, work.attempt) for work in works}
-        return self._with_workers(task_ids)
+        alive = storage.claims.alive([context.run_id]) if isinstance(storage, PooledEventLogStorage) else ()
+        executed = {step_task_id(work.run_id, work.step_key, work.attempt) for work in alive}
+        silent = [sent for sent in suspects if sent.message.task_id not in executed][:QUESTION_SIZE]
+        # A process that holds Python's global lock, or is cut off from Postgres alone, gives no sign of life; the
+        # main process of its worker answers.
+        taken = self._with_workers([sent.message.task_id for sent in silent]) if silent else set()
+        for sent in suspects:
+            if sent.message.task_id in executed | taken:
+                sent.missing, sent.is_lost = 0, False
+        return [sent for sent in silent if sent.message.task_id not in taken]
 
     def _with_workers(self, task_ids: list[str]) -> set[str]:
         """Those of the tasks that some worker has taken."""

@@ -1,6 +1,7 @@
 """The run launcher: a run becomes one durable message on the queue `runs`, and a warm runner drives it."""
 
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,24 +15,28 @@ from dagster._core.launcher import (
     WorkerStatus,
 )
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
+from sqlalchemy.exc import DBAPIError
 
 from dagster_stack import tags
 from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.messages import RunMessage
-from dagster_stack.broker.postponed import postponed
 from dagster_stack.broker.publishing import queue_state, send
 from dagster_stack.broker.tasks import RUN_TASK
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.logs.context import bound
 from dagster_stack.settings import CeleryConfig, Settings
-from dagster_stack.storage.claims import Work
+from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.storage.database import patiently, server_is_away
 from dagster_stack.storage.event_log import PooledEventLogStorage
 
 logger = logging.getLogger(__name__)
 
 #: The queue of runs. Steps have queues of their own: a run that waits for its steps must not take their place.
 QUEUE = "runs"
+#: Seconds for which nobody may drive a run before it is handed over again, or ended if it is being canceled: longer
+#: than its message is postponed, and than all holders are silent after Postgres was away.
+IDLE_SECS = 2 * STALE_SECS
 
 
 class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
@@ -40,6 +45,8 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
         self._inst_data = inst_data
         self._app: Celery | None = None
+        #: When a run that has STARTED was first seen without anybody who drives it, on the monotonic clock.
+        self._idle_since: dict[str, float] = {}
         super().__init__()  # type: ignore[no-untyped-call]
 
     @property
@@ -68,23 +75,44 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         self.hand_over(context.dagster_run)
 
     def hand_over(self, run: DagsterRun) -> None:
-        """Send a run's message. Sent twice it does no harm: one process at a time drives a run."""
-        if code_version():
-            self._instance.add_run_tags(run.run_id, {tags.CODE: code_version()})
+        """Send a run's message. Sent twice it does no harm: one process at a time drives a run.
+
+        An error would make Dagster fail the run: while the broker or the database is away it stays as it is.
+        """
         message = RunMessage(run.run_id, code_version())
         with bound(run=run.run_id, task=message.task_id):
             try:
-                send(self.app, RUN_TASK, message, queue=QUEUE, shadow=run.job_name)
-            except BrokerUnreachable as error:
-                logger.warning(
-                    "run %s waits for the broker: %s", run.run_id, error, extra={"action": "run.waiting"}
+                self._tell_code(run)
+                self._send(run, message)
+            except DBAPIError as error:
+                if not server_is_away(error):
+                    raise
+                logger.error(
+                    "run %s is handed over when Postgres is back: %s",
+                    run.run_id,
+                    error,
+                    extra={"action": "run.waiting"},
                 )
-                self._instance.report_engine_event(
-                    f"The run could not be handed to a runner, and is handed over as soon as the broker is back. {error}",
-                    run,
-                )
-            else:
-                logger.info("run %s is in queue %s", run.run_id, QUEUE, extra={"action": "run.sent"})
+
+    def _tell_code(self, run: DagsterRun) -> None:
+        code = code_version()
+        # Only what is new: each write makes the run look as if something had happened to it (RunsStuck).
+        if code and run.tags.get(tags.CODE) != code:
+            patiently(lambda: self._instance.add_run_tags(run.run_id, {tags.CODE: code}))
+
+    def _send(self, run: DagsterRun, message: RunMessage) -> None:
+        try:
+            send(self.app, RUN_TASK, message, queue=QUEUE, shadow=run.job_name)
+        except BrokerUnreachable as error:
+            logger.warning(
+                "run %s waits for the broker: %s", run.run_id, error, extra={"action": "run.waiting"}
+            )
+            self._instance.report_engine_event(
+                f"The run could not be handed to a runner, and is handed over as soon as the broker is back. {error}",
+                run,
+            )
+        else:
+            logger.info("run %s is in queue %s", run.run_id, QUEUE, extra={"action": "run.sent"})
 
     def terminate(self, run_id: str) -> bool:
         """Ask for a run's end: whoever drives it sees it within seconds. False when there is nothing to end."""
@@ -101,7 +129,10 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """NOT_FOUND only when nobody drives the run and no message for it can be on its way."""
+        """NOT_FOUND only when nobody has driven the run for a while, and no message waits for a runner.
+
+        Those that are postponed say nothing: one of a run that goes on is so for as long as that lasts.
+        """
         storage = self._instance.event_log_storage
         if run.is_finished:
             status = WorkerStatus.SUCCESS if run.status == DagsterRunStatus.SUCCESS else WorkerStatus.FAILED
@@ -110,17 +141,27 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             return CheckRunHealthResult(
                 WorkerStatus.RUNNING, "executed by hand: whether it lives, nobody here knows"
             )
+        return self._health(run, storage)
+
+    def _health(self, run: DagsterRun, storage: PooledEventLogStorage) -> CheckRunHealthResult:
         if Work(run.run_id) in storage.claims.alive([run.run_id]):
+            self._idle_since.pop(run.run_id, None)
             return CheckRunHealthResult(WorkerStatus.RUNNING)
+        now = time.monotonic()
+        if now - self._idle_since.setdefault(run.run_id, now) < IDLE_SECS:
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "nobody drives it at the moment")
         try:
-            waiting = [queue_state(self.app, name) for name in (QUEUE, postponed(QUEUE))]
+            waiting = queue_state(self.app, QUEUE)
         except BrokerUnreachable as error:
             # Not known is not dead.
             return CheckRunHealthResult(WorkerStatus.RUNNING, f"unknown: {error}")
-        if any(state.ready for state in waiting):
+        if waiting.ready:
             return CheckRunHealthResult(WorkerStatus.RUNNING, f'it may wait in queue "{QUEUE}"')
+        # It gets the same time again: a message more a while, at most.
+        self._idle_since[run.run_id] = now
         return CheckRunHealthResult(
-            WorkerStatus.NOT_FOUND, "no runner gives a sign of life for it, and no message for it waits"
+            WorkerStatus.NOT_FOUND,
+            f"no runner has given a sign of life for it for {IDLE_SECS} s, and no message waits for a runner",
         )
 
     @property

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 from celery import Celery, Task
@@ -40,8 +41,10 @@ logger = logging.getLogger(__name__)
 #: A run in these states goes on.
 GOING_ON = {DagsterRunStatus.STARTING, DagsterRunStatus.STARTED}
 
-#: Runners that a run may lose before it counts as the cause of their deaths.
+#: Runners that a run may lose in so many seconds before it counts as the cause of their deaths: one of weeks outlives
+#: many restarts of a machine.
 MOST_LOSSES = 10
+LOSSES_SECS = 24 * 3600
 #: Seconds that a run waits for a runner with its code; then any other goes on with it.
 FOREIGN_CODE_SECS = 60
 
@@ -152,9 +155,10 @@ class RunExecution:
         if run.status == DagsterRunStatus.CANCELING:
             cancel(self._app, instance, run)
             return
-        if len(losses) >= MOST_LOSSES:
-            names = "; ".join(map(str, losses))
-            instance.report_run_failed(run, f"It lost its runner {len(losses)} times: {names}.")
+        recent = [loss for loss in losses if loss.at > time.time() - LOSSES_SECS]
+        if len(recent) >= MOST_LOSSES:
+            names = "; ".join(map(str, recent))
+            instance.report_run_failed(run, f"It lost its runner {len(recent)} times within a day: {names}.")
             return
         job = loaded_job(instance, run)
         goes_on = run.status == DagsterRunStatus.STARTED

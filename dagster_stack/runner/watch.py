@@ -8,21 +8,18 @@ from datetime import UTC, datetime, timedelta
 from dagster import DagsterEvent, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 
 from dagster_stack import tags
-from dagster_stack.broker.postponed import postponed
 from dagster_stack.broker.publishing import queue_state
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.logs.context import bound
-from dagster_stack.runner.launcher import QUEUE, CeleryRunLauncher
+from dagster_stack.runner.launcher import IDLE_SECS, QUEUE, CeleryRunLauncher
 from dagster_stack.runner.run_execution import cancel
-from dagster_stack.storage.claims import STALE_SECS, Claims, Work
+from dagster_stack.storage.claims import Claims, Work
 from dagster_stack.storage.event_log import PooledEventLogStorage
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between two looks.
 LOOK_SECS = 5
-#: Seconds for which nobody may drive a run before it is handed over again, or ended if it is being canceled.
-IDLE_SECS = 2 * STALE_SECS
 #: Seconds after which a run that was made and not submitted counts as forgotten: between the two nothing is waited for.
 FORGOTTEN_SECS = 60
 #: Seconds between two looks for what can be forgotten.
@@ -113,9 +110,12 @@ class RunWatch(threading.Thread):
         return [run for run_id, run in idle.items() if now - self._idle_since[run_id] >= IDLE_SECS]
 
     def _is_lost(self, launcher: CeleryRunLauncher, run: DagsterRun) -> bool:
-        """Whether no message of a run can be on its way; one that waits for a runner is told to wait."""
+        """Whether no message of a run waits for a runner; a run whose message may do so is told.
+
+        Those that are postponed say nothing: one of a run that goes on is so for as long as that lasts.
+        """
         waiting = queue_state(launcher.app, QUEUE)
-        if waiting.ready or queue_state(launcher.app, postponed(QUEUE)).ready:
+        if waiting.ready:
             if not waiting.consumers and run.run_id not in self._told:
                 self._told.add(run.run_id)
                 self._instance.report_engine_event(

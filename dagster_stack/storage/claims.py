@@ -5,8 +5,9 @@ stored, in the same statement, only while the epoch is its own: one that was pau
 gone to another, can't write any more. https://martin.kleppmann.com/2016/02/08/how-to-do-distributed-locking.html
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy
@@ -19,7 +20,8 @@ from dagster_stack.storage.database import patiently
 STEP_BEAT_SECS = 4
 RUN_BEAT_SECS = 2
 #: Seconds without one after which a holder counts as dead: what a lost machine costs. Code that keeps Python's
-#: global lock for longer (a huge sort) looks dead; that matters only if its worker loses the broker too.
+#: global lock for longer (a huge sort) looks dead; that matters only if its worker loses the broker too, which
+#: then delivers its message again, or is restarted.
 STALE_SECS = 15
 #: Seconds after a run's end for which its claims are kept: a process of it that was frozen must find that it is late.
 KEPT_SECS = 24 * 3600
@@ -70,6 +72,8 @@ class Loss:
 
     holder: str
     reason: str
+    #: When it was noticed, by Postgres's clock, in seconds since 1970.
+    at: float = field(default=0.0, compare=False)
 
     def __str__(self) -> str:
         return f"{self.holder}: {self.reason}"
@@ -110,7 +114,8 @@ TAKE = sqlalchemy.text(
         losses = CASE
             WHEN held.beat_at IS NULL OR held.leaving OR held.holder = excluded.holder THEN held.losses
             ELSE held.losses || jsonb_build_object(
-                'holder', held.holder, 'reason', 'no sign of life for ' || CAST(:stale AS text) || ' s'
+                'holder', held.holder, 'reason', 'no sign of life for ' || CAST(:stale AS text) || ' s',
+                'at', extract(epoch FROM now())
             )
         END,
         holder = excluded.holder,
@@ -145,7 +150,9 @@ LOSE = sqlalchemy.text(
     UPDATE dagster_stack_claims SET
         losses = CASE
             WHEN holder = :holder AND beat_at IS NOT NULL
-            THEN losses || jsonb_build_object('holder', CAST(:holder AS text), 'reason', CAST(:reason AS text))
+            THEN losses || jsonb_build_object(
+                'holder', CAST(:holder AS text), 'reason', CAST(:reason AS text), 'at', extract(epoch FROM now())
+            )
             ELSE coalesce((
                 SELECT jsonb_agg(
                     CASE WHEN loss ->> 'holder' = :holder
@@ -163,7 +170,9 @@ LOSE = sqlalchemy.text(
 SWEEP = sqlalchemy.text(
     """
     UPDATE dagster_stack_claims SET
-        losses = losses || jsonb_build_object('holder', holder, 'reason', CAST(:reason AS text)),
+        losses = losses || jsonb_build_object(
+            'holder', holder, 'reason', CAST(:reason AS text), 'at', extract(epoch FROM now())
+        ),
         epoch = epoch + 1,
         beat_at = NULL
     WHERE starts_with(holder, :worker) AND NOT leaving
@@ -177,13 +186,18 @@ ALIVE = sqlalchemy.text(
     """
 )
 HOLD = sqlalchemy.text(f"SELECT 1 FROM dagster_stack_claims WHERE {MINE} FOR KEY SHARE")
-#: Runs that ended a while ago: until then, a zombie of theirs must find that its epoch is not the last.
+#: Runs that ended a while ago: until then, a zombie of theirs must find that its epoch is not the last. And those that
+#: were deleted: nobody can take their works any more, and a zombie finds no claim at all.
 FORGET = sqlalchemy.text(
     """
-    DELETE FROM dagster_stack_claims USING runs
-    WHERE runs.run_id = dagster_stack_claims.run_id
-        AND runs.status IN ('SUCCESS', 'FAILURE', 'CANCELED')
-        AND runs.update_timestamp < now() AT TIME ZONE 'utc' - make_interval(secs => :age)
+    DELETE FROM dagster_stack_claims AS held
+    WHERE NOT EXISTS (
+        SELECT 1 FROM runs
+        WHERE runs.run_id = held.run_id AND NOT (
+            runs.status IN ('SUCCESS', 'FAILURE', 'CANCELED')
+            AND runs.update_timestamp < now() AT TIME ZONE 'utc' - make_interval(secs => :age)
+        )
+    )
     """
 )
 
@@ -199,7 +213,7 @@ class Claims:
         rows = self._execute(TAKE, **work.key, holder=holder, stale=STALE_SECS)
         if not rows:
             return None
-        losses = tuple(Loss(entry["holder"], entry["reason"]) for entry in rows[0][1])
+        losses = tuple(Loss(entry["holder"], entry["reason"], entry.get("at", 0.0)) for entry in rows[0][1])
         return Claim(work, rows[0][0], holder, losses)
 
     def beat(self, claim: Claim, leaving: bool = False) -> Sign | None:
@@ -222,10 +236,12 @@ class Claims:
         """Say that a holder died, and of what: whoever asks next gets the work at once."""
         self._execute(LOSE, **work.key, holder=holder, reason=reason)
 
-    def sweep(self, worker: str, age: float) -> None:
-        """The same for the processes that a worker had before it was started anew, so many seconds ago."""
+    def sweep(self, worker: str, started_at: float) -> None:
+        """The same for the processes that a worker had before it was started anew, then by the monotonic clock."""
         # With what follows the worker's name in a holder's: another worker's may begin with it.
-        self._execute(SWEEP, worker=f"{worker} ", age=age, reason="its worker ended and was started again")
+        values = {"worker": f"{worker} ", "reason": "its worker ended and was started again"}
+        # As old as it is when the statement is executed, not when the wait for Postgres began.
+        self._execute(SWEEP, lambda: {"age": time.monotonic() - started_at}, **values)
 
     def alive(self, run_ids: Sequence[str], stale_after: float = STALE_SECS) -> set[Work]:
         """What is being done for these runs by processes that gave a sign of life since so many seconds."""
@@ -233,7 +249,7 @@ class Claims:
         return {Work(*row) for row in rows}
 
     def forget(self, age: float = KEPT_SECS) -> None:
-        """Delete the claims of runs that ended so many seconds ago."""
+        """Delete the claims of runs that ended so many seconds ago, or were deleted."""
         self._execute(FORGET, age=age)
 
     def check(self, claim: Claim) -> None:
@@ -241,10 +257,14 @@ class Claims:
         if not self._execute(HOLD, **claim.key):
             raise fenced(claim)
 
-    def _execute(self, statement: sqlalchemy.TextClause, **values: Any) -> Sequence[Any]:
+    def _execute(
+        self, statement: sqlalchemy.TextClause, present: Callable[[], dict[str, Any]] = dict, **values: Any
+    ) -> Sequence[Any]:
+        """A statement's rows; `present` gives the values that depend on when it is executed."""
+
         def execute() -> Sequence[Any]:
             with self._engine.connect() as connection:
-                result = connection.execute(statement, values)
+                result = connection.execute(statement, {**values, **present()})
                 return result.all() if result.returns_rows else ()
 
         return patiently(execute)

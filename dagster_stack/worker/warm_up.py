@@ -73,7 +73,7 @@ def warm_up(**_: Any) -> None:
         storage = warm_instance().event_log_storage
         if isinstance(storage, PooledEventLogStorage):
             # Whatever an earlier worker of this name executed: it is dead.
-            storage.claims.sweep(_worker.name, time.monotonic() - _worker.started_at)
+            storage.claims.sweep(_worker.name, _worker.started_at)
         else:
             warm_instance().get_runs(limit=1)
     except Exception:

@@ -53,6 +53,7 @@ class Workers:
         self.most_at_once = 0
         self.reads = 0
         self.closed = False
+        self.connections = 1
         #: The task ids of each call to revoke, and of those that sent SIGKILL.
         self.revoked: list[list[str]] = []
         self.killed: list[list[str]] = []

@@ -40,6 +40,7 @@ class Broker:
 
     def __init__(self) -> None:
         self.away = False
+        self.connections = 1
         #: The app has connections of its own: they may be dead while the link stands.
         self.control_error: Exception | None = None
         self.queues: dict[str, list[StepMessage]] = {}
@@ -118,6 +119,10 @@ class Driven:
         self.handler = CeleryStepHandler(cast(Any, broker), self.run, cast(BrokerLink, broker))
 
     def launch(self, *keys: str, attempts: int = 1) -> None:
+        for _ in self.handler.launch_step(self._context_of(*keys, attempts=attempts)):
+            pass
+
+    def _context_of(self, *keys: str, attempts: int = 1) -> StepHandlerContext:
         steps = cast(Sequence[ExecutionStep], [self.plan.get_step_by_key(key) for key in keys])
         arguments = ExecuteStepArgs(
             job_origin=cast(Any, self.run.job_code_origin),
@@ -127,13 +132,15 @@ class Driven:
             retry_mode=RetryMode.DEFERRED,
             known_state=KnownExecutionState(dict.fromkeys(keys, attempts - 1) if attempts > 1 else {}),
         )
-        made = StepHandlerContext(self.instance, self.context, steps, arguments, self.run)
-        for _ in self.handler.launch_step(made):
-            pass
+        return StepHandlerContext(self.instance, self.context, steps, arguments, self.run)
 
     def send(self, *keys: str) -> None:
         self.launch(*keys)
         self.handler.send(self.context)
+
+    def track(self, *keys: str) -> None:
+        """Steps that an earlier process of the run has announced."""
+        self.handler.track(self._context_of(*keys))
 
     def look(self) -> bool:
         return self.handler.look_after(self.context)

@@ -269,8 +269,10 @@ def test_a_broker_that_is_back_is_found(
         link.wait(1)
 
     # When it is used again, then it is a new one, and what was missed meanwhile is looked for
+    assert link.connections == 1
     assert link.wait(5) is True
     assert link._connection is not connection
+    assert link.connections == 2
     link.send(STEP, "a_job", "dagster", 5)
     assert link.queue_state("dagster").ready == 1
     wake_up(app, "run-1")

@@ -1,8 +1,10 @@
 """Leases on steps and runs: who has one, when another process gets it, and what it learns of those before it."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy
@@ -94,7 +96,7 @@ def is_lost(database: Database, claim: Claim) -> None:
 
 def is_swept(database: Database, claim: Claim) -> None:
     database.silence(claim.work, 3)
-    database.claims.sweep("worker@a", age=2)
+    database.claims.sweep("worker@a", started_at=time.monotonic() - 2)
 
 
 def is_revoked(database: Database, claim: Claim) -> None:
@@ -204,11 +206,42 @@ def test_a_worker_that_starts_sweeps_its_predecessors_processes_and_nobody_elses
         database.silence(held[name].work, 1 if name == "young" else 5)
 
     # When it has been there for three seconds
-    database.claims.sweep("worker@a", age=3)
+    database.claims.sweep("worker@a", started_at=time.monotonic() - 3)
 
     # Then those that it can't have started itself are lost
     beating = {name for name, claim in held.items() if database.claims.beat(claim)}
     assert beating == {"young", "leaving", "longer", "pattern"}
+
+
+def test_a_worker_that_had_to_wait_for_postgres_sweeps_nothing_that_a_sibling_took_meanwhile(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a worker that was started 2 s ago, and Postgres away for 10 s more
+    now, sibling = time.monotonic(), any_work()
+    claims = database.claims
+
+    def back(act: Callable[[], object]) -> object:
+        monkeypatch.setattr(claims_module, "time", SimpleNamespace(monotonic=lambda: now + 10))
+        return act()
+
+    # When it is back, another process of the worker takes a step, which is 5 s old when the sweep gets its turn
+    claim = database.taken(sibling, "worker@a (process 9)")
+    database.silence(sibling, 5)
+    monkeypatch.setattr(claims_module, "patiently", back)
+    claims.sweep("worker@a", started_at=now - 2)
+
+    # Then that is not a predecessor's
+    assert claims.beat(claim)
+
+
+@pytest.mark.parametrize("ends", [falls_silent, is_lost, is_swept])
+def test_a_loss_says_when_it_was_noticed(database: Database, ends: Callable[[Database, Claim], None]) -> None:
+    before = time.time()
+    ends(database, database.taken(work := any_work(), HOLDER))
+
+    (loss,) = database.taken(work, "b").losses
+
+    assert before - 1 <= loss.at <= time.time() + 1
 
 
 # --- what a holder hears ------------------------------------------------------------------------------------------------
@@ -274,6 +307,19 @@ def test_claims_are_forgotten_a_day_after_their_runs_end(
 
     assert ages(KEPT_SECS - 60) == {ended.run_id, open_run.run_id}
     assert ages(KEPT_SECS + 60) == {open_run.run_id}
+
+
+def test_claims_of_a_deleted_run_are_forgotten(database: Database) -> None:
+    run = database.run()
+    claim = database.taken(Work(run.run_id, "step", 1), "a")
+    database.process().run_storage.delete_run(run.run_id)
+
+    database.claims.forget()
+
+    assert database.execute("SELECT 1 FROM dagster_stack_claims WHERE run_id = :run", run=run.run_id) == []
+    # And what its process still writes is refused as ever
+    with pytest.raises(Fenced):
+        database.claims.check(claim)
 
 
 # --- locks -----------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from dagster_stack.executor.step_handler import (
     MISSING_LOOK_SECS,
     MISSING_LOOKS,
     MOST_RESENDS,
+    WAITING_LOOKS,
 )
 from dagster_stack.storage.claims import STALE_SECS, Work
 from tests.unit import step_jobs
@@ -243,6 +244,70 @@ def test_a_step_whose_message_was_postponed_is_not_missing(
     assert looks(driven, clock, 4) == [False] * 4
 
 
+# --- while messages wait ----------------------------------------------------------------------------------------------
+
+
+def test_a_message_that_is_postponed_for_as_long_as_another_step_lasts_hides_no_lost_step(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    """A worker was cut off from the broker: the message of its step of hours is delivered again and again."""
+    driven.send("one", "unimportant")
+    broker.take()
+    broker.queues["dagster.postponed"] = [broker.queues["dagster"].pop()]
+
+    assert looks(driven, clock, WAITING_LOOKS) == [False] * (WAITING_LOOKS - 1) + [True]
+    driven.handler.send_missing_again(driven.context)
+
+    assert broker.keys == ["one", "unimportant", "unimportant"]
+
+
+def test_a_step_that_an_earlier_process_may_not_have_sent_is_sent_once_although_others_wait(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    # Given a runner that was killed after it had announced a step, and a queue that is never empty
+    driven.track("one")
+    driven.send("unimportant")
+
+    # When no worker has it for a while
+    assert looks(driven, clock, WAITING_LOOKS) == [False] * (WAITING_LOOKS - 1) + [True]
+    driven.handler.send_missing_again(driven.context)
+
+    # Then it is sent, which the run's log says, and what this process has sent is not
+    assert broker.keys == ["unimportant", "one"]
+    assert len([line for line in driven.reported if "no worker has had for 150 s: 1. Whether" in line]) == 1
+
+    # And that was all: however long the queue is
+    assert looks(driven, clock, 3 * WAITING_LOOKS) == [False] * 3 * WAITING_LOOKS
+
+
+def test_a_step_that_an_earlier_process_sent_and_a_worker_has_is_not_sent_again(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    driven.track("one")
+    driven.send("unimportant")
+    broker.with_workers = {driven.task("one")}
+
+    assert looks(driven, clock, 2 * WAITING_LOOKS) == [False] * 2 * WAITING_LOOKS
+
+
+def test_a_broker_that_was_away_may_have_lost_what_it_had_confirmed(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    """It lost its disk, and other runs keep its queues filled ever since."""
+    driven.send("one")
+    assert looks(driven, clock, WAITING_LOOKS) == [False] * WAITING_LOOKS
+
+    for times in range(1, MOST_RESENDS + 3):
+        broker.connections += 1
+        assert looks(driven, clock, WAITING_LOOKS)[-1]
+        driven.handler.send_missing_again(driven.context)
+        assert looks(driven, clock, WAITING_LOOKS) == [False] * WAITING_LOOKS
+        assert broker.keys == ["one"] * (1 + times)
+
+    # And it does not fail for that: nothing says that its message was lost at all
+    assert not [event for event in events(driven.instance, driven.run.run_id) if event.is_step_failure]
+
+
 # --- in the stack -----------------------------------------------------------------------------------------------------
 
 
@@ -258,15 +323,33 @@ def driven_in_the_stack(
 def test_a_step_whose_process_gives_signs_of_life_is_not_missing_and_no_worker_is_asked(
     driven_in_the_stack: Driven, broker: Broker, clock: Clock, database_url: str
 ) -> None:
-    """A worker that is busy, or cut off from the broker, does not answer: the database knows who is alive."""
+    """A worker that is cut off from the broker does not answer: the database knows who is alive."""
     driven, database = driven_in_the_stack, Database(database_url)
     driven.send("one")
     broker.lose()
     claim = database.taken(Work(driven.run.run_id, "one", 1), "worker@a")
 
     assert looks(driven, clock, 4) == [False] * 4
+    assert broker.questions == []
 
-    # And when these end, it is missing
+    # And when these end, and no worker has it, it is missing
     database.silence(claim.work, STALE_SECS + 1)
     assert looks(driven, clock, 2) == [False, True]
-    assert broker.questions == []
+    assert broker.questions == [(driven.task("one"),)] * 2
+
+
+def test_a_step_whose_process_falls_silent_is_not_missing_while_its_worker_has_it(
+    driven_in_the_stack: Driven, broker: Broker, clock: Clock, database_url: str
+) -> None:
+    """It sorts for minutes in one call, or is cut off from Postgres alone: sent again, it would be executed twice."""
+    driven, database = driven_in_the_stack, Database(database_url)
+    driven.send("one")
+    broker.take()
+    claim = database.taken(Work(driven.run.run_id, "one", 1), "worker@b")
+    database.silence(claim.work, STALE_SECS + 1)
+
+    assert looks(driven, clock, 4) == [False] * 4
+
+    # And while nobody can be asked, nothing is known
+    broker.control_error = CONTROL_ERRORS[0]
+    assert looks(driven, clock, 4) == [False] * 4

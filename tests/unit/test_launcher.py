@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import sqlalchemy
 from celery import Celery
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.launcher import LaunchRunContext, ResumeRunContext, WorkerStatus
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from dagster_stack import tags
 from dagster_stack.broker.link import QueueState
@@ -15,9 +17,10 @@ from dagster_stack.broker.messages import RunMessage, run_task_id
 from dagster_stack.broker.tasks import RUN_TASK
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.runner import launcher as module
-from dagster_stack.runner.launcher import CeleryRunLauncher
+from dagster_stack.runner.launcher import IDLE_SECS, CeleryRunLauncher
 from dagster_stack.storage.claims import STALE_SECS, Work
 from tests.unit import step_jobs
+from tests.unit.clock import Clock
 from tests.unit.deliveries import empty_the_memory, memory_app, waiting
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import said, started_run
@@ -117,6 +120,88 @@ def test_a_run_that_goes_on_is_handed_over_again_under_the_same_id(
     assert message["headers"]["id"] == run_task_id(run.run_id)
 
 
+def updated_at(database: Database, run: DagsterRun) -> Any:
+    (row,) = database.execute("SELECT update_timestamp FROM runs WHERE run_id = :run", run=run.run_id)
+    return row[0]
+
+
+def test_a_run_that_is_handed_over_again_is_not_written_to_again(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, database_url: str
+) -> None:
+    """When it changed last is what the alert for runs that are stuck goes by."""
+    run, database = started_run(instance, step_jobs.linear, status=STARTING), Database(database_url)
+    launch(launcher, run)
+    before = updated_at(database, run)
+
+    launch(launcher, found(instance, run))
+
+    assert updated_at(database, run) == before
+    assert len(waiting("runs")) == 2
+
+
+@pytest.mark.parametrize("table", ["runs", "run_tags"])
+def test_a_database_that_dies_in_the_middle_of_a_launch_delays_it(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, database_url: str, table: str
+) -> None:
+    """Dagster would fail the run for it."""
+    run, database = started_run(instance, step_jobs.linear, status=STARTING), Database(database_url)
+    killed: list[str] = []
+
+    def kill(connection: sqlalchemy.Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith((f"UPDATE {table} ", f"INSERT INTO {table} ")) and not killed:
+            killed.append(statement)
+            with sqlalchemy.create_engine(database_url).connect() as other:
+                pid = connection.connection.dbapi_connection.get_backend_pid()  # type: ignore[union-attr]
+                other.execute(sqlalchemy.text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+
+    sqlalchemy.event.listen(database.engine, "before_cursor_execute", kill)
+    try:
+        launch(launcher, run)
+    finally:
+        sqlalchemy.event.remove(database.engine, "before_cursor_execute", kill)
+
+    # Then it has its message and its tag, the latter in both tables
+    assert killed
+    assert len(waiting("runs")) == 1
+    assert found(instance, run).tags[tags.CODE] == "0123456789ab"
+    query = "SELECT value FROM run_tags WHERE run_id = :run AND key = :key"
+    assert database.execute(query, run=run.run_id, key=tags.CODE) == [("0123456789ab",)]
+
+
+def test_a_database_that_stays_away_leaves_a_run_to_the_watch(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    run = started_run(instance, step_jobs.linear, status=STARTING)
+    gone = OperationalError("UPDATE", {}, Exception("server closed the connection"))
+
+    def tell_code(_: DagsterRun) -> NoReturn:
+        raise gone
+
+    monkeypatch.setattr(launcher, "_tell_code", tell_code)
+
+    launch(launcher, run)
+    launcher.resume_run(ResumeRunContext(run, workspace=None, resume_attempt_number=1))
+
+    assert found(instance, run).status == STARTING
+    assert caplog.text.count("is handed over when Postgres is back: ") == 2
+    assert waiting("runs") == []
+
+
+def test_a_statement_that_is_wrong_is_an_error(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started_run(instance, step_jobs.linear, status=STARTING)
+
+    def tell_code(_: DagsterRun) -> NoReturn:
+        raise ProgrammingError("UPDATE", {}, Exception("no such column"))
+
+    monkeypatch.setattr(launcher, "_tell_code", tell_code)
+
+    with pytest.raises(ProgrammingError):
+        launch(launcher, run)
+
+
 # --- ending ---------------------------------------------------------------------------------------------------------
 
 
@@ -171,58 +256,102 @@ def health(launcher: CeleryRunLauncher, run: DagsterRun) -> tuple[WorkerStatus, 
     return result.status, result.msg or ""
 
 
-@pytest.mark.usefixtures("queues")
-def test_a_run_that_nobody_has_and_no_message_is_lost(
-    instance: DagsterInstance, launcher: CeleryRunLauncher
-) -> None:
-    status, reason = health(launcher, launched(instance))
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
 
-    assert status == WorkerStatus.NOT_FOUND
-    assert reason == "no runner gives a sign of life for it, and no message for it waits"
+
+def health_later(launcher: CeleryRunLauncher, run: DagsterRun, clock: Clock) -> tuple[WorkerStatus, str]:
+    """How a run is that may have had nobody for a while."""
+    health(launcher, run)
+    clock.sleep(IDLE_SECS)
+    return health(launcher, run)
+
+
+@pytest.mark.usefixtures("queues")
+def test_a_run_that_nobody_has_and_no_message_is_lost_after_a_while(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, clock: Clock
+) -> None:
+    """Its message may be on its way, and after Postgres was away everybody is silent for a moment."""
+    run = launched(instance)
+    for _ in range(2):
+        assert health(launcher, run) == (WorkerStatus.RUNNING, "nobody drives it at the moment")
+        clock.sleep(IDLE_SECS - 1)
+        assert health(launcher, run)[0] == WorkerStatus.RUNNING
+        clock.sleep(1)
+        # And it gets as long again when it was handed over
+        assert health(launcher, run) == (
+            WorkerStatus.NOT_FOUND,
+            "no runner has given a sign of life for it for 30 s, and no message waits for a runner",
+        )
+
+
+@pytest.mark.usefixtures("queues")
+def test_a_run_that_somebody_had_meanwhile_is_not_lost(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, database_url: str, clock: Clock
+) -> None:
+    run, database = launched(instance), Database(database_url)
+    health(launcher, run)
+    clock.sleep(IDLE_SECS - 1)
+    claim = database.taken(Work(run.run_id), "runner@a")
+    assert health(launcher, run) == (WorkerStatus.RUNNING, "")
+    database.claims.release(claim)
+
+    clock.sleep(IDLE_SECS)
+    assert health(launcher, run) == (WorkerStatus.RUNNING, "nobody drives it at the moment")
 
 
 @pytest.mark.parametrize("silence", [0, STALE_SECS - 1, STALE_SECS + 1])
 @pytest.mark.usefixtures("queues")
 def test_a_run_is_well_while_its_runner_gives_signs_of_life(
-    instance: DagsterInstance, launcher: CeleryRunLauncher, database_url: str, silence: float
+    instance: DagsterInstance, launcher: CeleryRunLauncher, database_url: str, silence: float, clock: Clock
 ) -> None:
     run, database = launched(instance), Database(database_url)
     database.taken(Work(run.run_id), "runner@a")
     database.silence(Work(run.run_id), silence)
 
-    status, _ = health(launcher, run)
+    status, _ = health_later(launcher, run, clock)
 
     assert status == (WorkerStatus.RUNNING if silence < STALE_SECS else WorkerStatus.NOT_FOUND)
 
 
 @pytest.mark.usefixtures("queues")
 def test_a_step_that_runs_is_no_sign_of_life_of_its_run(
-    instance: DagsterInstance, launcher: CeleryRunLauncher, database_url: str
+    instance: DagsterInstance, launcher: CeleryRunLauncher, database_url: str, clock: Clock
 ) -> None:
     run = launched(instance)
     Database(database_url).taken(Work(run.run_id, "one", 1), "worker@a")
 
-    assert health(launcher, run)[0] == WorkerStatus.NOT_FOUND
+    assert health_later(launcher, run, clock)[0] == WorkerStatus.NOT_FOUND
 
 
-@pytest.mark.parametrize("queue", ["runs", "runs.postponed"])
 def test_a_run_may_be_among_those_that_wait(
-    instance: DagsterInstance, launcher: CeleryRunLauncher, queues: dict[str, QueueState], queue: str
+    instance: DagsterInstance, launcher: CeleryRunLauncher, queues: dict[str, QueueState], clock: Clock
 ) -> None:
-    queues[queue] = QueueState(ready=1, consumers=0)
+    queues["runs"] = QueueState(ready=1, consumers=0)
 
-    status, reason = health(launcher, launched(instance))
+    status, reason = health_later(launcher, launched(instance), clock)
 
     assert status == WorkerStatus.RUNNING
     assert reason == 'it may wait in queue "runs"'
 
 
+def test_a_message_that_is_postponed_for_as_long_as_another_run_lasts_hides_no_lost_run(
+    instance: DagsterInstance, launcher: CeleryRunLauncher, queues: dict[str, QueueState], clock: Clock
+) -> None:
+    queues["runs.postponed"] = QueueState(ready=1, consumers=0)
+
+    assert health_later(launcher, launched(instance), clock)[0] == WorkerStatus.NOT_FOUND
+
+
 def test_unknown_is_not_dead(
-    instance: DagsterInstance, launcher: CeleryRunLauncher, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, launcher: CeleryRunLauncher, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     monkeypatch.setattr(module, "queue_state", away)
 
-    status, reason = health(launcher, launched(instance))
+    status, reason = health_later(launcher, launched(instance), clock)
 
     assert status == WorkerStatus.RUNNING
     assert reason == "unknown: The broker does not answer: refused"

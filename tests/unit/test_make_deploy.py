@@ -8,6 +8,7 @@ import pytest
 from scripts import compose, deploy, images, up
 from scripts.compose import Container
 from scripts.console import Failure
+from tests.unit.clock import START, Clock
 from tests.unit.machines import FakeDocker, calls
 
 IMAGE = "dagster-celery-stack/dagster"
@@ -40,8 +41,8 @@ def under_way(monkeypatch: pytest.MonkeyPatch) -> list[list[dict[str, Any]]]:
     return answers
 
 
-def run(number: int) -> dict[str, Any]:
-    return {"runId": f"{number:08}-0000", "jobName": "nightly"}
+def run(number: int, status: str = "STARTED") -> dict[str, Any]:
+    return {"runId": f"{number:08}-0000", "jobName": "nightly", "status": status}
 
 
 def told(docker: Path, *words: str) -> list[int]:
@@ -131,6 +132,39 @@ def test_runs_that_go_on_after_the_limit_are_handed_over(
     said = capsys.readouterr().out
     assert "4 runs (nightly 00000001, nightly 00000002, nightly 00000003 and 1 more) still going on" in said
     assert told(docker, "up", "init")
+
+
+def test_runs_that_do_not_start_are_left_to_the_new_code_when_all_others_have_ended(
+    docker: Path, under_way: list[list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """One whose message was lost: with the daemon, whoever would send it again has stopped."""
+    # Given a run that never starts, beside one that ends after a while
+    clock = Clock()
+    monkeypatch.setattr(deploy, "time", clock)
+    monkeypatch.setattr(deploy, "LOOK_SECS", 1)
+    stuck = run(2, "STARTING")
+    under_way += [[run(1), stuck]] * (deploy.START_SECS + 10) + [[stuck]] * 1000
+
+    deploy.deploy()
+
+    # Then it is waited for no longer than the one that had started
+    assert clock.now - START == deploy.START_SECS + 10
+    assert "1 run (nightly 00000002) not started yet: left to the new code" in capsys.readouterr().out
+    assert told(docker, "up", "init")
+
+
+def test_runs_get_a_minute_to_start(
+    docker: Path, under_way: list[list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(deploy, "time", clock)
+    monkeypatch.setattr(deploy, "LOOK_SECS", 1)
+    under_way += [[run(1, "STARTING")]] * 30 + [[run(1)]] * 100
+
+    deploy.deploy()
+
+    assert clock.now - START == 130
 
 
 def test_a_hand_over_asks_for_no_run(docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from dagster_stack import tags
 from dagster_stack.broker.messages import RunMessage, step_task_id
 from dagster_stack.broker.tasks import RUN_TASK
 from dagster_stack.runner import run_execution
-from dagster_stack.runner.run_execution import FOREIGN_CODE_SECS, MOST_LOSSES
+from dagster_stack.runner.run_execution import FOREIGN_CODE_SECS, LOSSES_SECS, MOST_LOSSES
 from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import life
 from dagster_stack.storage.claims import STALE_SECS, Work
@@ -158,9 +158,30 @@ def test_a_run_that_takes_its_runners_down_fails_and_names_them(
 
     assert MOST_LOSSES == 10
     assert runner.status(run) == DagsterRunStatus.FAILURE
-    (told,) = (line for line in said(instance, run.run_id) if "It lost its runner 10 times" in line)
+    (told,) = (
+        line for line in said(instance, run.run_id) if "It lost its runner 10 times within a day" in line
+    )
     assert "runner@0: killed (out of memory?); runner@1: killed" in told
     assert workers.sent == []
+
+
+def test_a_run_of_weeks_may_lose_more_runners_than_one_of_a_day(
+    instance: DagsterInstance, runner: Runner, database: Database
+) -> None:
+    run = started_run(instance, step_jobs.linear)
+    for number in range(MOST_LOSSES):
+        database.taken(Work(run.run_id), f"runner@{number}")
+        database.claims.lose(Work(run.run_id), f"runner@{number}", "killed")
+    database.execute(
+        "UPDATE dagster_stack_claims SET losses = jsonb_set(losses, '{0,at}', to_jsonb(extract(epoch FROM now()) - :day))"
+        " WHERE run_id = :run",
+        run=run.run_id,
+        day=LOSSES_SECS,
+    )
+
+    runner.drives(run)
+
+    assert runner.status(run) == DagsterRunStatus.SUCCESS
 
 
 # --- other executors -------------------------------------------------------------------------------------------------
@@ -269,7 +290,9 @@ def test_a_runner_that_lost_its_run_ends_nothing(
 
     def is_taken_over() -> None:
         database.silence(Work(run.run_id), STALE_SECS + 1)
-        database.taken(Work(run.run_id), "runner@b")
+        # A sign of life may have come in between.
+        while not database.claims.take(Work(run.run_id), "runner@b"):
+            database.silence(Work(run.run_id), STALE_SECS + 1)
 
     while_it_waits(workers, is_taken_over)
 

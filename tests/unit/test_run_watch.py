@@ -13,8 +13,8 @@ from dagster_stack.broker.link import QueueState
 from dagster_stack.broker.messages import step_task_id
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.runner import watch as module
-from dagster_stack.runner.launcher import CeleryRunLauncher
-from dagster_stack.runner.watch import IDLE_SECS, LOOK_SECS, RunWatch
+from dagster_stack.runner.launcher import IDLE_SECS, CeleryRunLauncher
+from dagster_stack.runner.watch import LOOK_SECS, RunWatch
 from dagster_stack.storage.claims import Work
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
@@ -127,16 +127,27 @@ def test_a_run_whose_daemon_died_before_it_sent_anything_is_handed_over(watch: W
     assert sent(run) == watch.told(run, AGAIN) == 1
 
 
-@pytest.mark.parametrize("queue", ["runs", "runs.postponed"])
-def test_while_a_message_waits_no_run_is_sent_again(watch: Watch, queue: str) -> None:
+def test_while_a_message_waits_for_a_runner_no_run_is_sent_again(watch: Watch) -> None:
     """Any of those that wait may be the run's own."""
     run = watch.run(STARTING)
-    watch.queues[queue] = QueueState(ready=1, consumers=1)
+    watch.queues["runs"] = QueueState(ready=1, consumers=1)
 
     watch.looks(5 * IDLE_SECS)
 
     assert sent(run) == 0
     assert said(watch.instance, run.run_id) == []
+
+
+def test_a_message_that_is_postponed_for_as_long_as_another_run_lasts_keeps_no_run_waiting(
+    watch: Watch,
+) -> None:
+    """RabbitMQ restarted: a run of hours has its message delivered again and again, another one has none."""
+    run = watch.run(STARTING)
+    watch.queues["runs.postponed"] = QueueState(ready=1, consumers=0)
+
+    watch.looks(IDLE_SECS)
+
+    assert sent(run) == watch.told(run, AGAIN) == 1
 
 
 def test_that_no_runner_is_there_is_said_once(watch: Watch) -> None:
