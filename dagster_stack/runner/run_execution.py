@@ -19,7 +19,6 @@ from dagster._utils.hosted_user_process import recon_job_from_origin
 from dagster._utils.interrupts import capture_interrupts
 
 from dagster_stack import tags
-from dagster_stack.broker.dead_letters import bury_task
 from dagster_stack.broker.messages import RunMessage
 from dagster_stack.broker.postponed import refused_for
 from dagster_stack.code_version import code_version
@@ -31,7 +30,7 @@ from dagster_stack.logs.context import bound
 from dagster_stack.storage.claims import Claim, Sign
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
-from dagster_stack.worker.delivery import handled, release
+from dagster_stack.worker.delivery import handled, put_aside, release
 from dagster_stack.worker.process import undisturbed, warm_instance
 from dagster_stack.worker.shutdown import is_leaving
 
@@ -51,7 +50,7 @@ def execute_run(task: Task, content: Any) -> None:
     try:
         message = RunMessage.from_json(content)
     except ValueError as error:
-        bury_task(task, content, str(error))
+        put_aside(task, content, str(error))
         return
     execution = RunExecution(task.app, message, f"{task.request.hostname} (process {os.getpid()})")
     # The stock executor, in a run of this stack, waits for its steps within this task.
@@ -177,6 +176,15 @@ class RunExecution:
                 pass
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
             logger.info("%s was interrupted", self._message.work, extra={"action": "run.interrupted"})
+        except Exception as error:
+            if goes_on_elsewhere(error) or not self._has_ended(instance):
+                raise
+            # Dagster has failed the run, and its log says of what.
+            logger.exception("%s failed", self._message.work, extra={"action": "run.failed"})
+
+    def _has_ended(self, instance: DagsterInstance) -> bool:
+        run = instance.get_run_by_id(self._message.run_id)
+        return run is None or run.is_finished
 
 
 def loaded_job(instance: DagsterInstance, run: DagsterRun) -> ReconstructableJob:

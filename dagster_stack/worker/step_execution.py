@@ -24,7 +24,6 @@ from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy.exc import DBAPIError
 
 from dagster_stack import tags
-from dagster_stack.broker.dead_letters import bury_task
 from dagster_stack.broker.link import wake_up
 from dagster_stack.broker.messages import StepMessage
 from dagster_stack.broker.postponed import refused_for
@@ -36,7 +35,7 @@ from dagster_stack.storage.claims import Claim, Sign
 from dagster_stack.storage.database import server_is_away
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
-from dagster_stack.worker.delivery import handled, release
+from dagster_stack.worker.delivery import handled, put_aside, release
 from dagster_stack.worker.planned_job import planned_job, step_events
 from dagster_stack.worker.process import known_run, undisturbed, warm_instance
 from dagster_stack.worker.shutdown import is_leaving
@@ -53,7 +52,7 @@ def execute_step(task: Task, content: Any) -> None:
     try:
         message = StepMessage.from_json(content)
     except ValueError as error:
-        bury_task(task, content, str(error))
+        put_aside(task, content, str(error))
         return
     holder = f"{task.request.hostname} (process {os.getpid()})"
     execution = StepExecution(message, holder, lambda: wake_up(task.app, message.run_id))
