@@ -30,7 +30,7 @@ from dagster_stack.logs.context import bound
 from dagster_stack.storage.claims import Claim, Sign
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
-from dagster_stack.worker.delivery import handled, put_aside, release
+from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.process import undisturbed, warm_instance
 from dagster_stack.worker.shutdown import is_leaving
 
@@ -41,7 +41,7 @@ GOING_ON = {DagsterRunStatus.STARTING, DagsterRunStatus.STARTED}
 
 #: Runners that a run may lose before it counts as the cause of their deaths.
 MOST_LOSSES = 10
-#: Seconds that a run waits for a runner with its code; then any other goes on with it.
+#: Seconds that a run waits for a runner with its code, unless there is one that is busy; then any other goes on with it.
 FOREIGN_CODE_SECS = 60
 
 
@@ -52,7 +52,7 @@ def execute_run(task: Task, content: Any) -> None:
     except ValueError as error:
         put_aside(task, content, str(error))
         return
-    execution = RunExecution(task.app, message, f"{task.request.hostname} (process {os.getpid()})")
+    execution = RunExecution(task, message, f"{task.request.hostname} (process {os.getpid()})")
     # The stock executor, in a run of this stack, waits for its steps within this task.
     with (
         bound(run=message.run_id, task=message.task_id),
@@ -67,8 +67,8 @@ def execute_run(task: Task, content: Any) -> None:
 class RunExecution:
     """One delivery of a run message to this process."""
 
-    def __init__(self, app: Celery, message: RunMessage, holder: str) -> None:
-        self._app = app
+    def __init__(self, task: Task, message: RunMessage, holder: str) -> None:
+        self._task = task
         self._message = message
         self._holder = holder
         self._claim: Claim | None = None
@@ -117,7 +117,7 @@ class RunExecution:
             )
         theirs, ours = run.tags.get(tags.CODE, ""), code_version()
         if theirs and ours and theirs != ours and not run.is_finished:
-            if refused_for(self._message) < FOREIGN_CODE_SECS:
+            if refused_for(self._message) < FOREIGN_CODE_SECS or has_worker_of(self._task, theirs):
                 raise ForeignCode(theirs, ours)
             instance.report_engine_event(
                 f"No runner with its code {theirs} is left: it goes on with {ours}.", run
@@ -149,7 +149,7 @@ class RunExecution:
         if run.is_finished:
             return
         if run.status == DagsterRunStatus.CANCELING:
-            cancel(self._app, instance, run)
+            cancel(self._task.app, instance, run)
             return
         if len(losses) >= MOST_LOSSES:
             names = "; ".join(map(str, losses))

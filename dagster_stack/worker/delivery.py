@@ -13,11 +13,21 @@ from sqlalchemy.exc import DBAPIError
 from dagster_stack.broker.dead_letters import bury_task
 from dagster_stack.broker.messages import RunMessage, StepMessage
 from dagster_stack.broker.postponed import postpone
-from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, GivenUp, NoSuchJob, NoSuchRun
+from dagster_stack.broker.publishing import source_queue
+from dagster_stack.errors import (
+    AlreadyHeld,
+    BrokerUnreachable,
+    Fenced,
+    ForeignCode,
+    GivenUp,
+    NoSuchJob,
+    NoSuchRun,
+)
 from dagster_stack.storage.claims import Claim
 from dagster_stack.storage.database import server_is_away
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.worker.process import warm_instance
+from dagster_stack.worker.roll_call import workers_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +42,7 @@ def handled(task: Task, message: StepMessage | RunMessage, hand_over: Callable[[
         yield
     except (ForeignCode, AlreadyHeld) as error:
         logger.info("%s comes again: %s", message.work, error, extra={"action": "message.postponed"})
+        hand_over()
         with back_to_queue_on_error():
             postpone(task, message, refused=isinstance(error, ForeignCode))
     except (NoSuchRun, NoSuchJob) as error:
@@ -61,6 +72,17 @@ def put_aside(task: Task, content: Any, reason: str) -> None:
     """Bury what a task got; while that fails it is not lost: raises Reject after a pause."""
     with back_to_queue_on_error():
         bury_task(task, content, reason)
+
+
+def has_worker_of(task: Task, code: str) -> bool:
+    """Whether a worker with some code takes from the queue of a task's message: it may only be busy.
+
+    True as well when they can't be asked: unknown is not gone.
+    """
+    try:
+        return bool(workers_of(task.app, source_queue(task), code))
+    except BrokerUnreachable:
+        return True
 
 
 @contextmanager

@@ -344,6 +344,25 @@ def test_a_run_for_whose_code_there_is_no_runner_goes_on_with_this_one(
     assert said(instance, of_other_code.run_id).count(told) == 1
 
 
+def test_a_run_whose_runner_is_busy_waits_for_it(
+    app: Celery,
+    runner: Runner,
+    workers: Workers,
+    of_other_code: DagsterRun,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        app.control, "broadcast", lambda *_, **__: [{"runner@b": {"code": "theirs", "queues": ["runs"]}}]
+    )
+    late = RunMessage(of_other_code.run_id, "theirs", refused_at=time.time() - FOREIGN_CODE_SECS - 1)
+
+    runner.gets(late.to_json())
+
+    assert postponed("runs") == [late.to_json()]
+    assert runner.status(of_other_code) == STARTING
+    assert workers.sent == []
+
+
 # --- poison ----------------------------------------------------------------------------------------------------------------
 
 
