@@ -3,9 +3,10 @@
 import base64
 import json
 import logging
+import reprlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from celery import Celery, Task
@@ -20,8 +21,10 @@ logger = logging.getLogger(__name__)
 #: The most that are kept; the oldest give way.
 MOST = 10_000
 QUEUE = Queue("dead-letters", durable=True, queue_arguments={"x-max-length": MOST})
-#: Bytes of a message that are kept.
+#: Bytes of a message that are kept, and characters of what is said of it: strangers choose them, and the broker refuses
+#: a letter that is too large for it.
 KEPT_BYTES = 100_000
+KEPT_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class DeadLetter:
             reason=reason,
             queue=str((message.delivery_info or {}).get("routing_key", "")),
             worker=worker,
-            task=str(headers.get("task", "")),
-            task_id=str(headers.get("id", "")),
+            task=_text(headers.get("task", "")),
+            task_id=_text(headers.get("id", "")),
             content_type=str(message.content_type or ""),
             body=_readable(message.body),
         )
@@ -57,6 +60,7 @@ class DeadLetter:
 
 def bury(app: Celery, letter: DeadLetter) -> None:
     """Put a message aside; returns when the broker has it. Raises what the connection raises."""
+    letter = _cut(letter)
     with bound(task=letter.task_id):
         logger.error(
             "put aside in %s: %s %s: %s",
@@ -110,9 +114,27 @@ def letters(connection: Connection, limit: int = MOST) -> Iterator[DeadLetter]:
                 yield DeadLetter.of(message, "somebody else put it here", "")
 
 
+def _text(header: Any) -> str:
+    # Anything else may be nested so deeply that Python can't write it.
+    return header if isinstance(header, str) else reprlib.repr(header)
+
+
+def _cut(letter: DeadLetter) -> DeadLetter:
+    """The same letter with texts of bounded lengths; its body is already."""
+    cut: dict[str, Any] = {
+        name: f"{text[:KEPT_CHARACTERS]}… ({len(text)} characters)"
+        for name, text in asdict(letter).items()
+        if isinstance(text, str) and name != "body" and len(text) > KEPT_CHARACTERS
+    }
+    return replace(letter, **cut)
+
+
 def _readable(body: Any) -> str:
-    data = body.encode() if isinstance(body, str) else bytes(body or b"")
+    data = body.encode("utf-8", "backslashreplace") if isinstance(body, str) else bytes(body or b"")
+    kept = data[:KEPT_BYTES]
     try:
-        return data[:KEPT_BYTES].decode()
+        data.decode()
     except UnicodeDecodeError:
-        return "base64:" + base64.b64encode(data[:KEPT_BYTES]).decode()
+        return "base64:" + base64.b64encode(kept).decode()
+    # Its end may lie within a character.
+    return kept.decode(errors="ignore")

@@ -1,5 +1,6 @@
 """What travels through the broker: messages that start a step or a run. They are JSON, and nothing in them is code."""
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar, cast
@@ -22,6 +23,11 @@ Message = TypeVar("Message", "StepMessage", "RunMessage")
 
 #: Raised with every change of a message that older workers can't read.
 VERSION = 2
+#: The most bytes of a text that the database takes as a key, and its greatest number.
+LONGEST = {"run_id": 255, "step_key": 2000, "code": 255}
+GREATEST_ATTEMPT = 2**31 - 1
+#: Seconds by which another machine's clock may be ahead.
+CLOCK_SKEW_SECS = 24 * 3600
 
 
 def run_task_id(run_id: str) -> str:
@@ -70,6 +76,10 @@ class StepMessage:
         """Raises ValueError for a message that this version can't read."""
         message = _read(StepMessage, content)
         message.unpack_retry_mode()
+        if not 1 <= message.attempt <= GREATEST_ATTEMPT:
+            raise ValueError(f"attempt is {message.attempt}")
+        if not message.step_key:
+            raise ValueError("step_key is empty")
         return message
 
     def unpack_known_state(self) -> KnownExecutionState:
@@ -122,7 +132,21 @@ def _read(kind: type[Message], content: Mapping[str, Any]) -> Message:
         # To Python, True is a number.
         if not isinstance(value, cast(Any, expected)) or (isinstance(value, bool) and expected is not bool):
             raise ValueError(f"{name} is {value!r}")
+        if isinstance(value, str):
+            _check_text(name, value)
+    # Not a number that is none, either: it would be late, or early, for ever.
+    if message.refused_at is not None and not 0 <= message.refused_at <= time.time() + CLOCK_SKEW_SECS:
+        raise ValueError(f"refused_at is {message.refused_at}")
     return message
+
+
+def _check_text(name: str, text: str) -> None:
+    """Raise ValueError for what JSON can say and Postgres can't: half a character, a NUL, a key of any length."""
+    size = len(text.encode())
+    if "\0" in text:
+        raise ValueError(f"{name} has a NUL in it: {text!r}")
+    if size > LONGEST.get(name, size):
+        raise ValueError(f"{name} is longer than {LONGEST[name]} bytes")
 
 
 def step_message(

@@ -18,8 +18,8 @@ from dagster_stack.client.workers import PLAIN_WIDTH
 from dagster_stack.errors import ExitCode
 from dagster_stack.settings import BROKER_VARIABLE
 
-#: Characters of a message's body in the table.
-SHOWN_BODY = 80
+#: Characters of a message's body, and of the names of its run and step, in the table.
+SHOWN_BODY, SHOWN_NAME = 80, 200
 ADVICE = f"""
 Nothing waits for these messages. They come from other programs on this broker, from another version of this stack,
 or from runs that are not in its database. Is one of them a step of yours? Its run, in Dagit, says how it went on.
@@ -52,7 +52,7 @@ def table(found: Sequence[DeadLetter]) -> Table:
         content.add_row(
             f"{datetime.fromtimestamp(letter.at, UTC):%Y-%m-%d %H:%M:%S}",
             *(
-                Text(printable(text) or "?")
+                Text(writable(printable(text)) or "?")
                 for text in (letter.queue, letter.worker, what(letter), letter.reason)
             ),
         )
@@ -66,9 +66,14 @@ def what(letter: DeadLetter) -> str:
     except (ValueError, RecursionError):
         message = {}
     if isinstance(message.get("run_id"), str):
-        step = f"step {message['step_key']} of " if message.get("step_key") else ""
-        return f"{step}run {message['run_id']}"
+        run, step = (str(message.get(name) or "")[:SHOWN_NAME] for name in ("run_id", "step_key"))
+        return f"step {step} of run {run}" if step else f"run {run}"
     return " ".join(part for part in (letter.task, letter.body[:SHOWN_BODY]) if part) or letter.content_type
+
+
+def writable(text: str) -> str:
+    """A text that JSON may have said and no terminal takes: half a character."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _message(body: Any) -> Mapping[str, Any]:

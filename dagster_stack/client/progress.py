@@ -281,7 +281,10 @@ def waiting_for_steps(progress: Progress, backlog: Sequence[QueueDepth]) -> str:
         if depth.ready and not depth.consumers and depth.name in progress.waiting_on
     ]
     if unserved:
-        return f"No worker listens on the queue {' or '.join(unserved)}: start one for it."
+        return (
+            f"No worker listens on the queue {' or '.join(unserved)}: start one for it, unless `make workers`"
+            " shows a busy one."
+        )
     if progress.count(StepState.RUNNING):
         return ""
     if retrying := progress.in_state(StepState.RETRYING):

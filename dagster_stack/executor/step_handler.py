@@ -1,6 +1,7 @@
 """Steps on their way through the broker: announced, sent, looked after while they wait, and called back."""
 
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from dagster_stack.broker.postponed import postponed
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.executor.termination import call_back, revoke
 from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.worker.roll_call import workers_of
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +76,8 @@ class CeleryStepHandler(StepHandler):
         self._in_flight: dict[str, Sent] = {}
         self._outbox: list[Sent] = []
         self._broker_is_away = False
-        self._unconsumed: set[str] = set()
+        #: Queues without a consumer, and when to ask again whether their workers are only busy.
+        self._unconsumed: dict[str, float] = {}
         self._next_queue_look = time.monotonic() + QUEUE_LOOK_SECS
         self._next_missing_look = time.monotonic() + MISSING_LOOK_SECS
 
@@ -182,18 +185,27 @@ class CeleryStepHandler(StepHandler):
     # --- looking after -------------------------------------------------------------------------------
 
     def _look_at_queues(self, context: PlanOrchestrationContext) -> None:
-        for queue in {sent.queue for sent in self._in_flight.values()} | self._unconsumed:
+        now = time.monotonic()
+        for queue in {sent.queue for sent in self._in_flight.values()} | self._unconsumed.keys():
             state = self.link.queue_state(queue)
             if state.consumers and queue in self._unconsumed:
-                self._unconsumed.discard(queue)
+                del self._unconsumed[queue]
                 report(context, f'A worker consumes queue "{queue}" now.')
-            elif state.ready and not state.consumers and queue not in self._unconsumed:
-                self._unconsumed.add(queue)
-                report(
-                    context,
-                    f'Steps wait in queue "{queue}" ({state.ready}) and no worker consumes it. Start one:'
-                    f" {self._worker_command(queue)}",
-                )
+            elif state.ready and not state.consumers and now >= self._unconsumed.get(queue, 0):
+                self._tell_of_unconsumed(context, queue, state.ready, now)
+
+    def _tell_of_unconsumed(
+        self, context: PlanOrchestrationContext, queue: str, ready: int, now: float
+    ) -> None:
+        # A worker that lost the broker while all its processes work is back, and subscribes when one is free.
+        busy = [] if self._embedded else workers_of(self._app, queue)
+        was_told = queue in self._unconsumed
+        self._unconsumed[queue] = now + MISSING_LOOK_SECS if busy else math.inf
+        steps = f'Steps wait in queue "{queue}" ({ready})'
+        if not busy:
+            report(context, f"{steps} and no worker consumes it. Start one: {self._worker_command(queue)}")
+        elif not was_told:
+            report(context, f"{steps} until a worker is free: {', '.join(sorted(busy))} work on others.")
 
     def _worker_command(self, queue: str) -> str:
         """How somebody starts a worker for a queue."""

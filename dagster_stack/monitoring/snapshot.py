@@ -83,7 +83,8 @@ class Queue:
 
     @property
     def problem(self) -> str | None:
-        if self.ready and self.consumers == 0:
+        # A worker that lost the broker while all its processes work subscribes when one is free.
+        if self.ready and self.consumers == 0 and not (self.processes or {}).get("busy"):
             return f"No worker on the queue {self.name}, and {counted(self.ready, 'message')} in it: `make workers`."
         return None
 

@@ -20,7 +20,6 @@ from dagster._utils.hosted_user_process import recon_job_from_origin
 from dagster._utils.interrupts import capture_interrupts
 
 from dagster_stack import tags
-from dagster_stack.broker.dead_letters import bury_task
 from dagster_stack.broker.messages import RunMessage
 from dagster_stack.broker.postponed import refused_for
 from dagster_stack.code_version import code_version
@@ -32,7 +31,7 @@ from dagster_stack.logs.context import bound
 from dagster_stack.storage.claims import Claim, Sign
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
-from dagster_stack.worker.delivery import handled, release
+from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.process import undisturbed, warm_instance
 from dagster_stack.worker.shutdown import is_leaving
 
@@ -45,7 +44,7 @@ GOING_ON = {DagsterRunStatus.STARTING, DagsterRunStatus.STARTED}
 #: many restarts of a machine.
 MOST_LOSSES = 10
 LOSSES_SECS = 24 * 3600
-#: Seconds that a run waits for a runner with its code; then any other goes on with it.
+#: Seconds that a run waits for a runner with its code, unless there is one that is busy; then any other goes on with it.
 FOREIGN_CODE_SECS = 60
 
 
@@ -54,9 +53,9 @@ def execute_run(task: Task, content: Any) -> None:
     try:
         message = RunMessage.from_json(content)
     except ValueError as error:
-        bury_task(task, content, str(error))
+        put_aside(task, content, str(error))
         return
-    execution = RunExecution(task.app, message, f"{task.request.hostname} (process {os.getpid()})")
+    execution = RunExecution(task, message, f"{task.request.hostname} (process {os.getpid()})")
     # The stock executor, in a run of this stack, waits for its steps within this task.
     with (
         bound(run=message.run_id, task=message.task_id),
@@ -71,8 +70,8 @@ def execute_run(task: Task, content: Any) -> None:
 class RunExecution:
     """One delivery of a run message to this process."""
 
-    def __init__(self, app: Celery, message: RunMessage, holder: str) -> None:
-        self._app = app
+    def __init__(self, task: Task, message: RunMessage, holder: str) -> None:
+        self._task = task
         self._message = message
         self._holder = holder
         self._claim: Claim | None = None
@@ -121,7 +120,7 @@ class RunExecution:
             )
         theirs, ours = run.tags.get(tags.CODE, ""), code_version()
         if theirs and ours and theirs != ours and not run.is_finished:
-            if refused_for(self._message) < FOREIGN_CODE_SECS:
+            if refused_for(self._message) < FOREIGN_CODE_SECS or has_worker_of(self._task, theirs):
                 raise ForeignCode(theirs, ours)
             instance.report_engine_event(
                 f"No runner with its code {theirs} is left: it goes on with {ours}.", run
@@ -153,7 +152,7 @@ class RunExecution:
         if run.is_finished:
             return
         if run.status == DagsterRunStatus.CANCELING:
-            cancel(self._app, instance, run)
+            cancel(self._task.app, instance, run)
             return
         recent = [loss for loss in losses if loss.at > time.time() - LOSSES_SECS]
         if len(recent) >= MOST_LOSSES:
@@ -181,6 +180,15 @@ class RunExecution:
                 pass
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
             logger.info("%s was interrupted", self._message.work, extra={"action": "run.interrupted"})
+        except Exception as error:
+            if goes_on_elsewhere(error) or not self._has_ended(instance):
+                raise
+            # Dagster has failed the run, and its log says of what.
+            logger.exception("%s failed", self._message.work, extra={"action": "run.failed"})
+
+    def _has_ended(self, instance: DagsterInstance) -> bool:
+        run = instance.get_run_by_id(self._message.run_id)
+        return run is None or run.is_finished
 
 
 def loaded_job(instance: DagsterInstance, run: DagsterRun) -> ReconstructableJob:

@@ -120,7 +120,8 @@ class RunWatch(threading.Thread):
                 self._told.add(run.run_id)
                 self._instance.report_engine_event(
                     f'The run waits in queue "{QUEUE}" and no runner consumes it. `docker compose up -d runner`'
-                    " starts one; `docker compose logs runner` tells why there is none.",
+                    " starts one; `docker compose logs runner` tells why there is none. One that lost the broker"
+                    " while it was busy takes the run when another one has ended.",
                     run,
                 )
             return False

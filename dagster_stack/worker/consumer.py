@@ -34,6 +34,13 @@ HEADERS: dict[str, tuple[type, ...]] = {
 }
 
 
+#: What py-amqp reads properties with, and ends the worker over some of them.
+PropertyReader = Callable[[Any, int], tuple[dict[str, Any], int]]
+PROPERTY_READERS: Mapping[int, PropertyReader] = serialization.PROPERTY_CLASSES
+#: Levels of a message. JSON is read ten times as deep as the pool can pickle it, of which the worker would end.
+DEEPEST = 100
+
+
 class Consumer(CeleryConsumer):
     """Celery's consumer, with a place for what it can't use."""
 
@@ -131,15 +138,32 @@ class Consumer(CeleryConsumer):
 
 
 def complaint(message: Any) -> str | None:
-    """What is wrong with a message of Celery's protocol 2, if Celery itself would find it too late."""
-    if not isinstance(message.headers, Mapping) or "task" not in message.headers:
-        # An older protocol, or nobody's.
-        return None
+    """What is wrong with a message, if Celery itself would find it too late."""
     try:
         body = message.decode()
     except (DecodeError, ContentDisallowed):
         return None
+    if is_deeper(body, DEEPEST) or is_deeper(message.headers, DEEPEST):
+        return f"it is nested deeper than {DEEPEST} levels"
+    if not isinstance(message.headers, Mapping) or "task" not in message.headers:
+        # An older protocol, or nobody's.
+        return None
     return headers_complaint(message.headers) or body_complaint(body)
+
+
+def is_deeper(value: Any, levels: int) -> bool:
+    """Whether something lies within more lists and mappings than that. Python's limit of recursion is the matter here."""
+    level = [value]
+    for _ in range(levels):
+        level = [
+            each
+            for inner in level
+            if isinstance(inner, dict | list | tuple)
+            for each in (inner.values() if isinstance(inner, dict) else inner)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def headers_complaint(headers: Mapping[str, Any]) -> str | None:
@@ -166,7 +190,23 @@ def readable(text: Any) -> str:
     return text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)
 
 
+def tolerant(read: PropertyReader) -> PropertyReader:
+    """Let a message whose properties py-amqp can't read (a date past the year 9999, a table too deep) have none."""
+
+    def read_properties(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
+        try:
+            return read(buffer, offset)
+        except Exception:
+            logger.warning(
+                "a message's properties can't be read", exc_info=True, extra={"action": "message.unreadable"}
+            )
+            return {}, len(buffer)
+
+    return read_properties
+
+
 def install(app: Celery) -> None:
     """Let the workers of an app put aside what they can't use."""
     app.conf.worker_consumer = f"{Consumer.__module__}:{Consumer.__name__}"
     serialization.pstr_t = readable
+    serialization.PROPERTY_CLASSES = {kind: tolerant(read) for kind, read in PROPERTY_READERS.items()}

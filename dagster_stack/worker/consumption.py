@@ -1,5 +1,8 @@
 """Proof that a worker gets messages. One that answers pings may have lost its subscription, and wait for ever.
 
+After a reconnect a worker whose processes are all busy does not subscribe until one is free, since the broker would
+give it as many messages as to an idle one, to wait behind what it works on.
+
 Three things are looked at: that the broker confirms the subscription anew, that nothing waits in a queue for a
 worker with a free process, and that no message that was taken waits for a process that is idle. The cures are a new
 subscription, a new connection, and in the end the watchdog's exit. All of it happens in the worker's event loop, to
@@ -43,6 +46,8 @@ class Consumption(bootsteps.StartStopStep):
         self._timer: Any = None
         self._received = 0
         self._renew_at = self._ask_at = 0.0
+        #: What this connection may take at once, if less than Celery asked for.
+        self._limit: int | None = None
         #: Answers in a row that something waits, while nothing comes; also over connections.
         self._deaf = 0
 
@@ -52,6 +57,11 @@ class Consumption(bootsteps.StartStopStep):
             return
         # Whatever is asked on this connection: without an answer the event loop would stand still.
         consumer.connection.connection.transport.sock.settimeout(ANSWER_SECS)
+        self._limit = None
+        if free(consumer):
+            self._leave_room(consumer)
+        else:
+            rest(consumer)
         now = self._clock()
         self._renew_at, self._ask_at = now + RENEWAL_SECS, now + QUESTION_SECS
         self._timer = consumer.timer.call_repeatedly(LOOK_SECS, self.look, (consumer,))
@@ -75,6 +85,7 @@ class Consumption(bootsteps.StartStopStep):
             return
         if not is_read(consumer):
             raise ConnectionError("the event loop does not read the connection to the broker")
+        self._leave_room(consumer)
         if now >= self._renew_at and not held(consumer):
             self._renew_at = now + RENEWAL_SECS
             # What is delivered until the broker confirms that is taken as ever.
@@ -84,6 +95,21 @@ class Consumption(bootsteps.StartStopStep):
         if now >= self._ask_at:
             self._ask_at = now + QUESTION_SECS
             self._judge(consumer, waiting(consumer))
+
+    def _leave_room(self, consumer: Any) -> None:
+        """Have the broker count what is worked on since an earlier connection: it counts what it gave on this one."""
+        processes, elsewhere = int(consumer.pool.num_processes), strays(consumer)
+        limit = processes - elsewhere if elsewhere else None
+        if limit == self._limit or (limit is not None and limit < 1):
+            # 0 would be no limit to AMQP. Who has no room is not subscribed.
+            return
+        self._limit = limit
+        if consumer.qos_global:
+            consumer.qos.value = limit or processes
+            consumer.qos.update()
+        else:
+            # Over all consumers of the channel, beside Celery's own count of each.
+            consumer.task_consumer.channel.basic_qos(0, limit or 0, True)
 
     def _judge(self, consumer: Any, waiting: str) -> None:
         if not waiting or consumer.received != self._received:
@@ -106,7 +132,22 @@ class Consumption(bootsteps.StartStopStep):
 
 def held(consumer: Any) -> int:
     """The messages that the worker has taken and not answered."""
-    return len(state.reserved_requests) + int(consumer.putting_aside)
+    # One that a process began just as the connection broke is active alone.
+    return len(state.reserved_requests | state.active_requests) + int(consumer.putting_aside)
+
+
+def strays(consumer: Any) -> int:
+    """Those of them that are worked on and came over an earlier connection."""
+    channel = consumer.task_consumer.channel
+    return sum(request.message.channel is not channel for request in tuple(state.active_requests))
+
+
+def rest(consumer: Any) -> None:
+    """Let the event loop begin without a subscription: `subscribe` makes it once a process is free."""
+    tasks = consumer.task_consumer
+    queues, tasks.queues = tasks.queues, []
+    # The loop subscribes to what stands here before it does anything else.
+    consumer.call_soon(setattr, tasks, "queues", queues)
 
 
 def free(consumer: Any) -> bool:

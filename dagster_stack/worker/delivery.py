@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from celery import Task
 from celery.exceptions import Reject
@@ -12,11 +13,21 @@ from sqlalchemy.exc import DBAPIError
 from dagster_stack.broker.dead_letters import bury_task
 from dagster_stack.broker.messages import RunMessage, StepMessage
 from dagster_stack.broker.postponed import postpone
-from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, GivenUp, NoSuchJob, NoSuchRun
+from dagster_stack.broker.publishing import source_queue
+from dagster_stack.errors import (
+    AlreadyHeld,
+    BrokerUnreachable,
+    Fenced,
+    ForeignCode,
+    GivenUp,
+    NoSuchJob,
+    NoSuchRun,
+)
 from dagster_stack.storage.claims import Claim
 from dagster_stack.storage.database import server_is_away
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.worker.process import warm_instance
+from dagster_stack.worker.roll_call import workers_of
 
 logger = logging.getLogger(__name__)
 
@@ -31,23 +42,47 @@ def handled(task: Task, message: StepMessage | RunMessage, hand_over: Callable[[
         yield
     except (ForeignCode, AlreadyHeld) as error:
         logger.info("%s comes again: %s", message.work, error, extra={"action": "message.postponed"})
+        hand_over()
         with back_to_queue_on_error():
             postpone(task, message, refused=isinstance(error, ForeignCode))
     except (NoSuchRun, NoSuchJob) as error:
-        with back_to_queue_on_error():
-            bury_task(task, message.to_json(), str(error))
-    except (GivenUp, DBAPIError) as error:
-        if isinstance(error, DBAPIError) and not server_is_away(error):
-            raise
-        # Nothing can be reported without the database: the work is somebody's who reaches it.
-        logger.error(
-            "%s goes back to its queue: %s", message.work, error, extra={"action": "message.returned"}
-        )
-        hand_over()
-        raise Reject(str(error), requeue=True) from error
+        put_aside(task, message.to_json(), str(error))
+    except GivenUp as error:
+        raise _returned(message, error, hand_over) from error
     except Fenced as error:
         # Whoever took it over has the message too.
         logger.warning("%s", error, extra={"action": "claim.lost"})
+    except Exception as error:
+        if isinstance(error, DBAPIError) and server_is_away(error):
+            raise _returned(message, error, hand_over) from error
+        # Celery would acknowledge it, and nobody would know. Work that is begun tells the run's log of its errors.
+        logger.exception("%s can't be done", message.work, extra={"action": "message.failed"})
+        hand_over()
+        put_aside(task, message.to_json(), f"it could not be worked on: {error!r}")
+
+
+def _returned(message: StepMessage | RunMessage, error: Exception, hand_over: Callable[[], None]) -> Reject:
+    """Nothing can be reported without the database: the work is somebody's who reaches it."""
+    logger.error("%s goes back to its queue: %s", message.work, error, extra={"action": "message.returned"})
+    hand_over()
+    return Reject(str(error), requeue=True)
+
+
+def put_aside(task: Task, content: Any, reason: str) -> None:
+    """Bury what a task got; while that fails it is not lost: raises Reject after a pause."""
+    with back_to_queue_on_error():
+        bury_task(task, content, reason)
+
+
+def has_worker_of(task: Task, code: str) -> bool:
+    """Whether a worker with some code takes from the queue of a task's message: it may only be busy.
+
+    True as well when they can't be asked: unknown is not gone.
+    """
+    try:
+        return bool(workers_of(task.app, source_queue(task), code))
+    except BrokerUnreachable:
+        return True
 
 
 @contextmanager

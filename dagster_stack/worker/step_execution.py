@@ -24,7 +24,6 @@ from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy.exc import DBAPIError
 
 from dagster_stack import tags
-from dagster_stack.broker.dead_letters import bury_task
 from dagster_stack.broker.link import wake_up
 from dagster_stack.broker.messages import StepMessage
 from dagster_stack.broker.postponed import refused_for
@@ -36,7 +35,7 @@ from dagster_stack.storage.claims import Claim, Sign
 from dagster_stack.storage.database import server_is_away
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
-from dagster_stack.worker.delivery import handled, release
+from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.planned_job import planned_job, step_events
 from dagster_stack.worker.process import known_run, undisturbed, warm_instance
 from dagster_stack.worker.shutdown import is_leaving
@@ -44,7 +43,7 @@ from dagster_stack.worker.standing import ENDED_RUN, ENDS, standing
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a step waits for a worker with the code of its run before it fails.
+#: Seconds that a step waits for a worker with the code of its run before it fails, unless there is one that is busy.
 FOREIGN_CODE_SECS = 60
 
 
@@ -53,10 +52,15 @@ def execute_step(task: Task, content: Any) -> None:
     try:
         message = StepMessage.from_json(content)
     except ValueError as error:
-        bury_task(task, content, str(error))
+        put_aside(task, content, str(error))
         return
     holder = f"{task.request.hostname} (process {os.getpid()})"
-    execution = StepExecution(message, holder, lambda: wake_up(task.app, message.run_id))
+    execution = StepExecution(
+        message,
+        holder,
+        wake_run=lambda: wake_up(task.app, message.run_id),
+        has_worker_of=lambda code: has_worker_of(task, code),
+    )
     with (
         bound(run=message.run_id, step=message.step_key, task=message.task_id),
         handled(task, message, execution.hand_over),
@@ -65,12 +69,22 @@ def execute_step(task: Task, content: Any) -> None:
 
 
 class StepExecution:
-    """One delivery of a step message to this process; `wake_run` is called when its end stands in the log."""
+    """One delivery of a step message to this process.
 
-    def __init__(self, message: StepMessage, holder: str, wake_run: Callable[[], None]) -> None:
+    `wake_run` is called when its end stands in the log, `has_worker_of` before it fails for want of a code.
+    """
+
+    def __init__(
+        self,
+        message: StepMessage,
+        holder: str,
+        wake_run: Callable[[], None],
+        has_worker_of: Callable[[str], bool] = lambda _: False,
+    ) -> None:
         self._message = message
         self._holder = holder
         self._wake_run = wake_run
+        self._has_worker_of = has_worker_of
         self._claim: Claim | None = None
         self._is_interrupted = False
         self._foreign_code: ForeignCode | None = None
@@ -130,7 +144,7 @@ class StepExecution:
         # What the run says wins: `init` gives a run that goes on after a deployment its new code.
         theirs, ours = found.code or message.code, code_version()
         self._foreign_code = ForeignCode(theirs, ours) if theirs and ours and theirs != ours else None
-        if self._foreign_code and refused_for(message) < FOREIGN_CODE_SECS:
+        if self._foreign_code and (refused_for(message) < FOREIGN_CODE_SECS or self._has_worker_of(theirs)):
             raise self._foreign_code
         return False
 

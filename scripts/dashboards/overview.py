@@ -8,6 +8,7 @@ from scripts.dashboards.parts import RUNS, board, chart, figure, or_0, rate, row
 DESERTED = (
     'sum by (queue) (dagster_queue_messages{state="ready"}) > 0'
     " unless on(queue) sum by (queue) (dagster_queue_consumers) > 0"
+    ' unless on(queue) sum by (queue) (dagster_worker_processes{state="busy"}) > 0'
 )
 
 

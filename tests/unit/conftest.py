@@ -13,6 +13,7 @@ import pytest
 from dagster import DagsterInstance
 
 from dagster_stack.executor import celery_executor as executor
+from dagster_stack.executor import step_handler
 from dagster_stack.storage.s3 import s3_client
 from dagster_stack.worker import planned_job, process
 from scripts import apt, console, engine, env_file
@@ -229,7 +230,8 @@ def workers(instance: DagsterInstance, clock: Clock, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def broker() -> Broker:
+def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    monkeypatch.setattr(step_handler, "workers_of", lambda app, queue: app.workers_of(queue))
     return Broker()
 
 

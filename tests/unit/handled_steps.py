@@ -45,6 +45,9 @@ class Broker:
         self.control_error: Exception | None = None
         self.queues: dict[str, list[StepMessage]] = {}
         self.consumers: dict[str, int] = {}
+        #: Workers that answer, by their queue, also without a subscription; and how often they were asked.
+        self.workers: dict[str, list[str]] = {}
+        self.asked = 0
         self.with_workers: set[str] = set()
         self.workers_answer = True
         self.sent: list[tuple[str, str, int]] = []
@@ -68,6 +71,11 @@ class Broker:
     def queue_state(self, queue: str) -> QueueState:
         self._reached()
         return QueueState(len(self.queues.get(queue, ())), self.consumers.get(queue, 0))
+
+    def workers_of(self, queue: str) -> list[str]:
+        self._reached()
+        self.asked += 1
+        return self.workers.get(queue, [])
 
     def revoke(self, ids: list[str], **options: Any) -> None:
         self._controlled()

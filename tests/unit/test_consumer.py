@@ -7,12 +7,15 @@ import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from struct import pack
 from typing import Any
 from uuid import uuid4
 
+import amqp
 import pytest
 from amqp import serialization
 from celery import Celery, _state, signals
+from celery.concurrency.base import BasePool
 from celery.contrib.testing.worker import start_worker
 from celery.worker.consumer.consumer import Consumer as CeleryConsumer
 from celery.worker.state import requests
@@ -28,6 +31,7 @@ from tests.waiting import wait_until
 
 JSON = ("application/json", "utf-8")
 BODY = json.dumps([[], {"number": 1}, {}])
+DEEP = 700
 
 
 class Given:
@@ -67,6 +71,21 @@ class Given:
         return letter
 
 
+def deep(template: str) -> str:
+    """Lists within lists, of which this Python reads as many from JSON as it can't pickle."""
+    return template % ("[" * DEEP + "]" * DEEP)
+
+
+def pickling(apply: Any) -> Any:
+    """A pool that, as Celery's prefork pool does, pickles in the main process what it hands over."""
+
+    def apply_async(self: Any, target: Any, args: Any = (), kwargs: Any = None, **options: Any) -> Any:
+        pickle.dumps((args, kwargs))
+        return apply(self, target, args, kwargs, **options)
+
+    return apply_async
+
+
 def task(**headers: Any) -> dict[str, Any]:
     return {"task": "count", "id": str(uuid4()), **headers}
 
@@ -94,7 +113,9 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Given]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("CELERY_BROKER_URL", raising=False)
         patch.setattr(serialization, "pstr_t", serialization.pstr_t)
+        patch.setattr(serialization, "PROPERTY_CLASSES", serialization.PROPERTY_CLASSES)
         patch.setattr(consumer, "PAUSE_SECS", 0.1)
+        patch.setattr(BasePool, "apply_async", pickling(BasePool.apply_async))
         # With RabbitMQ the event loop wakes up for it; the loop for this broker looks every two seconds.
         patch.setattr(consumer.Consumer, "call_soon", consumer.Consumer.call_soon_ack)
         consumer.install(made)
@@ -138,6 +159,11 @@ def given(worker: Given) -> Given:
         pytest.param("5", JSON, task(), "its body", id="a number as body"),
         pytest.param("null", JSON, task(), "its body", id="nothing as body"),
         pytest.param("[[], [], {}]", JSON, task(), "its body", id="a list as names"),
+        pytest.param(deep('{"task": "count", "id": "1", "args": [%s], "kwargs": {}}'), JSON, {}, "deeper", id="deep, of old"),
+        pytest.param(deep('{"args": [%s], "kwargs": {}}'), JSON, task(), "deeper", id="deep"),
+        pytest.param(deep("[[%s], {}, {}]"), JSON, task(), "deeper", id="deep arguments"),
+        pytest.param(BODY, JSON, task(group=json.loads(deep("%s"))), "deeper", id="deep header"),
+        pytest.param(BODY, JSON, {"task": json.loads(deep("%s")), "id": "1"}, "deeper", id="deep task"),
         pytest.param(BODY, JSON, task(eta="soon"), "invalid ETA", id="eta"),
         pytest.param(BODY, JSON, task(expires="soon"), "invalid expires", id="expires"),
         pytest.param(BODY, JSON, task(timelimit=["a", 1]), "timelimit", id="time limit"),
@@ -224,11 +250,41 @@ def test_text_that_is_none_does_not_end_the_worker() -> None:
     assert readable("F") == "F"
 
 
-def test_an_app_gets_its_consumer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def header_frame(table: bytes) -> bytes:
+    """What RabbitMQ sends before a message's body, whose only property is a table of headers."""
+    basic, headers_alone = 60, 1 << 13
+    return pack(">HHQHI", basic, 0, 0, headers_alone, len(table)) + table
+
+
+@pytest.mark.usefixtures("app_with_consumer")
+@pytest.mark.parametrize("value", ["deep", "late", "odd"])
+def test_headers_that_py_amqp_can_not_read_are_none_and_do_not_end_the_worker(
+    value: str,
+) -> None:
+    nested = b""
+    for _ in range(3000):
+        nested = b"A" + pack(">I", len(nested)) + nested
+    values = {"deep": nested, "late": b"T" + pack(">Q", 2**62), "odd": b"?"}
+
+    message = amqp.Message()
+    message.inbound_header(header_frame(b"\x01a" + values[value]))
+
+    assert (message.properties, message.ready) == ({}, True)
+    # And others are read as ever
+    message.inbound_header(header_frame(b"\x01a" + b"I" + pack(">i", 5)))
+    assert message.properties == {"application_headers": {"a": 5}}
+
+
+@pytest.fixture
+def app_with_consumer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Celery:
     monkeypatch.setattr(serialization, "pstr_t", serialization.pstr_t)
+    monkeypatch.setattr(serialization, "PROPERTY_CLASSES", serialization.PROPERTY_CLASSES)
     app = make_app(CeleryConfig(), Settings.from_environment({"DAGSTER_HOME": str(tmp_path)}))
 
     consumer.install(app)
+    return app
 
-    assert app.conf.worker_consumer == "dagster_stack.worker.consumer:Consumer"
+
+def test_an_app_gets_its_consumer(app_with_consumer: Celery) -> None:
+    assert app_with_consumer.conf.worker_consumer == "dagster_stack.worker.consumer:Consumer"
     assert serialization.pstr_t is readable

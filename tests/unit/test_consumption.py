@@ -21,8 +21,10 @@ class Subscription:
 
     def __init__(self, names: list[str]) -> None:
         self.queues = [SimpleNamespace(name=name) for name in names]
-        self.known = set(names)
-        self.at_broker = set(names)
+        self.known: set[str] = set()
+        self.at_broker: set[str] = set()
+        self.channel = SimpleNamespace(basic_qos=lambda *limit: self.limits.append(limit))
+        self.limits: list[tuple[int, int, bool]] = []
         self.renewals = 0
         self.while_canceling: Callable[[], Any] = lambda: None
 
@@ -35,7 +37,8 @@ class Subscription:
         self.known, self.at_broker = set(), set()
 
     def consume(self) -> None:
-        self.known = self.at_broker = {queue.name for queue in self.queues}
+        # Without any, kombu asks for nothing.
+        self.known = self.at_broker = self.at_broker | {queue.name for queue in self.queues}
 
 
 class Channel:
@@ -78,11 +81,33 @@ class Worker:
         self.timer = SimpleNamespace(call_repeatedly=lambda *timer: timer, cancel=self.timeouts.append)
         pool = SimpleNamespace(_pool=[object()] * processes, _waiting_to_start=set())
         self.pool = SimpleNamespace(num_processes=processes, _pool=pool)
-        self.task_consumer = Subscription(queues)
+        self.queues = queues
+        self.qos_global = False
+        self.qos: Any = None
+        self.soon: list[Callable[[], Any]] = []
         self.wanted = dict.fromkeys(queues)
         self.app = SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=self.wanted)))
         self.step = Consumption(self, clock=lambda: self.now)
+        self.connect()
+
+    def connect(self) -> None:
+        """As Celery does it on each connection: its steps, then the event loop, which begins with a subscription."""
+        self.task_consumer = Subscription(self.queues)
         self.step.start(self)
+        self.task_consumer.consume()
+        for call in self.soon:
+            call()
+        self.soon.clear()
+
+    def call_soon(self, act: Callable[..., Any], *arguments: Any) -> None:
+        self.soon.append(lambda: act(*arguments))
+
+    def work(self) -> "Taken":
+        """A process works on a message that came over the present connection."""
+        taken = Taken(self.now, self.task_consumer.channel)
+        state.reserved_requests.add(taken)
+        state.active_requests.add(taken)
+        return taken
 
     def channel(self) -> Channel:
         self.channels.append(Channel(self.messages))
@@ -110,8 +135,9 @@ class Taken:
 
     id = "1f0c"
 
-    def __init__(self, taken_at: float) -> None:
+    def __init__(self, taken_at: float, channel: Any = None) -> None:
         self.taken_at = taken_at
+        self.message = SimpleNamespace(channel=channel)
 
 
 @pytest.fixture(autouse=True)
@@ -236,6 +262,74 @@ def test_a_message_that_comes_while_the_subscription_ends_is_not_followed_by_ano
     worker.look(1)
 
     assert worker.task_consumer.at_broker == {"dagster"}
+
+
+def done(taken: Taken) -> None:
+    state.reserved_requests.discard(taken)
+    state.active_requests.discard(taken)
+
+
+def test_after_a_reconnect_nothing_waits_behind_what_is_still_worked_on(worker: Worker) -> None:
+    # Given a worker whose only process has a long step when the connection breaks
+    long = worker.work()
+    worker.step.stop(worker)
+    worker.connect()
+    worker.messages["dagster"] = 2
+
+    # Then it takes nothing, and is well
+    worker.look(3600)
+    assert worker.task_consumer.at_broker == set()
+    assert (worker.received, worker.says(), worker.channels) == (0, None, [])
+    # And says what it is there for
+    assert [queue.name for queue in worker.task_consumer.queues] == ["dagster"]
+
+    # When the step has ended, then it goes on within a second
+    done(long)
+    worker.look(1)
+    assert worker.task_consumer.at_broker == {"dagster"}
+    assert worker.task_consumer.limits == []
+    worker.look(1)
+    assert worker.received == 1
+
+
+def test_a_step_that_began_as_the_connection_broke_counts_too(worker: Worker) -> None:
+    """Celery has it among the active ones alone."""
+    long = worker.work()
+    state.reserved_requests.discard(long)
+    worker.step.stop(worker)
+    worker.connect()
+
+    worker.look(10)
+
+    assert worker.task_consumer.at_broker == set()
+
+
+@pytest.mark.parametrize("over_all_queues", [False, True])
+def test_after_a_reconnect_a_partly_busy_worker_takes_what_it_has_room_for(over_all_queues: bool) -> None:
+    # Given a worker with three processes, two of them at work when the connection breaks
+    worker = Worker(["dagster"], processes=3)
+    worker.qos_global = over_all_queues
+    first, second = worker.work(), worker.work()
+    worker.step.stop(worker)
+    told: list[int] = []
+    worker.qos = SimpleNamespace(value=3, update=lambda: told.append(worker.qos.value))
+    worker.connect()
+    assert worker.task_consumer.at_broker == {"dagster"}
+
+    # When they end one after the other, beside what came since
+    since = worker.work()
+    worker.look(2)
+    done(first)
+    worker.look(2)
+    done(second)
+    worker.look(2)
+
+    # Then the broker's count follows, and in the end Celery's own is enough
+    assert since in state.active_requests
+    assert told == ([1, 2, 3] if over_all_queues else [])
+    assert worker.task_consumer.limits == (
+        [] if over_all_queues else [(0, 1, True), (0, 2, True), (0, 0, True)]
+    )
 
 
 def test_queues_that_were_added_are_subscribed_and_those_that_were_canceled_stay_so(worker: Worker) -> None:

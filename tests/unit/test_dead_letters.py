@@ -140,10 +140,31 @@ STEP = {"run_id": RUN, "step_key": "a", "version": 9}
         ("[1, 2]", "task [1, 2]"),
         ("x" * 500, "task " + "x" * client.SHOWN_BODY),
         ("", "task"),
+        (json.dumps({"run_id": "x" * 90_000}), f"run {'x' * client.SHOWN_NAME}"),
+        (json.dumps({"run_id": RUN, "step_key": ["a"]}), f"step ['a'] of run {RUN}"),
     ],
 )
 def test_a_letter_is_named_by_its_run_and_step_or_else_by_how_it_begins(body: str, text: str) -> None:
     assert what(letter(body=body, task="task")) == text
+
+
+def test_a_name_of_half_a_character_can_be_shown(app: Celery) -> None:
+    bury(app, letter(body=json.dumps({"run_id": "\ud800"}), worker="\udfff"))
+
+    assert "run \\ud800" in shown().encode().decode()
+
+
+@pytest.mark.parametrize("strange", ["\ud800", "\0", "x" * 50_000_000, "ü" * 99_999])
+def test_whatever_strangers_write_is_kept_in_bounds_and_shown(app: Celery, strange: str) -> None:
+    message = type(
+        "Message", (), {"headers": {"task": strange, "id": [strange]}, "delivery_info": {"routing_key": "dagster"},
+                        "content_type": strange[:200], "body": strange}
+    )()  # fmt: skip
+
+    bury(app, DeadLetter.of(message, f"of version {strange!r}", "dagster@host"))
+
+    assert len(shown(as_json=True)) < 1_000_000
+    shown().encode()
 
 
 def test_dead_letters_without_a_broker_say_what_is_missing() -> None:

@@ -134,6 +134,31 @@ def test_a_queue_that_nobody_consumes_is_told_once_with_the_command_that_helps(
     assert driven.reported.count('A worker consumes queue "heavy" now.') == 1
 
 
+def test_workers_that_are_busy_since_before_they_lost_the_broker_are_told_of_as_such(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    # Given a queue whose only workers are there and subscribe when they are free
+    broker.workers["heavy"] = ["heavy@b", "heavy@a"]
+    driven.send("heavy")
+
+    # When a minute passes, then that is said, once, and they are seldom asked
+    for _ in range(30):
+        clock.sleep(QUEUE_LOOK_SECS)
+        driven.look()
+    told = [line for line in driven.reported if "Steps wait" in line]
+    assert told == [
+        'Steps wait in queue "heavy" (1) until a worker is free: heavy@a, heavy@b work on others.'
+    ]
+    assert broker.asked <= 3
+
+    # And when they are gone, then that too, once
+    broker.workers.clear()
+    for _ in range(30):
+        clock.sleep(QUEUE_LOOK_SECS)
+        driven.look()
+    assert len([line for line in driven.reported if "no worker consumes" in line]) == 1
+
+
 def test_in_the_embedded_mode_the_command_is_that_of_make_dev(
     instance: DagsterInstance, broker: Broker, clock: Clock
 ) -> None:

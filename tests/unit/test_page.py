@@ -190,7 +190,9 @@ def test_what_others_named_stays_text(page: Page, stub: PrometheusStub) -> None:
 
 def test_alerts_and_problems_are_listed(page: Page, stub: PrometheusStub) -> None:
     stub.alerts = [alert("StepWaits", "A step waits.")]
-    page.by_hand.answer = lambda: figures(dagster_queue_consumers=[({"queue": "dagster"}, 0)])
+    page.by_hand.answer = lambda: figures(
+        dagster_queue_consumers=[({"queue": "dagster"}, 0)], dagster_worker_processes=[]
+    )
 
     text = page.get().text
 

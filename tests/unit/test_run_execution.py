@@ -21,6 +21,7 @@ from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import life
 from dagster_stack.storage.claims import STALE_SECS, Work
 from tests.unit import eventful_jobs, step_jobs
+from tests.unit.clock import Clock
 from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed
 from tests.unit.driven_runs import Workers, announced
 from tests.unit.holders import Database
@@ -366,6 +367,25 @@ def test_a_run_for_whose_code_there_is_no_runner_goes_on_with_this_one(
     assert said(instance, of_other_code.run_id).count(told) == 1
 
 
+def test_a_run_whose_runner_is_busy_waits_for_it(
+    app: Celery,
+    runner: Runner,
+    workers: Workers,
+    of_other_code: DagsterRun,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        app.control, "broadcast", lambda *_, **__: [{"runner@b": {"code": "theirs", "queues": ["runs"]}}]
+    )
+    late = RunMessage(of_other_code.run_id, "theirs", refused_at=time.time() - FOREIGN_CODE_SECS - 1)
+
+    runner.gets(late.to_json())
+
+    assert postponed("runs") == [late.to_json()]
+    assert runner.status(of_other_code) == STARTING
+    assert workers.sent == []
+
+
 # --- poison ----------------------------------------------------------------------------------------------------------------
 
 
@@ -375,6 +395,7 @@ def test_a_run_for_whose_code_there_is_no_runner_goes_on_with_this_one(
         {"version": 1},
         {"more": "of it"},
         {"run_id": None},
+        {"run_id": "a\0b"},
         {"run_id": "nobody's"},
         {"refused_at": "yesterday"},
     ],
@@ -386,6 +407,39 @@ def test_a_message_that_names_no_run_is_put_aside(runner: Runner, wrong: dict[st
     (letter,) = buried()
     assert letter["reason"]
     assert (letter["queue"], letter["task"]) == ("runs", RUN_TASK)
+
+
+def test_while_the_broker_takes_no_dead_letters_a_runs_message_goes_back_to_its_queue(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> NoReturn:
+        raise ConnectionResetError("refused")
+
+    monkeypatch.setattr("dagster_stack.worker.delivery.bury_task", refused)
+    monkeypatch.setattr("dagster_stack.worker.delivery.time", Clock())
+
+    with pytest.raises(Reject) as rejection:
+        runner.gets({**RunMessage("a-run", "").to_json(), "version": 99})
+
+    assert rejection.value.requeue is True
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_an_error_of_dagsters_is_told_by_the_run_or_else_by_a_dead_letter(
+    instance: DagsterInstance, runner: Runner, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    run = started_run(instance, step_jobs.linear, status=STARTING)
+
+    def fails(*_: Any, **__: Any) -> NoReturn:
+        if told:
+            instance.report_run_failed(run)
+        raise LookupError("out of order")
+
+    monkeypatch.setattr(run_execution, "core_execute_run", fails)
+
+    runner.drives(run)
+
+    assert [("out of order" in letter["reason"]) for letter in buried()] == ([] if told else [True])
 
 
 def test_a_run_whose_job_is_gone_fails_and_its_message_is_put_aside(

@@ -41,7 +41,7 @@ def test_a_stack_at_work_is_well_and_says_what_it_does() -> None:
     ("changed", "problem"),
     [
         (
-            {"dagster_queue_consumers": [({"queue": "dagster"}, 0)]},
+            {"dagster_queue_consumers": [({"queue": "dagster"}, 0)], "dagster_worker_processes": []},
             "No worker on the queue dagster, and 804 messages in it: `make workers`.",
         ),
         (
@@ -72,6 +72,10 @@ def test_what_the_figures_show_as_wrong_is_said_with_the_cure(changed: dict[str,
     assert unwell.problems == (problem,)
     assert unwell.verdict is Verdict.UNWELL
     assert unwell.headline == "1 thing to look at."
+
+
+def test_a_queue_whose_workers_are_busy_since_before_they_lost_the_broker_is_no_problem() -> None:
+    assert snapshot(dagster_queue_consumers=[({"queue": "dagster"}, 0)]).problems == ()
 
 
 def test_a_queue_without_workers_and_without_work_is_no_problem() -> None:

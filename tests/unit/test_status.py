@@ -78,7 +78,9 @@ def test_what_does_not_fit_is_cut_at_the_end_and_counted() -> None:
 
 def test_alarms_come_first() -> None:
     alerts = Alerts(Alerting.AWAY, complaint="Prometheus does not answer (X).")
-    text = drawn(snapshot(alerts, dagster_queue_consumers=[({"queue": "dagster"}, 0)]))
+    text = drawn(
+        snapshot(alerts, dagster_queue_consumers=[({"queue": "dagster"}, 0)], dagster_worker_processes=[])
+    )
 
     assert text.splitlines()[1].startswith("! No worker on the queue dagster")
     assert row(text, "ALERTS") == ["ALERTS", "Prometheus does not answer (X)."]

@@ -353,6 +353,56 @@ def test_a_step_for_whose_code_there_is_no_worker_fails_with_both_hashes_and_the
 
 
 @pytest.mark.usefixtures("other_code")
+@pytest.mark.parametrize("answers", [{"code": "theirs", "queues": ["dagster", "heavy"]}, None])
+def test_a_step_whose_workers_are_busy_waits_for_them(
+    instance: DagsterInstance,
+    app: Celery,
+    step: StepMessage,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: dict[str, Any] | None,
+) -> None:
+    """Or may have some: while nobody can be asked, nothing is known."""
+    called_up: list[str] = []
+
+    def broadcast(command: str, **options: Any) -> list[dict[str, Any]]:
+        called_up.append(command)
+        if not answers:
+            raise ConnectionResetError("gone")
+        return [{"other@there": {"code": "ours", "queues": ["dagster"]}}, {"worker@there": answers}]
+
+    monkeypatch.setattr(app.control, "broadcast", broadcast)
+    early = replace(step, code="theirs", refused_at=time.time() - FOREIGN_CODE_SECS + 10)
+    late = replace(early, refused_at=time.time() - FOREIGN_CODE_SECS - 1)
+
+    execute_step(Delivery(app), early.to_json())
+    assert called_up == []
+    execute_step(Delivery(app), late.to_json())
+
+    assert called_up == ["roll_call"]
+    assert postponed() == [early.to_json(), late.to_json()]
+    assert ends(instance, step) == []
+
+
+@pytest.mark.usefixtures("other_code")
+@pytest.mark.parametrize(
+    "answers", [{"code": "theirs", "queues": ["heavy"]}, {"code": "old", "queues": ["dagster"]}, {}]
+)
+def test_workers_of_another_queue_or_code_are_not_waited_for(
+    instance: DagsterInstance,
+    app: Celery,
+    step: StepMessage,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: dict[str, Any],
+) -> None:
+    monkeypatch.setattr(app.control, "broadcast", lambda *_, **__: [{"worker@there": answers}])
+    late = replace(step, code="theirs", refused_at=time.time() - FOREIGN_CODE_SECS - 1)
+
+    execute_step(Delivery(app), late.to_json())
+
+    assert "No worker with the code of its run" in failure(instance, step)
+
+
+@pytest.mark.usefixtures("other_code")
 @pytest.mark.parametrize(
     ("of_message", "of_run", "executed"),
     [("theirs", "ours", True), ("ours", "theirs", False), ("", None, True), ("ours", None, True)],

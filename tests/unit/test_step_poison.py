@@ -1,7 +1,7 @@
 """Step messages that nobody can use: put aside with the reason, whatever is wrong with them."""
 
+import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,12 +9,15 @@ import pytest
 from celery import Celery
 from celery.exceptions import Reject
 from dagster import DagsterInstance
+from sqlalchemy.exc import DataError
 
 from dagster_stack.broker.messages import StepMessage
+from dagster_stack.worker import step_execution
 from dagster_stack.worker.step_execution import execute_step
 from tests.unit import eventful_jobs
 from tests.unit.clock import Clock
 from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed
+from tests.unit.holders import Database
 from tests.unit.runs_by_hand import message, started_run
 
 
@@ -38,6 +41,18 @@ def step(postgres_instance: DagsterInstance) -> StepMessage:
         {"version": 99},
         {"more": "of it"},
         {"run_id": 3},
+        {"run_id": "a\0b"},
+        {"run_id": "\ud800"},
+        {"run_id": "x" * 256},
+        {"step_key": "a\0b"},
+        {"step_key": "x" * 2001},
+        {"step_key": ""},
+        {"version": "9" * 20_000_000},
+        {"attempt": 0},
+        {"attempt": 2**40},
+        {"refused_at": float("nan")},
+        {"refused_at": float("inf")},
+        {"refused_at": 1e12},
         {"run_id": "nobody's"},
         {"attempt": "first"},
         {"attempt": None},
@@ -47,7 +62,7 @@ def step(postgres_instance: DagsterInstance) -> StepMessage:
         {"redeliver": "no"},
         {"refused_at": "yesterday"},
     ],
-    ids=str,
+    ids=lambda wrong: str(wrong)[:40],
 )
 def test_a_message_that_nobody_can_use_is_put_aside_and_harms_nobody(
     app: Celery, step: StepMessage, wrong: dict[str, Any]
@@ -57,13 +72,15 @@ def test_a_message_that_nobody_can_use_is_put_aside_and_harms_nobody(
     execute_step(Delivery(app), content)
 
     (letter,) = buried()
-    assert letter["reason"]
+    assert 0 < len(letter["reason"]) < 1100
+    assert len(json.dumps(letter)) < 200_000
     assert (letter["queue"], letter["worker"], letter["task_id"]) == ("dagster", "worker@here", "a-task")
     assert postponed() == []
 
 
+@pytest.mark.parametrize("wrong", [{"run_id": "nobody's"}, {"version": 99}], ids=str)
 def test_while_the_broker_takes_no_dead_letters_a_message_goes_back_to_its_queue(
-    app: Celery, step: StepMessage, monkeypatch: pytest.MonkeyPatch
+    app: Celery, step: StepMessage, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
 ) -> None:
     def refused(*_: Any) -> NoReturn:
         raise ConnectionResetError("refused")
@@ -72,6 +89,24 @@ def test_while_the_broker_takes_no_dead_letters_a_message_goes_back_to_its_queue
     monkeypatch.setattr("dagster_stack.worker.delivery.time", Clock())
 
     with pytest.raises(Reject) as rejection:
-        execute_step(Delivery(app), replace(step, run_id="nobody's").to_json())
+        execute_step(Delivery(app), {**step.to_json(), **wrong})
 
     assert rejection.value.requeue is True
+
+
+def test_an_error_that_nobody_foresaw_puts_the_message_aside_and_gives_the_step_up(
+    app: Celery, step: StepMessage, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else Celery would acknowledge it, and only its log would know."""
+
+    def surprised(*_: Any) -> NoReturn:
+        raise DataError("SELECT 1", {}, Exception("integer out of range"))
+
+    monkeypatch.setattr(step_execution, "known_run", surprised)
+
+    execute_step(Delivery(app), step.to_json())
+
+    (letter,) = buried()
+    assert "integer out of range" in letter["reason"]
+    # And who gets it next, when the run has sent it again, finds no dead worker
+    assert Database(database_url).taken(step.work, "another").losses == ()
