@@ -16,7 +16,7 @@ from celery.worker.request import Request as CeleryRequest
 
 from dagster_stack.broker.tasks import RUN_TASK, STEP_TASK, content
 from dagster_stack.logs.context import bound
-from dagster_stack.worker.losses import Causes, LostProcess, tell
+from dagster_stack.worker.losses import Causes, LostProcess, is_wanted, tell
 
 
 class Request(CeleryRequest):
@@ -51,6 +51,7 @@ class Request(CeleryRequest):
             or self._already_revoked
             or self._already_cancelled
             or state.should_terminate
+            or is_wanted(error)
         )
         if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt) and not wanted:
             self._tell(error)

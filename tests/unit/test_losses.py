@@ -22,7 +22,7 @@ from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.tasks import RUN_TASK, STEP_TASK, register_tasks
 from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.worker import losses, request
-from dagster_stack.worker.losses import Causes, LostProcess, database_url
+from dagster_stack.worker.losses import ENDED_ITSELF, Causes, LostProcess, database_url
 from dagster_stack.worker.memory import Memory
 from dagster_stack.worker.request import Request
 from scripts.console import ROOT
@@ -240,6 +240,17 @@ def test_what_was_ended_on_purpose_is_no_loss(
     Taken(app, STEP).fail(lost_with(-15))
 
     assert told == []
+
+
+def test_what_ended_its_own_step_since_that_was_not_to_go_on_is_no_loss(
+    app: Celery, told: list[LostProcess]
+) -> None:
+    taken = Taken(app, STEP)
+
+    taken.fail(lost_with(ENDED_ITSELF))
+
+    assert told == []
+    assert taken.answers == ["requeue True"]
 
 
 @pytest.mark.parametrize("signal", ["SIGINT", 2])
