@@ -8,7 +8,16 @@ from dagster_stack.broker.tasks import register_tasks
 from dagster_stack.logs.libraries import use_in_celery
 from dagster_stack.services.health import Watchdog
 from dagster_stack.settings import CeleryConfig, Settings
-from dagster_stack.worker import consumer, consumption, prefetch, request, roll_call, shutdown, warm_up
+from dagster_stack.worker import (
+    consumer,
+    consumption,
+    prefetch,
+    request,
+    revocation,
+    roll_call,
+    shutdown,
+    warm_up,
+)
 
 #: The module that `dagster-celery worker start -y` writes and puts on the path.
 STARTED_WITH = "dagster_celery_config"
@@ -27,6 +36,7 @@ consumer.install(app)
 consumption.install(app)
 prefetch.install()
 request.install(app)
+revocation.install()
 roll_call.install()
 shutdown.install()
 warm_up.install()

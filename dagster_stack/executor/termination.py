@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import astuple
 
 from celery import Celery
 from dagster import DagsterInstance
@@ -27,7 +28,7 @@ def revoke(app: Celery, task_ids: Sequence[str], signal: str = "SIGINT") -> None
     try:
         app.control.revoke(list(task_ids), terminate=True, signal=signal)
     except (OperationalError, OSError) as error:
-        # A worker executes nothing of a run that has ended, and interrupts what it executes when it sees that.
+        # A worker executes nothing of a run that has ended, and ends what it executes when it sees that.
         logger.warning(
             "%d steps could not be called back: %s",
             len(task_ids),
@@ -45,10 +46,10 @@ def call_back(app: Celery, instance: DagsterInstance, run_id: str, task_ids: Seq
     until = time.monotonic() + GRACE_SECS
     while (running := running_steps(storage, run_id)) and time.monotonic() < until:
         time.sleep(LOOK_SECS)
-    ids = [step_task_id(work.run_id, work.step_key, work.attempt) for work in running]
-    revoke(app, ids, signal="SIGKILL")
-    # One that nobody could reach (a worker that is cut off) goes on until it sees the run's end.
-    storage.claims.revoke_steps(run_id)
+    # One that nobody can reach (a worker that is cut off) ends itself when it sees the run's end, a grace period later.
+    # One without a sign of life may be alive: code that keeps Python's global lock can be ended from outside only.
+    left = storage.claims.revoke_steps(run_id)
+    revoke(app, [step_task_id(*astuple(work)) for work in left], signal="SIGKILL")
     return sorted(work.step_key for work in running)
 
 

@@ -89,7 +89,11 @@ class RunExecution:
         instance = warm_instance()
         storage = instance.event_log_storage
         assert isinstance(storage, PooledEventLogStorage), "runners need the storage of this stack"
-        if self._find(instance).is_finished:
+        run = self._find(instance)
+        if run.is_finished:
+            if run.status == DagsterRunStatus.CANCELED:
+                # By force, with its runner dead, nobody has called its steps back.
+                call_back(self._app, instance, run.run_id, [])
             return
         claim = self._claim = storage.claims.take(self._message.work, self._holder)
         if claim is None:

@@ -142,6 +142,7 @@ REVOKE = sqlalchemy.text(
     """
     UPDATE dagster_stack_claims SET epoch = epoch + 1, beat_at = NULL
     WHERE run_id = :run AND step_key != '' AND beat_at IS NOT NULL
+    RETURNING run_id, step_key, attempt
     """
 )
 #: Seen beside the process that died. Who has taken over already learns why.
@@ -228,9 +229,9 @@ class Claims:
         """Hand a work over: whoever asks next gets it, and what this process still writes is refused."""
         self._execute(RELEASE, **claim.key)
 
-    def revoke_steps(self, run_id: str) -> None:
-        """Refuse whatever executions of a run's steps still want to write."""
-        self._execute(REVOKE, run=run_id)
+    def revoke_steps(self, run_id: str) -> list[Work]:
+        """Refuse whatever executions of a run's steps still want to write; returns those that had not ended."""
+        return [Work(*row) for row in self._execute(REVOKE, run=run_id)]
 
     def lose(self, work: Work, holder: str, reason: str) -> None:
         """Say that a holder died, and of what: whoever asks next gets the work at once."""

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that telling may take; it waits for a database that is away.
 TELL_SECS = 300
+#: The exit code of a process that ends its own step, since that must not go on: no loss.
+ENDED_ITSELF = 113
 #: What billiard's WorkerLostError says of the process: its exit code, or the signal that ended it.
 STATUS = re.compile(r"(signal|exitcode) (\d+)")
 
@@ -85,6 +87,12 @@ class Causes:
         if not found:
             return str(error) or type(error).__name__
         return self.of_exit(-int(found[2]) if found[1] == "signal" else int(found[2]))
+
+
+def is_wanted(error: BaseException) -> bool:
+    """Whether a process that is gone ended because its step was not to go on."""
+    found = STATUS.search(str(error))
+    return found is not None and found.groups() == ("exitcode", str(ENDED_ITSELF))
 
 
 def tell(lost: LostProcess) -> Thread:

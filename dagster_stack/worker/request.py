@@ -1,34 +1,58 @@
-"""A message that a worker has taken: when it came, and what became of the process that executed it."""
+"""A message that a worker has taken: when it came, how it is called back, and what became of its process."""
 
+import os
+import signal as signals
 import time
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from celery import Celery
 from celery.exceptions import WorkerLostError
+from celery.platforms import signals as signal_names
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
 from dagster_stack.broker.tasks import RUN_TASK, STEP_TASK, content
 from dagster_stack.logs.context import bound
-from dagster_stack.worker.losses import Causes, LostProcess, tell
+from dagster_stack.worker.losses import Causes, LostProcess, is_wanted, tell
 
 
 class Request(CeleryRequest):
-    """Celery's request, which tells when its process is lost."""
+    """Celery's request, which tells when its process is lost, and stays until what was interrupted has ended."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         #: By the monotonic clock.
         self.taken_at = time.monotonic()
+        self._is_interrupted = False
+
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        """Send a signal to the process. An interrupt asks it to end: how it does is for its task to say.
+
+        Celery would forget the task and acknowledge its message, for any signal: one that went on could not be killed
+        any more, the next message would wait behind it, and a later death of that process would count as wanted.
+        """
+        if self.time_start and signal and signal_names.signum(signal) == signals.SIGINT:
+            self._is_interrupted = True
+            with suppress(ProcessLookupError):
+                os.kill(self.worker_pid, signals.SIGINT)
+        else:
+            super().terminate(pool, signal)
 
     def on_failure(self, exc_info: Any, *arguments: Any, **named: Any) -> Any:
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
             error = error.exc
         # What was revoked was ended on purpose, and so is everything when the worker is told to stop at once.
-        wanted = self._already_revoked or self._already_cancelled or state.should_terminate
+        wanted = (
+            self._is_interrupted
+            or self._already_revoked
+            or self._already_cancelled
+            or state.should_terminate
+            or is_wanted(error)
+        )
         if isinstance(error, WorkerLostError | SystemExit | KeyboardInterrupt) and not wanted:
             self._tell(error)
         return super().on_failure(exc_info, *arguments, **named)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +35,7 @@ from dagster_stack.storage.database import server_is_away
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
+from dagster_stack.worker.interruption import Interruption
 from dagster_stack.worker.planned_job import planned_job, step_events
 from dagster_stack.worker.process import known_run, undisturbed, warm_instance
 from dagster_stack.worker.shutdown import is_leaving
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a step waits for a worker with the code of its run before it fails, unless there is one that is busy.
 FOREIGN_CODE_SECS = 60
+#: How a run ends by itself: the hooks of a step whose end it knows go on.
+ENDED_BY_ITSELF = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE}
 
 
 def execute_step(task: Task, content: Any) -> None:
@@ -86,7 +88,9 @@ class StepExecution:
         self._wake_run = wake_run
         self._has_worker_of = has_worker_of
         self._claim: Claim | None = None
-        self._is_interrupted = False
+        self._interruption = Interruption(message.work)
+        #: Whether its end stands in the event log.
+        self._has_ended = False
         self._foreign_code: ForeignCode | None = None
 
     def run(self) -> None:
@@ -114,7 +118,8 @@ class StepExecution:
             if refusal:
                 self._fail(instance, run, refusal)
             else:
-                with SignsOfLife(storage.claims, claim, self._heard, is_leaving), storage.batching():
+                signs = SignsOfLife(storage.claims, claim, self._heard, is_leaving)
+                with self._interruption, signs, storage.batching():
                     self._execute(instance, run)
         storage.claims.release(claim)
 
@@ -167,26 +172,13 @@ class StepExecution:
 
     def _heard(self, sign: Sign | None) -> None:
         """What the database says while the step is executed."""
+        status = DagsterRunStatus(sign.run_status) if sign and sign.run_status else None
         if sign is None:
-            self._interrupt("another process has taken it over")
-        elif sign.run_status is None:
-            self._interrupt("its run was deleted")
-        elif DagsterRunStatus(sign.run_status) in ENDED_RUN:
-            self._interrupt(f"its run is {sign.run_status}")
-
-    def _interrupt(self, reason: str) -> None:
-        if self._is_interrupted:
-            # Once: a second one would hit what the step does to end well.
-            return
-        self._is_interrupted = True
-        logger.warning(
-            "step %s of run %s is interrupted: %s",
-            self._message.step_key,
-            self._message.run_id,
-            reason,
-            extra={"action": "step.interrupting"},
-        )
-        os.kill(os.getpid(), signal.SIGINT)
+            self._interruption.begin("another process has taken it over")
+        elif status is None:
+            self._interruption.begin("its run was deleted")
+        elif status in ENDED_RUN and not (self._has_ended and status in ENDED_BY_ITSELF):
+            self._interruption.begin(f"its run is {status.value}")
 
     def _execute(self, instance: DagsterInstance, run: DagsterRun) -> None:
         message, claim = self._message, self._claim
@@ -220,6 +212,7 @@ class StepExecution:
                 for event in step_events(planned, plan, run, instance, message.unpack_retry_mode()):
                     without_resources = without_resources or event.is_resource_init_failure
                     if event.event_type in ENDS:
+                        self._has_ended = True
                         # At once: hooks and the upload of its output go on while the next step starts.
                         self._wake_run()
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):

@@ -1,24 +1,27 @@
 """Jobs whose ops do what a test tells them, another thing in each execution: the process is lost, somebody cancels."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from dagster import (
     AssetMaterialization,
     DynamicOut,
     DynamicOutput,
+    HookContext,
     OpExecutionContext,
     Out,
     Output,
     in_process_executor,
     job,
     op,
+    success_hook,
 )
 
 from dagster_stack import celery_executor
 from tests.unit.step_jobs import add_one, one, total
 
 #: What happens in the next executions of an eventful op, by its name; nothing in those after that.
-happenings: dict[str, list[Callable[[OpExecutionContext], None]]] = {}
+happenings: dict[str, list[Callable[[Any], None]]] = {}
 #: The mapping keys that the next executions of `keys` yield, each with what happens then.
 yields: list[tuple[str, Callable[[OpExecutionContext], None] | None]] = []
 
@@ -38,6 +41,18 @@ def eventful(context: OpExecutionContext) -> int:
 @job(executor_def=celery_executor)
 def with_an_event() -> None:
     add_one(eventful())
+
+
+@success_hook(name="hook")
+def hook(context: HookContext) -> None:
+    pending = happenings.get("hook")
+    if pending:
+        pending.pop(0)(context)
+
+
+@job(executor_def=celery_executor)
+def with_a_hook() -> None:
+    eventful.with_hooks({hook})()
 
 
 @op(tags={"dagster-stack/redeliver": "false"})

@@ -96,6 +96,19 @@ def test_a_worker_has_its_own_ways_with_messages(app: Any) -> None:
     assert app["own"] == ["dagster_stack.worker.consumer:Consumer", "dagster_stack.worker.request:Request"]
 
 
+def test_a_worker_calls_tasks_back_in_its_own_way() -> None:
+    revoke = look(
+        """
+import json
+import dagster_stack.app
+from celery.worker.control import Panel
+print(json.dumps(Panel.data["revoke"].__module__))
+"""
+    )
+
+    assert revoke == "dagster_stack.worker.revocation"
+
+
 def test_a_worker_warms_up_its_processes_and_bounds_its_stop(app: Any) -> None:
     assert app["at start"] == ["share", "warm_up", "start_drain"]
 

@@ -280,7 +280,7 @@ def test_a_runs_steps_are_revoked_and_its_own_claim_and_other_runs_are_not(datab
     run, step = database.taken(Work(run_id), "a"), database.taken(Work(run_id, "step", 1), "b")
     elsewhere = database.taken(other, "b")
 
-    database.claims.revoke_steps(run_id)
+    assert database.claims.revoke_steps(run_id) == [step.work]
 
     assert database.claims.beat(step) is None
     assert database.claims.beat(run)

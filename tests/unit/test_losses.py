@@ -1,6 +1,7 @@
 """Processes that die with their task: of what, and that the database and the run's log learn of it, once."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.tasks import RUN_TASK, STEP_TASK, register_tasks
 from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.worker import losses, request
-from dagster_stack.worker.losses import Causes, LostProcess, database_url
+from dagster_stack.worker.losses import ENDED_ITSELF, Causes, LostProcess, database_url
 from dagster_stack.worker.memory import Memory
 from dagster_stack.worker.request import Request
 from scripts.console import ROOT
@@ -214,25 +215,71 @@ def test_what_failed_in_a_living_process_is_no_loss(app: Celery, told: list[Lost
     assert told == []
 
 
+class Pool:
+    """Celery's pool, which sends the signal; billiard then reports Terminated, or what the process said."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, int]] = []
+
+    def terminate_job(self, pid: int, signal: int) -> None:
+        self.sent.append((pid, signal))
+
+
 def test_what_was_ended_on_purpose_is_no_loss(
     app: Celery, told: list[LostProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Pool:
-        """Celery's pool, which sends the signal; billiard then reports Terminated, or what the process said."""
-
-        def terminate_job(self, pid: int, signal: int) -> None:
-            assert (pid, signal) == (17, 2)
-
-    for error in (Terminated(2), SystemExit(1), lost_with(-2)):
-        taken = Taken(app, STEP)
-        taken.request.terminate(Pool(), signal="SIGINT")
+    for error in (Terminated(9), SystemExit(1), lost_with(-9)):
+        taken, pool = Taken(app, STEP), Pool()
+        taken.request.terminate(pool, signal="SIGKILL")
         taken.fail(error)
+        assert pool.sent == [(17, 9)]
+        assert taken.answers == ["ack"]
     # And when the whole worker is told to stop at once
     monkeypatch.setattr(state, "should_terminate", 0)
     monkeypatch.setattr(state, "should_terminate", True)
     Taken(app, STEP).fail(lost_with(-15))
 
     assert told == []
+
+
+def test_what_ended_its_own_step_since_that_was_not_to_go_on_is_no_loss(
+    app: Celery, told: list[LostProcess]
+) -> None:
+    taken = Taken(app, STEP)
+
+    taken.fail(lost_with(ENDED_ITSELF))
+
+    assert told == []
+    assert taken.answers == ["requeue True"]
+
+
+@pytest.mark.parametrize("signal", ["SIGINT", 2])
+def test_what_was_interrupted_is_still_here_until_it_has_ended(
+    app: Celery, told: list[LostProcess], monkeypatch: pytest.MonkeyPatch, signal: Any
+) -> None:
+    sent: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "kill", lambda *arguments: sent.append(arguments))
+    taken, pool = Taken(app, STEP), Pool()
+
+    taken.request.terminate(pool, signal=signal)
+
+    # billiard does not hear of it, which would take any later death of the process for wanted
+    assert (sent, pool.sent, taken.answers) == ([(17, 2)], [], [])
+    # And when its process dies before it ends well, nobody wonders, and whoever gets its message skips it
+    taken.fail(lost_with(-9))
+    assert told == []
+    assert taken.answers == ["requeue True"]
+
+
+def test_a_process_that_is_gone_already_is_not_interrupted(
+    app: Celery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: Any) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "kill", gone)
+
+    Taken(app, STEP).request.terminate(Pool(), signal="SIGINT")
 
 
 @pytest.mark.parametrize("message", ["text", {}, {"run_id": 5}, None])

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError
 from dagster_stack import tags
 from dagster_stack.broker.messages import RunMessage, step_task_id
 from dagster_stack.broker.tasks import RUN_TASK
+from dagster_stack.executor import termination
 from dagster_stack.runner import run_execution
 from dagster_stack.runner.run_execution import FOREIGN_CODE_SECS, LOSSES_SECS, MOST_LOSSES
 from dagster_stack.storage import claims as claims_module
@@ -145,6 +146,24 @@ def test_a_run_that_is_being_canceled_and_has_nobody_is_canceled_with_its_steps(
     (revoked,) = workers.revoked
     assert set(revoked) == {step_task_id(run.run_id, key, 1) for key in ("step_00", "step_01")}
     assert workers.sent == []
+
+
+def test_a_run_that_was_canceled_by_force_while_its_runner_was_dead_has_its_steps_killed(
+    instance: DagsterInstance,
+    runner: Runner,
+    workers: Workers,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Interrupts they get from their own process, which saw the run's end."""
+    monkeypatch.setattr(termination, "time", Clock())
+    run = started_run(instance, step_jobs.wide, status=DagsterRunStatus.CANCELED)
+    database.taken(Work(run.run_id, "step_00", 1), "worker@a (process 1)")
+
+    runner.drives(run)
+
+    assert workers.killed == [[step_task_id(run.run_id, "step_00", 1)]]
+    assert runner.status(run) == DagsterRunStatus.CANCELED
 
 
 def test_a_run_that_takes_its_runners_down_fails_and_names_them(

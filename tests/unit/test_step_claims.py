@@ -1,5 +1,7 @@
 """One delivery of a step message on the stack's storage: who may execute the step, and when it is given up."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,7 +12,14 @@ from typing import Any, NoReturn
 import pytest
 from celery import Celery
 from celery.exceptions import Reject
-from dagster import DagsterInstance, DagsterRun, OpExecutionContext
+from dagster import (
+    DagsterEvent,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    OpExecutionContext,
+)
 from sqlalchemy.exc import OperationalError
 
 from dagster_stack import tags
@@ -18,15 +27,17 @@ from dagster_stack.broker.messages import StepMessage
 from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import database as database_module
 from dagster_stack.storage import event_log, life
-from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.storage.claims import STALE_SECS, Sign, Work
+from dagster_stack.worker import interruption, step_execution
 from dagster_stack.worker import standing as standing_module
-from dagster_stack.worker import step_execution
-from dagster_stack.worker.step_execution import FOREIGN_CODE_SECS, execute_step
+from dagster_stack.worker.losses import ENDED_ITSELF
+from dagster_stack.worker.step_execution import FOREIGN_CODE_SECS, StepExecution, execute_step
 from tests.unit import eventful_jobs
 from tests.unit.clock import Clock
 from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed, waiting
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import events, kinds, message, started_run
+from tests.waiting import wait_until
 
 AWAY = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
 
@@ -277,6 +288,81 @@ def test_a_step_whose_run_is_canceled_is_interrupted_also_without_the_broker(
 
     assert ends(instance, step) == ["STEP_START", "STEP_FAILURE"]
     assert "STEP_OUTPUT" not in kinds(instance, step.run_id, "eventful")
+
+
+@pytest.mark.usefixtures("quick_signs")
+def test_a_step_that_does_not_mind_the_interrupt_ends_its_process_and_is_not_executed_again(  # noqa: PLR0917
+    instance: DagsterInstance,
+    database: Database,
+    app: Celery,
+    step: StepMessage,
+    run: DagsterRun,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also with its runner dead, and without the broker."""
+    ended, exit_codes = Event(), list[int]()
+
+    def exit_process(code: int) -> None:
+        exit_codes.append(code)
+        ended.set()
+
+    monkeypatch.setattr(interruption, "GRACE_SECS", 0.05)
+    monkeypatch.setattr(os, "_exit", exit_process)
+
+    def is_canceled_by_force(_: OpExecutionContext) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        instance.report_run_canceled(run)
+        assert ended.wait(30)
+        # What follows would have ended with the process.
+        take_over(database, step.work)
+
+    eventful_jobs.happenings["eventful"] = [is_canceled_by_force]
+    execute_step(Delivery(app), step.to_json())
+    assert exit_codes == [ENDED_ITSELF]
+
+    # Its message, which comes again, is done
+    execute_step(Delivery(app), step.to_json())
+    assert ends(instance, step) == ["STEP_START"]
+    assert postponed() == buried() == []
+
+
+@pytest.mark.usefixtures("quick_signs")
+@pytest.mark.parametrize("status", [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE])
+def test_hooks_of_a_step_go_on_when_its_run_ends_with_it(
+    instance: DagsterInstance,
+    app: Celery,
+    monkeypatch: pytest.MonkeyPatch,
+    status: DagsterRunStatus,
+) -> None:
+    # Given a run that ends when its last step has, while that step's hook is at work
+    run = started_run(instance, eventful_jobs.with_a_hook)
+    step = message(instance, run, "eventful")
+    signs: list[Sign] = []
+    heard = StepExecution._heard
+
+    def counted(execution: StepExecution, sign: Sign | None) -> None:
+        heard(execution, sign)
+        if sign and sign.run_status == status.value:
+            signs.append(sign)
+
+    monkeypatch.setattr(StepExecution, "_heard", counted)
+
+    def hook_works(_: Any) -> None:
+        if status == DagsterRunStatus.SUCCESS:
+            instance.report_dagster_event(
+                DagsterEvent(DagsterEventType.PIPELINE_SUCCESS.value, run.job_name), run.run_id
+            )
+        else:
+            instance.report_run_failed(run)
+        wait_until(lambda: len(signs) >= 3, 30, "three signs of life since", pause=0.01)
+
+    eventful_jobs.happenings["hook"] = [hook_works]
+
+    # When its process hears that the run has ended
+    execute_step(Delivery(app), step.to_json())
+
+    # Then the hook was left alone
+    assert "HOOK_COMPLETED" in kinds(instance, step.run_id, "eventful")
 
 
 # --- a database that is away --------------------------------------------------------------------------------------------

@@ -148,6 +148,16 @@ def test_a_process_that_is_dead_is_not_waited_for(steps: Termination) -> None:
     assert elapsed(steps) == 0
 
 
+def test_a_process_that_only_seems_dead_is_killed(steps: Termination) -> None:
+    """Code that keeps Python's global lock lets its process give no sign of life, and take no interrupt."""
+    steps.executes("step_00")
+    steps._database.silence(Work(steps.run.run_id, "step_00", 1), STALE_SECS + 1)
+
+    steps.call_back("step_00", "step_01")
+
+    assert steps.workers.told[1:] == [([steps.task("step_00")], "SIGKILL")]
+
+
 def test_the_runs_own_claim_and_other_runs_are_left_alone(steps: Termination) -> None:
     own = steps._database.taken(Work(steps.run.run_id), "runner@a")
     other = steps._database.taken(Work("another run", "step_00", 1), "worker@a")

@@ -1,0 +1,89 @@
+"""The Celery app of a real worker in a process of its own: the pool and the event loop that it has on RabbitMQ.
+
+On a folder as broker Celery would take its blocking pool, which treats processes that die in another way. So kombu's
+transport says here that it can be used from an event loop, which asks it every few milliseconds.
+"""
+
+import os
+import signal
+import time
+from pathlib import Path
+from queue import Empty
+from typing import Any
+from uuid import uuid4
+
+from celery import Celery
+from kombu.transport import filesystem
+from kombu.utils.json import dumps
+
+from dagster_stack.broker.app_factory import use_folder_as_broker
+from dagster_stack.worker import request, revocation
+
+#: Where the folder is, and where tasks say what happens to them.
+FOLDER_VARIABLE = "TEST_FOLDER"
+POLL_SECS = 0.02
+
+
+class Channel(filesystem.Channel):
+    def _put(self, queue: str, payload: Any, **_: Any) -> None:  # type: ignore[override]
+        # kombu opens a message's file before it writes: whoever looks in between takes an empty one.
+        name = f"{time.monotonic_ns()}_{uuid4()}.{queue}.msg"
+        begun = Path(self.data_folder_out, f"{name}.part")
+        begun.write_text(dumps(payload))
+        begun.rename(begun.with_name(name))
+
+
+class Transport(filesystem.Transport):
+    Channel = Channel
+    implements = filesystem.Transport.implements.extend(asynchronous=True)
+
+    def register_with_event_loop(self, connection: Any, loop: Any) -> None:
+        loop.call_repeatedly(POLL_SECS, self._poll, connection)
+
+    def _poll(self, connection: Any) -> None:
+        for channel in connection.channels:
+            try:
+                channel.drain_events(callback=self._deliver)
+            except Empty:
+                continue
+
+
+def make_app(folder: Path) -> Celery:
+    app = Celery("test", set_as_current=False)
+    app.conf.update(task_acks_late=True, task_reject_on_worker_lost=True, worker_prefetch_multiplier=1)
+    use_folder_as_broker(app, folder)
+    app.conf.update(broker_url=None, broker_transport="tests.unit.looping_worker:Transport")
+    app.task(work, name="work", ignore_result=True)
+    request.install(app)
+    revocation.install()
+    return app
+
+
+def work(name: str, on_interrupt: str = "", seconds: float = 0) -> None:
+    """Say that it began and that it ended, `seconds` later; meanwhile do what is told when it is interrupted."""
+
+    def interrupted(*_: Any) -> None:
+        say(name, "interrupted")
+        if on_interrupt == "end":
+            raise InterruptedError
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    until = time.monotonic() + seconds
+    say(name, f"began {os.getpid()}")
+    try:
+        while time.monotonic() < until:
+            time.sleep(0.02)
+    except InterruptedError:
+        pass
+    finally:
+        signal.signal(signal.SIGINT, before)
+    say(name, "ended")
+
+
+def say(name: str, what: str) -> None:
+    with (Path(os.environ[FOLDER_VARIABLE]) / name).open("a") as file:
+        file.write(f"{what}\n")
+
+
+if FOLDER_VARIABLE in os.environ:
+    app = make_app(Path(os.environ[FOLDER_VARIABLE]))
