@@ -93,7 +93,7 @@ class RunExecution:
         if run.is_finished:
             if run.status == DagsterRunStatus.CANCELED:
                 # By force, with its runner dead, nobody has called its steps back.
-                call_back(self._app, instance, run.run_id, [])
+                call_back(self._task.app, instance, run.run_id, [])
             return
         claim = self._claim = storage.claims.take(self._message.work, self._holder)
         if claim is None:
