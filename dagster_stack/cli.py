@@ -36,7 +36,7 @@ def run(
     """Launch JOB through Dagit and show its progress until it ends."""
     request_config, request_tags = read_config(config, env_config), parse_tags(tags)
 
-    from dagster_stack.client.backlog import BrokerApi
+    from dagster_stack.broker.management import BrokerApi
     from dagster_stack.client.dagit import Dagit
     from dagster_stack.client.display import choose_view
     from dagster_stack.client.watch import Request, Watch
@@ -48,8 +48,8 @@ def run(
 @cli.command()
 def demo() -> ExitCode:
     """Run the flights job and print its totals and where its report is."""
+    from dagster_stack.broker.management import BrokerApi
     from dagster_stack.client import demo as demonstration
-    from dagster_stack.client.backlog import BrokerApi
     from dagster_stack.client.dagit import Dagit
     from dagster_stack.client.display import choose_view
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dagster_stack.broker.connection import connected
 from dagster_stack.broker.dead_letters import QUEUE, DeadLetter, letters
-from dagster_stack.client.broker import connected
 from dagster_stack.client.display import printable
 from dagster_stack.client.workers import PLAIN_WIDTH
 from dagster_stack.errors import ExitCode

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from dagster_stack.client.backlog import BrokerApi
+from dagster_stack.broker.management import BrokerApi
 from dagster_stack.client.dagit import Dagit
 from dagster_stack.client.display import View
 from dagster_stack.client.watch import Request, Watch

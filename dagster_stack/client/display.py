@@ -18,7 +18,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from dagster_stack.client.backlog import QueueDepth
+from dagster_stack.broker.management import QueueDepth
 from dagster_stack.client.progress import Progress, StepState, clock
 
 #: Seconds between two plain lines, at least: a log that somebody reads later must not be flooded.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from dagster_stack.client.backlog import QueueDepth
+from dagster_stack.broker.management import QueueDepth
 from dagster_stack.client.dagit import RunQueue
 
 #: Statuses after which nothing more happens.

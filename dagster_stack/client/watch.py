@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import requests
 
-from dagster_stack.client.backlog import BrokerApi, QueueDepth
+from dagster_stack.broker.management import BrokerApi, QueueDepth
 from dagster_stack.client.dagit import Dagit, RunQueue
 from dagster_stack.client.display import Frame, View
 from dagster_stack.client.interrupts import SIGNALS, Interrupts

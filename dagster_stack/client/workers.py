@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dagster_stack.client.broker import connected
+from dagster_stack.broker.connection import connected
 from dagster_stack.client.display import printable
 from dagster_stack.client.progress import clock
 from dagster_stack.errors import ExitCode

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy.engine import Engine
 
-from dagster_stack.client.backlog import RUNS, BrokerApi
+from dagster_stack.broker.management import RUNS, BrokerApi
 from dagster_stack.monitoring import queues, state
 from dagster_stack.monitoring.bucket import Bucket, Listing
 from dagster_stack.monitoring.database import database

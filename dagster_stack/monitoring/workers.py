@@ -14,7 +14,7 @@ from typing import Any
 from celery import Celery
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from dagster_stack.client.broker import connected
+from dagster_stack.broker.connection import connected
 from dagster_stack.code_version import code_version
 from dagster_stack.worker.roll_call import ROLL_CALL
 

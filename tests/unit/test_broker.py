@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from dagster_stack.client.backlog import BrokerApi, QueueDepth, work_queues
+from dagster_stack.broker.management import BrokerApi, QueueDepth, work_queues
 from dagster_stack.client.workers import Activity, Worker, read_activity, read_worker, show_workers, table
 from dagster_stack.errors import BrokerUnreachable, ExitCode, UsageError
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from dagster_stack.client.backlog import QueueDepth
+from dagster_stack.broker.management import QueueDepth
 from dagster_stack.monitoring import queues
 from dagster_stack.monitoring.bucket import Bucket
 from dagster_stack.monitoring.figures import Figures

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dagster_stack.client.backlog import QueueDepth
+from dagster_stack.broker.management import QueueDepth
 from dagster_stack.client.dagit import RunQueue
 from dagster_stack.client.progress import (
     ErrorReport,

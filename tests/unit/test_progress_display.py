@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from rich.spinner import Spinner
 
-from dagster_stack.client.backlog import QueueDepth
+from dagster_stack.broker.management import QueueDepth
 from dagster_stack.client.display import (
     PLAIN_INTERVAL_SECS,
     Frame,

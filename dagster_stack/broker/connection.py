@@ -1,4 +1,4 @@
-"""The command line's connection to the broker, with errors that a person can act on."""
+"""A connection to the broker for who asks now and then, with errors that a person can act on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

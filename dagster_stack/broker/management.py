@@ -1,4 +1,4 @@
-"""How much waits in each queue, from RabbitMQ's management API."""
+"""RabbitMQ's management API: how much waits in each queue, and the alarms of the broker."""
 
 import os
 import re
