@@ -58,9 +58,11 @@ class Drill:
 
     # --- given -------------------------------------------------------------------------------------------
 
-    def steps_in_flight(self, troubles: Troubles | None = None, nap: float = NAP_SECS) -> None:
+    def steps_in_flight(
+        self, troubles: Troubles | None = None, nap: float = NAP_SECS, tags: dict[str, str] | None = None
+    ) -> None:
         """One run of many steps, under way. `nap`: how long each takes."""
-        self._load(f"{LARGE} steps in flight", LARGE, [troubles or {}], nap)
+        self._load(f"{LARGE} steps in flight", LARGE, [troubles or {}], nap, tags)
         self.wait_for_evidence()
 
     def runs_in_flight(self, runs: int = 20) -> None:
@@ -79,9 +81,16 @@ class Drill:
         wait_until(lambda: self.grounds.with_tag("dagster/backfill", backfill), 60, "runs of the backfill")
         return backfill
 
-    def _load(self, when: str, keys: int, troubles: Sequence[Troubles], nap: float = NAP_SECS) -> None:
+    def _load(
+        self,
+        when: str,
+        keys: int,
+        troubles: Sequence[Troubles],
+        nap: float = NAP_SECS,
+        tags: dict[str, str] | None = None,
+    ) -> None:
         self.when, self.keys = when, keys
-        self.run_ids = [self.grounds.launch(keys, each, nap=nap) for each in troubles]
+        self.run_ids = [self.grounds.launch(keys, each, tags, nap) for each in troubles]
 
     def wait_for_evidence(self, ended: int = EVIDENCE) -> None:
         """Until so many steps have ended, and others are being executed."""

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dagster import (
@@ -95,6 +95,12 @@ def make(context: OpExecutionContext, trouble: Trouble) -> None:
         ctypes.string_at(0)
     elif trouble.how == "sleep":
         time.sleep(trouble.seconds)
+    elif trouble.how == "stubborn":
+        until = time.monotonic() + trouble.seconds
+        while time.monotonic() < until:
+            # Whatever asks it to end.
+            with suppress(BaseException):
+                time.sleep(until - time.monotonic())
     else:
         raise ValueError(trouble.how)
 

@@ -7,10 +7,14 @@ import pytest
 from tests.faults import faults
 from tests.faults.drill import SLOW_STEP, Drill
 from tests.faults.faults import Fault
+from tests.faults.grounds import SMALL
+from tests.waiting import wait_until
 
 #: Twice what the drills' broker gives a step, which it looks at once a minute.
 LONG_SECS = 150
 LONG_STEP = "leaf[n5]"
+#: Within which a run whose message could not be sent has ended: 30 s without anybody who drives it, and its work.
+LAUNCHED_SECS = 75
 
 
 @pytest.mark.parametrize(
@@ -53,6 +57,21 @@ def test_runs_that_are_handed_over_while_the_broker_is_killed_are_driven_once(dr
     drill.strike(faults.crashed("rabbitmq"))
     # Then each is driven, and nothing of it twice
     drill.nothing_is_lost()
+
+
+def test_a_run_launched_while_the_broker_is_away_does_not_wait_for_the_end_of_another(drill: Drill) -> None:
+    # Given a load under way that takes minutes
+    drill.steps_in_flight(nap=1)
+    (long_run,) = drill.run_ids
+    # When a run is launched, and handed over, while the broker is away
+    with drill.during(faults.stopped("rabbitmq")):
+        launched = drill.grounds.launch(SMALL)
+        wait_until(lambda: drill.grounds.statuses([launched])[launched], 60, "the run is handed over",
+                   until=lambda status: status == "STARTING")  # fmt: skip
+    # Then it ends while the other goes on, whose message the broker gives to every runner again
+    assert drill.grounds.wait_for([launched], LAUNCHED_SECS) == {launched: "SUCCESS"}
+    assert drill.grounds.statuses([long_run]) == {long_run: "STARTED"}
+    assert drill.nothing_is_lost().run_twice == 0
 
 
 def test_a_step_longer_than_the_brokers_patience_is_executed_once(drill: Drill) -> None:

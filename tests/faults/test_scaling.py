@@ -19,6 +19,18 @@ def test_stopping_all_workers_only_delays(drill: Drill) -> None:
     assert drill.nothing_is_lost().run_twice == 0
 
 
+def test_a_step_that_must_not_be_executed_twice_fails_when_its_worker_is_stopped(drill: Drill) -> None:
+    # Given a load whose steps must not be repeated, and one that outlasts the grace period of a stop
+    long_step = {SLOW_STEP: {"how": "sleep", "seconds": 40}}
+    drill.steps_in_flight(long_step, tags={"dagster-stack/redeliver": "false"})
+    drill.wait_until_begun(SLOW_STEP)
+    # When an operator stops the workers, and starts them again
+    drill.strike(faults.stopped("worker"))
+    # Then it fails, and says why; what had not begun, and all else, is executed once
+    drill.fails_and_goes_on("must not be executed twice")
+    assert drill.executions(SLOW_STEP) == 1
+
+
 def test_scaling_from_eight_to_one_and_back_loses_nothing(drill: Drill) -> None:
     # Given a load under way that takes longer than the scaling
     drill.steps_in_flight(nap=1)

@@ -14,6 +14,8 @@ from tests.waiting import wait_until
 
 #: The promise, with steps that run and steps that wait in the queue.
 CANCELED_SECS, RUNNING, WAITING = 10, 8, 100
+#: One of those that run at first, which does not mind interrupts.
+STUBBORN_STEP = "leaf[n1]"
 #: Far longer than a test waits.
 LONG_SECS = 300
 
@@ -32,7 +34,9 @@ def begun(grounds: Grounds, run_id: str) -> int:
 
 
 def launch_long_steps(grounds: Grounds) -> str:
-    config = {"source": {"config": {"keys": RUNNING + WAITING}}, "leaf": {"config": {"seconds": LONG_SECS}}}
+    stubborn = {"how": "stubborn", "seconds": LONG_SECS}
+    leaf = {"seconds": LONG_SECS, "trouble": {STUBBORN_STEP: stubborn}}
+    config = {"source": {"config": {"keys": RUNNING + WAITING}}, "leaf": {"config": leaf}}
     return grounds.stack.launch("load", {"ops": config}, None, LOCATION)
 
 
@@ -49,14 +53,14 @@ def test_a_terminated_run_is_canceled_within_10_seconds_and_nothing_of_it_runs_a
     began = time.monotonic()
     runs.terminate(grounds.stack, run_id)
 
-    # Then it soon ends
+    # Then it soon ends, though a step does not mind its interrupt
     ends = grounds.wait_for([run_id], CANCELED_SECS)
     assert ends == {run_id: "CANCELED"}
     assert time.monotonic() - began < CANCELED_SECS
 
     # And its queue is soon empty, without a step more begun: workers are free for others
     wait_until(grounds.waiting_messages, 60, "empty queues", until=lambda waiting: "dagster" not in waiting)
-    assert grounds.wait_for([grounds.launch(3)], 60).popitem()[1] == "SUCCESS"
+    assert grounds.wait_for([grounds.launch_canaries(RUNNING)], 60).popitem()[1] == "SUCCESS"
     assert begun(grounds, run_id) == RUNNING
 
 
@@ -75,3 +79,6 @@ def test_a_run_without_any_runner_can_be_terminated_by_force(drill: Drill) -> No
                    until=lambda waiting: waiting == 0)  # fmt: skip
     # And what waited was never begun
     assert begun(grounds, run_id) == at_work
+    # And each worker is free, also the one whose step did not mind its interrupt
+    workers = len(faults.running(grounds.stack, "worker"))
+    assert grounds.wait_for([grounds.launch_canaries(workers)], 60).popitem()[1] == "SUCCESS"
