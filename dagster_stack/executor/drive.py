@@ -138,7 +138,7 @@ class Drive:
                 # An attempt that was executed twice. Workers tell by the number of these events which one is due.
                 self._active.retry_state.mark_attempt(key)
             return
-        if event.is_step_start and self._whole_steps:
+        if (event.is_step_start or event.is_step_restarted) and self._whole_steps:
             # An execution before this one was lost, and what it reported with it.
             self._outputs.pop(key, None)
         elif event.is_successful_output:

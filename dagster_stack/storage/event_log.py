@@ -13,10 +13,6 @@ from typing import Any
 
 import sqlalchemy
 from dagster import DagsterEvent
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
-    AssetCheckEvaluation,
-    AssetCheckEvaluationPlanned,
-)
 from dagster._core.events import (
     ASSET_CHECK_EVENTS,
     ASSET_EVENTS,
@@ -30,7 +26,8 @@ from dagster_postgres.event_log import PostgresEventLogStorage
 from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack import tags
-from dagster_stack.storage.claims import Claim, fenced
+from dagster_stack.storage.attempt import INDEXED_EVENTS, REPORTED, STARTS, Reported, discounted
+from dagster_stack.storage.claims import Claim, Work, fenced
 from dagster_stack.storage.database import (
     patient_connection,
     patiently,
@@ -38,12 +35,11 @@ from dagster_stack.storage.database import (
 from dagster_stack.storage.event_batch import EventBatch
 from dagster_stack.storage.tenure import PooledStorage, Tenure
 
-#: Events for which Dagster writes other tables too: they are stored one by one, by Dagster's own code.
-INDEXED_EVENTS = {*ASSET_EVENTS, *ASSET_CHECK_EVENTS}
-CHECK_DATA = (AssetCheckEvaluation, AssetCheckEvaluationPlanned)
 #: Events after which somebody waits: the executor for a step's end, a person for its start.
 AWAITED_EVENTS = {
     DagsterEventType.STEP_START,
+    # The start of a step that is tried again.
+    DagsterEventType.STEP_RESTARTED,
     DagsterEventType.STEP_SUCCESS,
     DagsterEventType.STEP_FAILURE,
     DagsterEventType.STEP_UP_FOR_RETRY,
@@ -97,17 +93,6 @@ NEWS = sqlalchemy.text(
     ORDER BY found.id
     """
 )
-#: What the present attempt of a step has reported so far of assets and their checks.
-REPORTED = sqlalchemy.text(
-    """
-    SELECT id, event FROM event_logs
-    WHERE run_id = :run AND step_key = :step AND dagster_event_type = ANY(:kinds) AND id > coalesce((
-        SELECT max(id) FROM event_logs
-        WHERE run_id = :run AND step_key = :step AND dagster_event_type = :retried
-    ), 0)
-    ORDER BY id
-    """
-)
 WRITES = sqlalchemy.text(
     """
     SELECT writes FROM dagster_stack_claims
@@ -124,24 +109,6 @@ class News:
     #: The oldest transaction under way, and the next one to begin, by number: all before the first have ended.
     oldest: int
     next: int
-
-
-@dataclass(frozen=True)
-class Reported:
-    """An event about an asset that stands in the log: what makes another one the same report."""
-
-    event_id: int
-    same: tuple[str | None, ...]
-
-    @classmethod
-    def of(cls, event: EventLogEntry, event_id: int = 0) -> "Reported":
-        reported = event.get_dagster_event()
-        data = reported.event_specific_data
-        check = data.asset_check_key if isinstance(data, CHECK_DATA) else None
-        asset = check.asset_key if check else reported.asset_key
-        asset_text = asset.to_string() if asset else None
-        check_name = check.name if check else None
-        return cls(event_id, (reported.event_type_value, asset_text, check_name, reported.partition))
 
 
 class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
@@ -179,9 +146,11 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
     @contextmanager
     def claimed(self, claim: Claim) -> Iterator[None]:
         """Store what is reported of the claim's run only while the claim holds; raises Fenced when it does not."""
-        self._reported = self._reported_before(claim) if claim.work.step_key and claim.epoch > 1 else []
         self._tenure.claim, self._tenure.given_up, self._writes = claim, False, 0
+        self._reported = []
         try:
+            if claim.work.step_key and claim.epoch > 1:
+                self._take_over(claim.work)
             yield
         finally:
             self._tenure.claim = None
@@ -229,15 +198,43 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
         if event.dagster_event_type in ASSET_CHECK_EVENTS:
             self.store_asset_check_event(event, earlier.event_id)
 
-    def _reported_before(self, claim: Claim) -> list[Reported]:
+    def _take_over(self, work: Work) -> None:
+        """What executions that did not end have left of a step attempt: outputs of theirs do not count any more, and
+        what they said of assets is replaced when it is said again."""
+        output = DagsterEventType.STEP_OUTPUT
+        outputs = []
+        for number, event in self._reported_of(work, {output, *INDEXED_EVENTS}):
+            if event.dagster_event_type == output:
+                outputs.append((number, self._event_to_row(discounted(event))))
+            else:
+                self._reported.append(Reported.of(event, number))
+        if outputs:
+            with self._transaction(work.run_id), self._connection() as connection:
+                for number, row in outputs:
+                    changed = {"event": row["event"], "dagster_event_type": row["dagster_event_type"]}
+                    events = SqlEventLogStorageTable
+                    connection.execute(events.update().where(events.c.id == number).values(changed))
+
+    def begun(self, work: Work) -> str | None:
+        """What the last execution of a step attempt that has begun said of itself; None: none has."""
+        executing = begun = None
+        for _, event in self._reported_of(work, {DagsterEventType.STEP_WORKER_STARTED, *STARTS}):
+            if event.dagster_event_type in STARTS:
+                begun = executing or event.message
+            else:
+                executing = event.message
+        return begun
+
+    def _reported_of(self, work: Work, kinds: Iterable[DagsterEventType]) -> list[tuple[int, EventLogEntry]]:
+        """What the attempt in question has reported so far of these kinds, with the numbers of the rows."""
         values = {
-            "run": claim.work.run_id,
-            "step": claim.work.step_key,
-            "kinds": [kind.value for kind in INDEXED_EVENTS],
+            "run": work.run_id,
+            "step": work.step_key,
+            "kinds": [kind.value for kind in kinds],
             "retried": DagsterEventType.STEP_UP_FOR_RETRY.value,
         }
         rows = self._patiently(REPORTED, values).all()
-        return [Reported.of(deserialize_value(event, EventLogEntry), number) for number, event in rows]
+        return [(number, deserialize_value(event, EventLogEntry)) for number, event in rows]
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Dagster's own, for materialisations if DAGSTER_EVENT_BATCH_SIZE is set; they are fenced like all others."""
