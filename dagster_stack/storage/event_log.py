@@ -5,9 +5,10 @@ itself.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -93,6 +94,13 @@ NEWS = sqlalchemy.text(
     ORDER BY found.id
     """
 )
+#: Whether an event is there, to the letter: no two have the same time.
+STORED = sqlalchemy.text(
+    """
+    SELECT 1 FROM event_logs
+    WHERE run_id = :run_id AND dagster_event_type = :dagster_event_type AND event = :event LIMIT 1
+    """
+)
 WRITES = sqlalchemy.text(
     """
     SELECT writes FROM dagster_stack_claims
@@ -167,8 +175,7 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
         if kind in INDEXED_EVENTS:
             if batch:
                 batch.flush()
-            with self._transaction(event.run_id):
-                self._store_indexed_event(event)
+            self._store_indexed(event.run_id, [event], partial(super().store_event, event))
         elif batch:
             batch.add(event)
             if kind in AWAITED_EVENTS:
@@ -176,11 +183,29 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
         else:
             self._write([event])
 
-    def _store_indexed_event(self, event: EventLogEntry) -> None:
+    def _store_indexed(
+        self, run_id: str, events: Sequence[EventLogEntry], by_dagster: Callable[[], None]
+    ) -> None:
         """Dagster's own way; but what a lost execution of this attempt reported too is replaced, not repeated."""
-        if not self._reported:
-            super().store_event(event)
-            return
+        reported = self._reported
+
+        def store() -> None:
+            if not reported:
+                by_dagster()
+                return
+            # All that was there, also when this is tried again.
+            self._reported = list(reported)
+            for event in events:
+                self._store_or_replace(event)
+
+        def is_stored() -> bool:
+            row = self._event_to_row(events[0])
+            with self._connection() as connection:
+                return connection.execute(STORED, row).first() is not None
+
+        self._store_whole(run_id, store, is_stored=is_stored)
+
+    def _store_or_replace(self, event: EventLogEntry) -> None:
         row, same = self._event_to_row(event), Reported.of(event).same
         earlier = next((each for each in self._reported if each.same == same), None)
         if earlier is None:
@@ -209,11 +234,15 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
             else:
                 self._reported.append(Reported.of(event, number))
         if outputs:
-            with self._transaction(work.run_id), self._connection() as connection:
-                for number, row in outputs:
-                    changed = {"event": row["event"], "dagster_event_type": row["dagster_event_type"]}
-                    events = SqlEventLogStorageTable
-                    connection.execute(events.update().where(events.c.id == number).values(changed))
+            self._store_whole(work.run_id, lambda: self._rewrite(outputs))
+
+    def _rewrite(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Give rows of the log another event."""
+        events = SqlEventLogStorageTable
+        with self._connection() as connection:
+            for number, row in rows:
+                changed = {name: row[name] for name in ("event", "dagster_event_type")}
+                connection.execute(events.update().where(events.c.id == number).values(changed))
 
     def begun(self, work: Work) -> str | None:
         """What the last execution of a step attempt that has begun said of itself; None: none has."""
@@ -242,12 +271,7 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
             self._batch.flush()
         for run_id, group in groupby(events, lambda event: event.run_id):
             of_run = list(group)
-            with self._transaction(run_id):
-                if self._reported:
-                    for event in of_run:
-                        self._store_indexed_event(event)
-                else:
-                    super().store_event_batch(of_run)
+            self._store_indexed(run_id, of_run, partial(super().store_event_batch, of_run))
 
     def flush(self) -> None:
         """Return when everything that was reported so far is stored."""
@@ -261,8 +285,7 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
         values = {
             "run": run_id, "after": after, "known": list(known), "kinds": [kind.value for kind in kinds], "limit": limit,
         }  # fmt: skip
-        with self._connect() as connection:
-            rows = connection.execute(NEWS, values).all()
+        rows = self._patiently(NEWS, values).all()
         events = [
             (number, deserialize_value(event, EventLogEntry).dagster_event)
             for _, _, number, event in rows
@@ -275,8 +298,7 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
     ) -> tuple[str | None, str | None, dict[str, int]]:
         """A run's status and code (None: no such run), and how often its step has events of these kinds."""
         parameters = {"run": run_id, "step": step_key, "kinds": list(kinds), "code_tag": tags.CODE}
-        with self._connect() as connection:
-            rows = connection.execute(STANDING, parameters).all()
+        rows = self._patiently(STANDING, parameters).all()
         status, code = rows[0][:2] if rows else (None, None)
         return status, code, {kind: count for _, _, kind, count in rows if kind}
 

@@ -67,7 +67,8 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
         status = EVENT_TYPE_TO_PIPELINE_RUN_STATUS.get(event.event_type)
         if status is None:
             return
-        with self._transaction(run_id, alone=True):
+
+        def report() -> None:
             run = self._get_run_by_id(run_id)
             if (
                 run is None
@@ -83,7 +84,10 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
                         extra={"action": "event.ignored"},
                     )
                 return
-            super().handle_run_event(run_id, event, update_timestamp)
+            super(PooledRunStorage, self).handle_run_event(run_id, event, update_timestamp)
+
+        # Again, it changes nothing.
+        self._store_whole(run_id, report, alone=True)
 
     # `init` migrates the tables before anybody starts: Dagster would ask for their columns at every read.
     def has_run_stats_index_cols(self) -> bool:
