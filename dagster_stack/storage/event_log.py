@@ -23,7 +23,6 @@ from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster._core.storage.event_log.schema import AssetEventTagsTable
 from dagster._serdes import deserialize_value
-from dagster_postgres.event_log import PostgresEventLogStorage
 from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack import tags
@@ -34,7 +33,8 @@ from dagster_stack.storage.database import (
     patiently,
 )
 from dagster_stack.storage.event_batch import EventBatch
-from dagster_stack.storage.tenure import PooledStorage, Tenure
+from dagster_stack.storage.slots import FencedSlots
+from dagster_stack.storage.tenure import Tenure
 
 #: Events after which somebody waits: the executor for a step's end, a person for its start.
 AWAITED_EVENTS = {
@@ -119,7 +119,7 @@ class News:
     next: int
 
 
-class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
+class PooledEventLogStorage(FencedSlots):
     """Dagster's event log on the process's pool; inside `batching` events are written together."""
 
     def __init__(self, url: str, engine: Engine, tenure: Tenure) -> None:
@@ -189,7 +189,9 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
         """Dagster's own way; but what a lost execution of this attempt reported too is replaced, not repeated."""
         reported = self._reported
 
-        def store() -> None:
+        def store(again: bool) -> None:
+            if again and self._is_stored(events[0]):
+                return
             if not reported:
                 by_dagster()
                 return
@@ -198,12 +200,11 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
             for event in events:
                 self._store_or_replace(event)
 
-        def is_stored() -> bool:
-            row = self._event_to_row(events[0])
-            with self._connection() as connection:
-                return connection.execute(STORED, row).first() is not None
+        self._store_whole(run_id, store)
 
-        self._store_whole(run_id, store, is_stored=is_stored)
+    def _is_stored(self, event: EventLogEntry) -> bool:
+        with self._connection() as connection:
+            return connection.execute(STORED, self._event_to_row(event)).first() is not None
 
     def _store_or_replace(self, event: EventLogEntry) -> None:
         row, same = self._event_to_row(event), Reported.of(event).same
@@ -234,7 +235,7 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
             else:
                 self._reported.append(Reported.of(event, number))
         if outputs:
-            self._store_whole(work.run_id, lambda: self._rewrite(outputs))
+            self._store_whole(work.run_id, lambda _: self._rewrite(outputs))
 
     def _rewrite(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Give rows of the log another event."""

@@ -68,7 +68,7 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
         if status is None:
             return
 
-        def report() -> None:
+        def report(_: bool) -> None:
             run = self._get_run_by_id(run_id)
             if (
                 run is None
@@ -86,7 +86,6 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
                 return
             super(PooledRunStorage, self).handle_run_event(run_id, event, update_timestamp)
 
-        # Again, it changes nothing.
         self._store_whole(run_id, report, alone=True)
 
     # `init` migrates the tables before anybody starts: Dagster would ask for their columns at every read.

@@ -74,25 +74,20 @@ class PooledStorage:
         with self._giving_up(), patient_connection(self._engine) as connection:
             yield connection
 
-    def _store_whole(
-        self,
-        run_id: str,
-        store: Callable[[], Result],
-        alone: bool = False,
-        is_stored: Callable[[], bool] = lambda: False,
-    ) -> Result | None:
+    def _store_whole(self, run_id: str, store: Callable[[bool], Result], alone: bool = False) -> Result:
         """What `store` stores counts as a whole, and only while the claim that covers it holds; raises Fenced.
 
-        When the connection breaks on the way it is tried again, unless `is_stored` by then: the answer may have been
-        lost. `alone`: no other process may do a thing of this kind for the run meanwhile.
+        When the connection breaks on the way it is called again, with True: the first try is over by then, and was
+        stored if only its answer was lost. `alone`: no other process may do a thing of this kind for the run
+        meanwhile.
         """
-        tries = 0
+        again = False
 
-        def attempt() -> Result | None:
-            nonlocal tries
-            tries += 1
-            with self._transaction(run_id, alone, again=tries > 1):
-                return None if tries > 1 and is_stored() else store()
+        def attempt() -> Result:
+            nonlocal again
+            was_tried, again = again, True
+            with self._transaction(run_id, alone, was_tried):
+                return store(was_tried)
 
         with self._giving_up():
             if alone or self._tenure.claim_for(run_id):
