@@ -4,6 +4,7 @@ The event log alone says how a step ended. A message starts a step or wakes the 
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -23,7 +24,6 @@ from dagster import (
 )
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.active import ActiveExecution
-from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.execution.retries import RetryMode
@@ -42,6 +42,7 @@ from dagster_stack.broker.link import BrokerLink
 from dagster_stack.errors import SettingsError
 from dagster_stack.executor.drive import Drive
 from dagster_stack.executor.event_tail import EventTail
+from dagster_stack.executor.slots import PoolSlots
 from dagster_stack.executor.step_handler import CeleryStepHandler
 from dagster_stack.settings import BROKER_VARIABLE, CeleryConfig, Settings
 
@@ -78,10 +79,11 @@ class CeleryExecutor(StepDelegatingExecutor):
         warn_of_foreign_priorities(plan_context, execution_plan)
         sent = sent_before(plan_context.instance, run.run_id) if plan_context.resume_from_failure else {}
         known = set(sent.values())
+        reported: defaultdict[str, list[DagsterEvent]] = defaultdict(list)
         link = BrokerLink(self._app, run.run_id)
         with ExitStack() as stack:
             stack.callback(link.close)
-            slots = stack.enter_context(InstanceConcurrencyContext(plan_context.instance, run))
+            slots = stack.enter_context(PoolSlots(plan_context.instance, run, reported))
             active = stack.enter_context(
                 ActiveExecution(
                     execution_plan,
@@ -97,7 +99,7 @@ class CeleryExecutor(StepDelegatingExecutor):
                 )
             )
             handler = CeleryStepHandler(self._app, run, link)
-            yield from Drive(self, plan_context, active, handler, sent).events()
+            yield from Drive(self, plan_context, active, handler, sent=sent, reported=reported).events()
 
     def handler_context(
         self, context: PlanOrchestrationContext, steps: Sequence[ExecutionStep], active: ActiveExecution

@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from dagster_stack.broker.messages import step_task_id
 from dagster_stack.errors import BrokerUnreachable, Fenced
-from dagster_stack.executor.event_tail import EventTail
+from dagster_stack.executor.event_tail import EventTail, is_end
 from dagster_stack.executor.step_handler import CeleryStepHandler, report
 from dagster_stack.executor.termination import GRACE_SECS
 from dagster_stack.storage.database import server_is_away
@@ -60,7 +60,9 @@ class Drive:
         context: PlanOrchestrationContext,
         active: ActiveExecution,
         handler: CeleryStepHandler,
+        *,
         sent: Container[str],
+        reported: defaultdict[str, list[DagsterEvent]],
     ) -> None:
         self._executor = executor
         self._context = context
@@ -77,7 +79,7 @@ class Drive:
         self._whole_steps = executor.step_dependency_config.require_upstream_step_success
         #: Of a run that goes on: the tasks that were sent before, and what their steps reported.
         self._sent = sent
-        self._reported: defaultdict[str, list[DagsterEvent]] = defaultdict(list)
+        self._reported = reported
         #: Attempts, by step and number of attempts before, whose resources failed.
         self._failed_resources: set[tuple[str, int]] = set()
         self._read_at = 0.0
@@ -138,7 +140,7 @@ class Drive:
                 # An attempt that was executed twice. Workers tell by the number of these events which one is due.
                 self._active.retry_state.mark_attempt(key)
             return
-        if event.is_step_start and self._whole_steps:
+        if (event.is_step_start or event.is_step_restarted) and self._whole_steps:
             # An execution before this one was lost, and what it reported with it.
             self._outputs.pop(key, None)
         elif event.is_successful_output:
@@ -273,11 +275,6 @@ class Drive:
             if step.key not in self._in_flight:
                 self._reported[step.key] = reported[number + 1 :]
                 return
-
-
-def is_end(event: DagsterEvent) -> bool:
-    """Whether an attempt of a step ends with this event."""
-    return event.is_step_success or event.is_step_failure or event.is_step_up_for_retry
 
 
 def goes_on_elsewhere(error: Exception) -> bool:

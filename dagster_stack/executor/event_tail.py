@@ -99,3 +99,8 @@ class EventTail:
         """None: another storage, which has one writer at a time."""
         storage = self._instance.event_log_storage
         return storage if isinstance(storage, PooledEventLogStorage) else None
+
+
+def is_end(event: DagsterEvent) -> bool:
+    """Whether an attempt of a step ends with this event."""
+    return event.is_step_success or event.is_step_failure or event.is_step_up_for_retry

@@ -187,6 +187,8 @@ ALIVE = sqlalchemy.text(
     """
 )
 HOLD = sqlalchemy.text(f"SELECT 1 FROM dagster_stack_claims WHERE {MINE} FOR KEY SHARE")
+#: The same, once no transaction of the holder's is under way: one whose connection broke may still be, or be stored.
+HOLD_ALONE = sqlalchemy.text(f"SELECT 1 FROM dagster_stack_claims WHERE {MINE} FOR UPDATE")
 #: Runs that ended a while ago: until then, a zombie of theirs must find that its epoch is not the last. And those that
 #: were deleted: nobody can take their works any more, and a zombie finds no claim at all.
 FORGET = sqlalchemy.text(

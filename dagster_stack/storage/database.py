@@ -5,8 +5,8 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
-from typing import TypeVar
+from functools import cache, partial
+from typing import Any, TypeVar
 
 import sqlalchemy
 from sqlalchemy.engine import Connection, Engine
@@ -30,6 +30,9 @@ RETRY_SECS = 0.5
 CONNECT_TIMEOUT_SECS = 10
 #: Seconds that a caller waits for a free connection of its own process.
 POOL_TIMEOUT_SECS = 60
+
+#: What Postgres says when a lock, or a statement, has taken longer than its connection allows (Dagit's do).
+TOO_SLOW = {"55P03", "57014"}
 
 
 def url_from_environment(environment: Mapping[str, str] = os.environ) -> str:
@@ -69,10 +72,37 @@ def pooled_engine(url: str, connections: int) -> Engine:
 os.register_at_fork(after_in_child=pooled_engine.cache_clear)
 
 
+class PatientConnection(Connection):
+    """A connection on which a read that breaks with it is tried again, on another one of the pool.
+
+    Not within a transaction, which would have to begin again; and nobody knows of a write whether it was done.
+    """
+
+    def execute(self, statement: Any, parameters: Any = None, *, execution_options: Any = None) -> Any:
+        if self.in_transaction() or not getattr(statement, "is_select", False):
+            return super().execute(statement, parameters, execution_options=execution_options)
+        read = partial(super().execute, statement, parameters, execution_options=execution_options)
+
+        def read_again() -> Any:
+            # Forgets what broke: the next statement opens a connection.
+            self.rollback()
+            return read()
+
+        try:
+            result = read()
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            result = patiently(read_again)
+        # It has the rows. Statements commit by themselves; for SQLAlchemy a transaction has begun with this one.
+        self.commit()
+        return result
+
+
 @contextmanager
 def patient_connection(engine: Engine, patience: float = PATIENCE_SECS) -> Iterator[Connection]:
     """A connection of the pool; waits while the server is away, then raises SQLAlchemy's OperationalError."""
-    connection = patiently(engine.connect, patience)
+    connection = patiently(lambda: PatientConnection(engine), patience)
     try:
         yield connection
     finally:
@@ -105,5 +135,7 @@ def patiently(act: Callable[[], Result], patience: float = PATIENCE_SECS) -> Res
 
 
 def server_is_away(error: DBAPIError) -> bool:
-    """Whether the server, or its connection, is gone or full, rather than the statement wrong."""
-    return isinstance(error, OperationalError) or error.connection_invalidated
+    """Whether the server, or its connection, is gone or full, rather than the statement wrong or too slow."""
+    if error.connection_invalidated:
+        return True
+    return isinstance(error, OperationalError) and getattr(error.orig, "pgcode", None) not in TOO_SLOW

@@ -5,18 +5,15 @@ itself.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import sqlalchemy
 from dagster import DagsterEvent
-from dagster._core.definitions.asset_checks.asset_check_evaluation import (
-    AssetCheckEvaluation,
-    AssetCheckEvaluationPlanned,
-)
 from dagster._core.events import (
     ASSET_CHECK_EVENTS,
     ASSET_EVENTS,
@@ -26,24 +23,23 @@ from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster._core.storage.event_log.schema import AssetEventTagsTable
 from dagster._serdes import deserialize_value
-from dagster_postgres.event_log import PostgresEventLogStorage
 from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack import tags
-from dagster_stack.storage.claims import Claim, fenced
+from dagster_stack.storage.attempt import INDEXED_EVENTS, REPORTED, STARTS, Reported, discounted
+from dagster_stack.storage.claims import Claim, Work, fenced
 from dagster_stack.storage.database import (
     patient_connection,
     patiently,
 )
 from dagster_stack.storage.event_batch import EventBatch
-from dagster_stack.storage.tenure import PooledStorage, Tenure
+from dagster_stack.storage.slots import FencedSlots
+from dagster_stack.storage.tenure import Tenure
 
-#: Events for which Dagster writes other tables too: they are stored one by one, by Dagster's own code.
-INDEXED_EVENTS = {*ASSET_EVENTS, *ASSET_CHECK_EVENTS}
-CHECK_DATA = (AssetCheckEvaluation, AssetCheckEvaluationPlanned)
 #: Events after which somebody waits: the executor for a step's end, a person for its start.
 AWAITED_EVENTS = {
     DagsterEventType.STEP_START,
+    # The start of a step that is tried again.
     DagsterEventType.STEP_RESTARTED,
     DagsterEventType.STEP_SUCCESS,
     DagsterEventType.STEP_FAILURE,
@@ -98,15 +94,11 @@ NEWS = sqlalchemy.text(
     ORDER BY found.id
     """
 )
-#: What the present attempt of a step has reported so far of assets and their checks.
-REPORTED = sqlalchemy.text(
+#: Whether an event is there, to the letter: no two have the same time.
+STORED = sqlalchemy.text(
     """
-    SELECT id, event FROM event_logs
-    WHERE run_id = :run AND step_key = :step AND dagster_event_type = ANY(:kinds) AND id > coalesce((
-        SELECT max(id) FROM event_logs
-        WHERE run_id = :run AND step_key = :step AND dagster_event_type = :retried
-    ), 0)
-    ORDER BY id
+    SELECT 1 FROM event_logs
+    WHERE run_id = :run_id AND dagster_event_type = :dagster_event_type AND event = :event LIMIT 1
     """
 )
 WRITES = sqlalchemy.text(
@@ -127,25 +119,7 @@ class News:
     next: int
 
 
-@dataclass(frozen=True)
-class Reported:
-    """An event about an asset that stands in the log: what makes another one the same report."""
-
-    event_id: int
-    same: tuple[str | None, ...]
-
-    @classmethod
-    def of(cls, event: EventLogEntry, event_id: int = 0) -> "Reported":
-        reported = event.get_dagster_event()
-        data = reported.event_specific_data
-        check = data.asset_check_key if isinstance(data, CHECK_DATA) else None
-        asset = check.asset_key if check else reported.asset_key
-        asset_text = asset.to_string() if asset else None
-        check_name = check.name if check else None
-        return cls(event_id, (reported.event_type_value, asset_text, check_name, reported.partition))
-
-
-class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
+class PooledEventLogStorage(FencedSlots):
     """Dagster's event log on the process's pool; inside `batching` events are written together."""
 
     def __init__(self, url: str, engine: Engine, tenure: Tenure) -> None:
@@ -180,9 +154,11 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
     @contextmanager
     def claimed(self, claim: Claim) -> Iterator[None]:
         """Store what is reported of the claim's run only while the claim holds; raises Fenced when it does not."""
-        self._reported = self._reported_before(claim) if claim.work.step_key and claim.epoch > 1 else []
         self._tenure.claim, self._tenure.given_up, self._writes = claim, False, 0
+        self._reported = []
         try:
+            if claim.work.step_key and claim.epoch > 1:
+                self._take_over(claim.work)
             yield
         finally:
             self._tenure.claim = None
@@ -199,8 +175,7 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
         if kind in INDEXED_EVENTS:
             if batch:
                 batch.flush()
-            with self._transaction(event.run_id):
-                self._store_indexed_event(event)
+            self._store_indexed(event.run_id, [event], partial(super().store_event, event))
         elif batch:
             batch.add(event)
             if kind in AWAITED_EVENTS:
@@ -208,11 +183,30 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
         else:
             self._write([event])
 
-    def _store_indexed_event(self, event: EventLogEntry) -> None:
+    def _store_indexed(
+        self, run_id: str, events: Sequence[EventLogEntry], by_dagster: Callable[[], None]
+    ) -> None:
         """Dagster's own way; but what a lost execution of this attempt reported too is replaced, not repeated."""
-        if not self._reported:
-            super().store_event(event)
-            return
+        reported = self._reported
+
+        def store(again: bool) -> None:
+            if again and self._is_stored(events[0]):
+                return
+            if not reported:
+                by_dagster()
+                return
+            # All that was there, also when this is tried again.
+            self._reported = list(reported)
+            for event in events:
+                self._store_or_replace(event)
+
+        self._store_whole(run_id, store)
+
+    def _is_stored(self, event: EventLogEntry) -> bool:
+        with self._connection() as connection:
+            return connection.execute(STORED, self._event_to_row(event)).first() is not None
+
+    def _store_or_replace(self, event: EventLogEntry) -> None:
         row, same = self._event_to_row(event), Reported.of(event).same
         earlier = next((each for each in self._reported if each.same == same), None)
         if earlier is None:
@@ -230,15 +224,47 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
         if event.dagster_event_type in ASSET_CHECK_EVENTS:
             self.store_asset_check_event(event, earlier.event_id)
 
-    def _reported_before(self, claim: Claim) -> list[Reported]:
+    def _take_over(self, work: Work) -> None:
+        """What executions that did not end have left of a step attempt: outputs of theirs do not count any more, and
+        what they said of assets is replaced when it is said again."""
+        output = DagsterEventType.STEP_OUTPUT
+        outputs = []
+        for number, event in self._reported_of(work, {output, *INDEXED_EVENTS}):
+            if event.dagster_event_type == output:
+                outputs.append((number, self._event_to_row(discounted(event))))
+            else:
+                self._reported.append(Reported.of(event, number))
+        if outputs:
+            self._store_whole(work.run_id, lambda _: self._rewrite(outputs))
+
+    def _rewrite(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Give rows of the log another event."""
+        events = SqlEventLogStorageTable
+        with self._connection() as connection:
+            for number, row in rows:
+                changed = {name: row[name] for name in ("event", "dagster_event_type")}
+                connection.execute(events.update().where(events.c.id == number).values(changed))
+
+    def begun(self, work: Work) -> str | None:
+        """What the last execution of a step attempt that has begun said of itself; None: none has."""
+        executing = begun = None
+        for _, event in self._reported_of(work, {DagsterEventType.STEP_WORKER_STARTED, *STARTS}):
+            if event.dagster_event_type in STARTS:
+                begun = executing or event.message
+            else:
+                executing = event.message
+        return begun
+
+    def _reported_of(self, work: Work, kinds: Iterable[DagsterEventType]) -> list[tuple[int, EventLogEntry]]:
+        """What the attempt in question has reported so far of these kinds, with the numbers of the rows."""
         values = {
-            "run": claim.work.run_id,
-            "step": claim.work.step_key,
-            "kinds": [kind.value for kind in INDEXED_EVENTS],
+            "run": work.run_id,
+            "step": work.step_key,
+            "kinds": [kind.value for kind in kinds],
             "retried": DagsterEventType.STEP_UP_FOR_RETRY.value,
         }
         rows = self._patiently(REPORTED, values).all()
-        return [Reported.of(deserialize_value(event, EventLogEntry), number) for number, event in rows]
+        return [(number, deserialize_value(event, EventLogEntry)) for number, event in rows]
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Dagster's own, for materialisations if DAGSTER_EVENT_BATCH_SIZE is set; they are fenced like all others."""
@@ -246,12 +272,7 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
             self._batch.flush()
         for run_id, group in groupby(events, lambda event: event.run_id):
             of_run = list(group)
-            with self._transaction(run_id):
-                if self._reported:
-                    for event in of_run:
-                        self._store_indexed_event(event)
-                else:
-                    super().store_event_batch(of_run)
+            self._store_indexed(run_id, of_run, partial(super().store_event_batch, of_run))
 
     def flush(self) -> None:
         """Return when everything that was reported so far is stored."""
@@ -265,8 +286,7 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
         values = {
             "run": run_id, "after": after, "known": list(known), "kinds": [kind.value for kind in kinds], "limit": limit,
         }  # fmt: skip
-        with self._connect() as connection:
-            rows = connection.execute(NEWS, values).all()
+        rows = self._patiently(NEWS, values).all()
         events = [
             (number, deserialize_value(event, EventLogEntry).dagster_event)
             for _, _, number, event in rows
@@ -279,8 +299,7 @@ class PooledEventLogStorage(PooledStorage, PostgresEventLogStorage):
     ) -> tuple[str | None, str | None, dict[str, int]]:
         """A run's status and code (None: no such run), and how often its step has events of these kinds."""
         parameters = {"run": run_id, "step": step_key, "kinds": list(kinds), "code_tag": tags.CODE}
-        with self._connect() as connection:
-            rows = connection.execute(STANDING, parameters).all()
+        rows = self._patiently(STANDING, parameters).all()
         status, code = rows[0][:2] if rows else (None, None)
         return status, code, {kind: count for _, _, kind, count in rows if kind}
 

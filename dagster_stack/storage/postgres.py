@@ -67,7 +67,8 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
         status = EVENT_TYPE_TO_PIPELINE_RUN_STATUS.get(event.event_type)
         if status is None:
             return
-        with self._transaction(run_id, alone=True):
+
+        def report(_: bool) -> None:
             run = self._get_run_by_id(run_id)
             if (
                 run is None
@@ -83,7 +84,9 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
                         extra={"action": "event.ignored"},
                     )
                 return
-            super().handle_run_event(run_id, event, update_timestamp)
+            super(PooledRunStorage, self).handle_run_event(run_id, event, update_timestamp)
+
+        self._store_whole(run_id, report, alone=True)
 
     def add_run_tags(self, run_id: str, new_tags: Mapping[str, str]) -> None:
         """Dagster's own, as a whole: half of it would pass for done when it is tried again."""

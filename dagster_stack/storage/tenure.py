@@ -1,10 +1,10 @@
 """What a process works for, and what all of Dagster's storages here share: connections, transactions, fences."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy
 from dagster_postgres.utils import set_pg_statement_timeout
@@ -16,8 +16,11 @@ from dagster_stack.storage import claims
 from dagster_stack.storage.claims import Claim, Claims, fenced
 from dagster_stack.storage.database import (
     patient_connection,
+    patiently,
     server_is_away,
 )
+
+Result = TypeVar("Result")
 
 #: Until the transaction ends.
 LOCK_RUN = sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtextextended(:run, 0))")
@@ -30,7 +33,7 @@ class Tenure:
     claim: Claim | None = None
     #: A thread's open transaction, which what Dagster does meanwhile is part of.
     transaction: threading.local = field(default_factory=threading.local)
-    #: Its patience with the database is at its end. Nothing is reported any more, not even that: whoever gets the
+    #: Its patience with the database is at its end, or a write of Dagster's was lost that can't be done again. Nothing is reported any more, not even that: whoever gets the
     #: work next begins where the event log stands.
     given_up: bool = False
 
@@ -60,7 +63,10 @@ class PooledStorage:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        """For Dagster's own code, which does not try again what failed with its connection."""
+        """For Dagster's own code, whose reads are tried again when their connection breaks.
+
+        A write of it is not, unless it is part of what is stored as a whole.
+        """
         running: Connection | None = getattr(self._tenure.transaction, "connection", None)
         if running:
             yield running
@@ -68,19 +74,41 @@ class PooledStorage:
         with self._giving_up(), patient_connection(self._engine) as connection:
             yield connection
 
-    @contextmanager
-    def _transaction(self, run_id: str, alone: bool = False) -> Iterator[None]:
-        """What this thread stores meanwhile counts as a whole, and only while the claim that covers it holds.
+    def _store_whole(self, run_id: str, store: Callable[[bool], Result], alone: bool = False) -> Result:
+        """What `store` stores counts as a whole, and only while the claim that covers it holds; raises Fenced.
 
-        `alone`: no other process may be in a transaction of this kind for the run. Raises Fenced.
+        When the connection breaks on the way it is called again, with True: the first try is over by then, and was
+        stored if only its answer was lost. `alone`: no other process may do a thing of this kind for the run
+        meanwhile.
+        """
+        again = False
+
+        def attempt() -> Result:
+            nonlocal again
+            was_tried, again = again, True
+            with self._transaction(run_id, alone, was_tried):
+                return store(was_tried)
+
+        with self._giving_up():
+            if alone or self._tenure.claim_for(run_id):
+                return patiently(attempt)
+            # Without any lock nobody can tell whether the first try is over.
+            return attempt()
+
+    @contextmanager
+    def _transaction(self, run_id: str, alone: bool = False, again: bool = False) -> Iterator[None]:
+        """What this thread stores meanwhile is one transaction; raises Fenced.
+
+        `again`: one whose connection broke has ended when this one begins.
         """
         claim = self._tenure.claim_for(run_id)
-        with self._connection() as kept:
+        with patient_connection(self._engine) as kept:
             connection = kept.execution_options(isolation_level="READ COMMITTED")
             with connection.begin():
                 if alone:
                     connection.execute(LOCK_RUN, {"run": run_id})
-                if claim and connection.execute(claims.HOLD, claim.key).first() is None:
+                hold = claims.HOLD_ALONE if again else claims.HOLD
+                if claim and connection.execute(hold, claim.key).first() is None:
                     raise fenced(claim)
                 self._tenure.transaction.connection = connection
                 try:

@@ -114,7 +114,7 @@ class StepExecution:
             return
         run = known_run(self._message.run_id)
         with storage.claimed(claim):
-            refusal = self._refusal(claim)
+            refusal = self._refusal(claim, storage)
             if refusal:
                 self._fail(instance, run, refusal)
             else:
@@ -153,15 +153,18 @@ class StepExecution:
             raise self._foreign_code
         return False
 
-    def _refusal(self, claim: Claim) -> str | None:
+    def _refusal(self, claim: Claim, storage: PooledEventLogStorage) -> str | None:
         """Why the step is not to be executed, if so."""
         if self._foreign_code:
             return f"No worker with the code of its run has taken it for {FOREIGN_CODE_SECS} s. {self._foreign_code}"
         losses = claim.losses
         if losses and not self._message.redeliver:
-            return (
-                f"It must not be executed twice ({tags.REDELIVER}), and its execution was lost ({losses[0]})."
-                " It may have done its work: look at what it changes before you run it again."
+            return twice(f"its execution was lost ({losses[0]})")
+        begun = storage.begun(claim.work) if claim.epoch > 1 and not self._message.redeliver else None
+        if begun is not None:
+            return twice(
+                f"it had begun ({begun.rstrip('.')}) and did not end, since its worker was stopped or without the"
+                " database"
             )
         if len(losses) >= Settings.from_environment().max_deliveries:
             return (
@@ -258,3 +261,11 @@ class StepExecution:
         instance.report_dagster_event(event, run.run_id, logging.ERROR)
         self._flush(instance)
         self._wake_run()
+
+
+def twice(why: str) -> str:
+    """Why a step that must not be executed twice fails."""
+    return (
+        f"It must not be executed twice ({tags.REDELIVER}), and {why}."
+        " It may have done its work: look at what it changes before you run it again."
+    )

@@ -82,6 +82,17 @@ def with_changing_keys() -> None:
 
 
 @op
+def last(context: OpExecutionContext, found: list[int]) -> list[int]:
+    happen(context)
+    return sorted(found)
+
+
+@job(executor_def=celery_executor)
+def with_changing_keys_and_a_failure() -> None:
+    last(keys().map(add_one).collect())
+
+
+@op
 def made(context: OpExecutionContext) -> None:
     context.log_event(AssetMaterialization("made", metadata={"run": context.run_id}))
     happen(context)

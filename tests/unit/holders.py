@@ -1,5 +1,7 @@
 """Processes that hold a claim, as the database sees them: each with a storage of its own, and time that has passed."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from uuid import uuid4
 
@@ -11,6 +13,7 @@ from dagster._core.storage.event_log import SqlEventLogStorageTable
 
 from dagster_stack.storage.claims import Claim, Claims, Work
 from dagster_stack.storage.database import DEFAULT_CONNECTIONS, pooled_engine
+from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.postgres import PooledPostgresStorage
 
 
@@ -57,6 +60,16 @@ class Database:
         with self.engine.connect() as connection:
             found = connection.execute(query.where(columns.run_id == run_id).order_by(columns.id))
             return [(row[0], row[1]) for row in found]
+
+
+@contextmanager
+def pool_of_one(storage: PooledEventLogStorage, name: str) -> Iterator[PooledEventLogStorage]:
+    """A pool with one slot; at the end nobody has it any more, and there is none."""
+    storage.set_concurrency_slots(name, 1)
+    yield storage
+    for slot in storage.get_concurrency_info(name).claimed_slots:
+        storage.free_concurrency_slots_for_run(slot.run_id)
+    storage.delete_concurrency_limit(name)
 
 
 def any_work(step_key: str = "step") -> Work:

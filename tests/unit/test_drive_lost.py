@@ -4,9 +4,11 @@ import signal
 from typing import Any, NoReturn
 
 import pytest
-from dagster import DagsterInstance, DagsterRunStatus, OpExecutionContext
+from dagster import DagsterInstance, DagsterRunStatus, OpExecutionContext, RetryRequested
+from dagster._core.execution.api import create_execution_plan
 from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.state import KnownExecutionState
+from dagster._core.system_config.objects import ResolvedRunConfig
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from dagster_stack.broker.messages import StepMessage, step_task_id
@@ -14,7 +16,7 @@ from dagster_stack.errors import Fenced
 from dagster_stack.executor import drive
 from dagster_stack.storage.claims import STALE_SECS, Work
 from tests.unit import eventful_jobs, step_jobs
-from tests.unit.driven_runs import HOLDER, Workers, announced, executed, resumed
+from tests.unit.driven_runs import HOLDER, Result, Workers, announced, executed, resumed
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import execute, kinds, message, started_run
 
@@ -73,12 +75,19 @@ def test_what_is_mapped_is_what_the_execution_that_succeeded_yielded(
 
     result = executed(instance, eventful_jobs.with_changing_keys)
 
-    # Then exactly these two are mapped and collected, though the log has all four
+    # Then exactly these two are mapped and collected, and the log has no other output; what was lost people still read
     assert result.succeeded
     assert sorted(workers.keys) == ["add_one[a]", "add_one[c]", "keys", "total"]
     assert result.value("total") == ord("a") + 1 + ord("c") + 1
     of_keys = kinds(instance, result.run_id, "keys")
-    assert (of_keys.count("STEP_START"), of_keys.count("STEP_OUTPUT")) == (2, 4)
+    assert (of_keys.count("STEP_START"), of_keys.count("STEP_OUTPUT")) == (2, 2)
+    told = [
+        line.partition("Does not count, since this execution did not end: ")[2]
+        for line in result.said("not end")
+    ]
+    assert [line for line in told if "mapping key" in line] == [
+        f'Yielded output "result" mapping key "{key}" of type "Int". (Type check passed).' for key in "ab"
+    ]
     assert result.ends()["keys"] == ["STEP_SUCCESS"]
 
 
@@ -161,6 +170,58 @@ def test_steps_wait_for_whole_steps_as_dagster_has_it_by_default(
 
     assert result.succeeded
     assert next(iter(result.ends())) == "two_outputs"
+
+
+def test_a_re_execution_maps_what_the_execution_that_succeeded_yielded(
+    instance: DagsterInstance, workers: Workers, dies: Deaths
+) -> None:
+    """Dagster takes every output in the log of the first run for one of the step's."""
+    # Given a run whose op yields a and b and dies, and then finds a and c, and which fails at its end
+    eventful_jobs.yields[:] = [("ab", dies), ("ac", None)]
+    eventful_jobs.happenings["last"] = [fails]
+    first = executed(instance, eventful_jobs.with_changing_keys_and_a_failure)
+    assert first.status == DagsterRunStatus.FAILURE
+    workers.sent.clear()
+
+    # When it is executed again from its failure
+    result = executed_again(instance, first, eventful_jobs.with_changing_keys_and_a_failure)
+
+    assert result.succeeded
+    assert workers.keys == ["last"]
+    assert result.value("last") == [ord("a") + 1, ord("c") + 1]
+
+
+def fails(_: OpExecutionContext) -> NoReturn:
+    raise RuntimeError("not this time")
+
+
+def executed_again(instance: DagsterInstance, first: Result, a_job: Any) -> Result:
+    """A run's re-execution from failure, as Dagit makes it."""
+    parent = instance.get_run_by_id(first.run_id)
+    assert parent
+    open_steps, known = KnownExecutionState.build_resume_retry_reexecution(instance, parent)
+    plan = create_execution_plan(a_job, known_state=known).build_subset_plan(
+        open_steps, a_job, ResolvedRunConfig.build(a_job)
+    )
+    return executed(
+        instance, a_job, execution_plan=plan, parent_run_id=parent.run_id, root_run_id=parent.run_id
+    )
+
+
+def test_an_attempt_that_is_tried_again_maps_what_its_execution_that_succeeded_yielded(
+    instance: DagsterInstance, workers: Workers, dies: Deaths
+) -> None:
+    """The start of a second attempt has a name of its own."""
+    eventful_jobs.yields[:] = [("x", asks_for_a_retry), ("ab", dies), ("ac", None)]
+
+    result = executed(instance, eventful_jobs.with_changing_keys)
+
+    assert result.succeeded
+    assert sorted(workers.keys) == ["add_one[a]", "add_one[c]", "keys", "keys", "total"]
+
+
+def asks_for_a_retry(_: OpExecutionContext) -> NoReturn:
+    raise RetryRequested(max_retries=1)
 
 
 # --- limits of a run that goes on ------------------------------------------------------------------------------------------

@@ -1,5 +1,9 @@
 """A run that goes on where an earlier process of it stopped."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NoReturn
+
 import pytest
 from dagster import (
     DagsterEvent,
@@ -7,11 +11,15 @@ from dagster import (
     DagsterInstance,
     DagsterRunStatus,
 )
+from dagster._core.execution.plan.objects import StepRetryData
 from dagster._core.execution.plan.state import KnownExecutionState
+from dagster_shared.error import SerializableErrorInfo
 
 from dagster_stack.broker.messages import step_task_id
+from dagster_stack.storage.event_log import PooledEventLogStorage
 from tests.unit import step_jobs
 from tests.unit.driven_runs import Workers, announced, interrupt, resumed
+from tests.unit.holders import pool_of_one
 from tests.unit.runs_by_hand import execute, message, started_run
 
 
@@ -166,3 +174,86 @@ def test_a_resumed_run_tells_of_a_skipped_step_once(instance: DagsterInstance, w
 
     assert set(result.ends()) == {"either", "on_the_left", "on_the_right", "further_right"}
     assert workers.sent == []
+
+
+# --- slots of pools ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pool(instance: DagsterInstance) -> Iterator[PooledEventLogStorage]:
+    """The event log, which keeps a pool of one slot."""
+    storage = instance.event_log_storage
+    assert isinstance(storage, PooledEventLogStorage)
+    with pool_of_one(storage, "database"):
+        yield storage
+
+
+def has_slot(pool: PooledEventLogStorage) -> list[str]:
+    return [slot.step_key for slot in pool.get_concurrency_info("database").claimed_slots]
+
+
+def test_a_run_whose_steps_had_ended_waits_for_no_slot(
+    instance: DagsterInstance, workers: Workers, pool: PooledEventLogStorage
+) -> None:
+    # Given a run of which all steps of a pool have ended, and another run that has the pool now
+    run, other = (started_run(instance, step_jobs.with_a_pool) for _ in range(2))
+    keys = [f"pooled_{number}" for number in range(3)]
+    announced(instance, run, *keys)
+    for key in keys:
+        execute(message(instance, run, key))
+    assert pool.claim_concurrency_slot("database", other.run_id, "others").is_claimed
+    workers.wait = stands_still  # type: ignore[method-assign]
+
+    result = resumed(instance, run, step_jobs.with_a_pool)
+
+    assert result.succeeded
+    assert has_slot(pool) == ["others"]
+
+
+def stands_still(timeout: float) -> NoReturn:
+    raise AssertionError("the run waits for something")
+
+
+def test_a_slot_that_a_lost_runner_had_for_a_step_that_ended_is_free_again(
+    instance: DagsterInstance, workers: Workers, pool: PooledEventLogStorage
+) -> None:
+    run = started_run(instance, step_jobs.with_a_pool)
+    announced(instance, run, "pooled_1")
+    assert pool.claim_concurrency_slot("database", run.run_id, "pooled_1").is_claimed
+    execute(message(instance, run, "pooled_1"))
+
+    result = resumed(instance, run, step_jobs.with_a_pool)
+
+    assert result.succeeded
+    assert sorted(workers.keys) == ["pooled_0", "pooled_2"]
+    assert workers.most_at_once == 1
+    assert has_slot(pool) == []
+
+
+def test_the_slot_of_an_attempt_under_way_stays_its_own_though_one_before_it_had_ended(
+    instance: DagsterInstance, workers: Workers, pool: PooledEventLogStorage
+) -> None:
+    # Given a step whose first attempt has ended, and whose second one is with a worker
+    run = started_run(instance, step_jobs.with_a_pool)
+    announced(instance, run, "pooled_1")
+    failed = DagsterEvent(
+        DagsterEventType.STEP_UP_FOR_RETRY.value,
+        run.job_name,
+        step_key="pooled_1",
+        event_specific_data=StepRetryData(SerializableErrorInfo("not this time", [], None)),
+    )
+    instance.report_dagster_event(failed, run.run_id)
+    announced(instance, run, "pooled_1", attempt=2)
+    assert pool.claim_concurrency_slot("database", run.run_id, "pooled_1").is_claimed
+    second = replace(message(instance, run, "pooled_1"), attempt=2)
+    workers.queue.append((5, second))
+    had: list[list[str]] = []
+    workers.before = lambda _: had.append(has_slot(pool))
+
+    result = resumed(instance, run, step_jobs.with_a_pool)
+
+    # Then it has the slot all the time
+    assert result.succeeded
+    assert had[0] == ["pooled_1"]
+    assert all(len(slots) == 1 for slots in had)
+    assert sorted(workers.keys) == ["pooled_0", "pooled_2"]

@@ -20,9 +20,10 @@ from sqlalchemy.pool import QueuePool
 
 from dagster_stack import tags
 from dagster_stack.storage import database, event_log
+from dagster_stack.storage.attempt import INDEXED_EVENTS
 from dagster_stack.storage.database import RETRY_SECS, patient_connection, patiently, pooled_engine
 from dagster_stack.storage.event_batch import SIZE, EventBatch
-from dagster_stack.storage.event_log import AWAITED_EVENTS, INDEXED_EVENTS, PooledEventLogStorage
+from dagster_stack.storage.event_log import AWAITED_EVENTS, PooledEventLogStorage
 from dagster_stack.storage.postgres import PooledPostgresStorage
 from dagster_stack.storage.tenure import Tenure
 from tests.unit.clock import Clock

@@ -27,7 +27,7 @@ from dagster_stack.broker.messages import StepMessage
 from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import database as database_module
 from dagster_stack.storage import event_log, life
-from dagster_stack.storage.claims import STALE_SECS, Sign, Work
+from dagster_stack.storage.claims import STALE_SECS, Claim, Sign, Work
 from dagster_stack.worker import interruption, step_execution
 from dagster_stack.worker import standing as standing_module
 from dagster_stack.worker.losses import ENDED_ITSELF
@@ -35,7 +35,7 @@ from dagster_stack.worker.step_execution import FOREIGN_CODE_SECS, StepExecution
 from tests.unit import eventful_jobs
 from tests.unit.clock import Clock
 from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed, waiting
-from tests.unit.holders import Database
+from tests.unit.holders import Database, entry
 from tests.unit.runs_by_hand import events, kinds, message, started_run
 from tests.waiting import wait_until
 
@@ -241,6 +241,93 @@ def test_a_step_that_must_not_run_twice_runs_when_nobody_had_begun_it(
     execute_step(Delivery(app), step.to_json())
 
     assert ends(instance, step) == ["STEP_START", "STEP_SUCCESS"]
+
+
+@pytest.fixture
+def step_once(instance: DagsterInstance) -> StepMessage:
+    return message(instance, started_run(instance, eventful_jobs.executed_once), "once")
+
+
+def begun_and_handed_over(database: Database, app: Celery, step: StepMessage) -> None:
+    """A worker has begun a step and stops; its process ends before the step does."""
+
+    def stops(_: OpExecutionContext) -> None:
+        (epoch,) = database.execute(
+            "SELECT epoch FROM dagster_stack_claims WHERE run_id = :run", run=step.run_id
+        )[0]
+        claim = Claim(step.work, epoch, "worker@there (process 7)")
+        database.claims.release(claim)
+
+    eventful_jobs.happenings[step.step_key] = [stops]
+    execute_step(Delivery(app, hostname="worker@there"), step.to_json())
+
+
+def test_a_step_that_must_not_run_twice_fails_when_the_worker_that_began_it_was_stopped(
+    instance: DagsterInstance, database: Database, app: Celery, step_once: StepMessage
+) -> None:
+    begun_and_handed_over(database, app, step_once)
+    assert ends(instance, step_once) == ["STEP_START"]
+
+    execute_step(Delivery(app), step_once.to_json())
+
+    assert ends(instance, step_once) == ["STEP_START", "STEP_FAILURE"]
+    told = failure(instance, step_once)
+    assert f"It must not be executed twice ({tags.REDELIVER}), and it had begun" in told
+    assert 'Executing step "once" on worker@there (process' in told
+    assert "its worker was stopped or without the database. It may have done its work" in told
+
+
+def test_a_step_that_must_not_run_twice_runs_when_its_claim_was_handed_over_before_it_began(
+    instance: DagsterInstance, database: Database, app: Celery, step_once: StepMessage
+) -> None:
+    """As of a worker that lost the database between the claim and the start."""
+    database.claims.release(database.taken(step_once.work, "worker@there (process 7)"))
+
+    execute_step(Delivery(app), step_once.to_json())
+
+    assert ends(instance, step_once) == ["STEP_START", "STEP_SUCCESS"]
+
+
+def test_a_step_that_must_not_run_twice_fails_when_another_process_of_the_same_name_began_it(
+    instance: DagsterInstance, database: Database, app: Celery, step_once: StepMessage
+) -> None:
+    """The processes of a container that was restarted have the numbers of those before them."""
+
+    def ends_with_its_container(_: OpExecutionContext) -> None:
+        database.execute(
+            "UPDATE dagster_stack_claims SET epoch = epoch + 1 WHERE run_id = :run", run=step_once.run_id
+        )
+
+    eventful_jobs.happenings["once"] = [ends_with_its_container]
+    execute_step(Delivery(app), step_once.to_json())
+
+    execute_step(Delivery(app), step_once.to_json())
+
+    assert ends(instance, step_once) == ["STEP_START", "STEP_FAILURE"]
+
+
+@pytest.mark.parametrize(("begins", "end"), [(False, "STEP_SUCCESS"), (True, "STEP_FAILURE")])
+def test_of_a_step_that_must_not_run_twice_each_attempt_counts_by_itself(  # noqa: PLR0917
+    instance: DagsterInstance,
+    database: Database,
+    app: Celery,
+    step_once: StepMessage,
+    begins: bool,
+    end: str,
+) -> None:
+    """An attempt that failed and is tried again did end, as in every executor."""
+    # Given a step whose first attempt has failed, and a second one that was handed over
+    storage = instance.event_log_storage
+    for kind in (DagsterEventType.STEP_START, DagsterEventType.STEP_UP_FOR_RETRY):
+        storage.store_event(entry(step_once.run_id, kind, "once"))
+    second = replace(step_once, attempt=2)
+    database.claims.release(database.taken(second.work, "worker@there (process 7)"))
+    if begins:
+        storage.store_event(entry(step_once.run_id, DagsterEventType.STEP_RESTARTED, "once"))
+
+    execute_step(Delivery(app), second.to_json())
+
+    assert ends(instance, step_once)[-1] == end
 
 
 # --- interrupts ---------------------------------------------------------------------------------------------------------
