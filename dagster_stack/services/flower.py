@@ -2,7 +2,6 @@
 
 from flower.events import PrometheusMetrics
 
-from dagster_stack.app import app
 from dagster_stack.logs.libraries import replace
 from dagster_stack.logs.service import configure
 
@@ -18,6 +17,9 @@ def bound_figures() -> None:
 
 def main() -> None:
     """Run Flower, as FLOWER_* configure it, until it is stopped."""
+    # Whoever imports it becomes the app's process.
+    from dagster_stack.app import app
+
     configure("flower")
     bound_figures()
     # Quiet: what it prints of itself at its start is made of many lines.
