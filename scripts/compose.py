@@ -12,6 +12,9 @@ from scripts import env_file
 from scripts.console import ROOT, Failure, main
 from scripts.engine import ask, docker
 
+#: Times that containers are listed while some come and go, as those of `docker compose run` do.
+PS_TRIES = 5
+
 
 @dataclass(frozen=True)
 class Container:
@@ -85,7 +88,7 @@ def config_hashes() -> dict[str, str]:
 def containers() -> list[Container]:
     """The project's containers, ended ones too; not those of `docker compose run`, which come and go."""
     found = []
-    for line in output("ps", "--all", "--format", "json").splitlines():
+    for line in listed().splitlines():
         entry = json.loads(line)
         if "com.docker.compose.oneoff=True" in entry["Labels"].split(","):
             continue
@@ -99,6 +102,17 @@ def containers() -> list[Container]:
             )
         )
     return found
+
+
+def listed() -> str:
+    """What `docker compose ps` prints. It fails when a container goes between its two questions, so it is asked again."""
+    for _ in range(PS_TRIES - 1):
+        try:
+            return output("ps", "--all", "--format", "json")
+        except Failure as failure:
+            if "No such container" not in str(failure):
+                raise
+    return output("ps", "--all", "--format", "json")
 
 
 def published_ports() -> set[int]:

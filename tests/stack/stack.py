@@ -133,9 +133,14 @@ class Stack:
     # --- containers ------------------------------------------------------------------------------------
 
     def containers(self, service: str | None = None) -> list[dict[str, Any]]:
-        """`docker compose ps --all` as it prints it."""
+        """`docker compose ps --all` as it prints it; it fails when a container goes between its two questions."""
         arguments = ["ps", "--all", "--format", "json", *([service] if service else [])]
-        return [json.loads(line) for line in self.compose(*arguments).stdout.splitlines()]
+        listed = wait_until(
+            lambda: self.compose(*arguments, check=False), 10, "a list of containers", pause=0.1,
+            until=lambda result: "No such container" not in result.stderr,
+        )  # fmt: skip
+        assert listed.returncode == 0, listed.stderr
+        return [json.loads(line) for line in listed.stdout.splitlines()]
 
     def inspect(self, container: str) -> dict[str, Any]:
         """`docker inspect` of one container."""

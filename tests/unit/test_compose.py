@@ -94,6 +94,18 @@ def test_what_compose_complains_of_is_passed_on(programs: Path, env: Path) -> No
         compose.containers()
 
 
+def test_containers_are_listed_again_when_one_goes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["Error response from daemon: No such container: 70bec2d7", ""])
+
+    def output(*_: str) -> str:
+        if complaint := next(answers):
+            raise Failure(complaint)
+        return ""
+
+    monkeypatch.setattr(compose, "output", output)
+    assert compose.containers() == []
+
+
 def test_another_env_file_is_another_stack(programs: Path, env: Path) -> None:
     client = FakeDocker().install(programs)
 
