@@ -153,6 +153,9 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
     request.install(app)
     yield app
     app.close()
+    # Celery's own account of what a process has taken, which outlives each test.
+    state.reserved_requests.clear()
+    state.active_requests.clear()
 
 
 @pytest.fixture
