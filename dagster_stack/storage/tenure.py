@@ -33,8 +33,8 @@ class Tenure:
     claim: Claim | None = None
     #: A thread's open transaction, which what Dagster does meanwhile is part of.
     transaction: threading.local = field(default_factory=threading.local)
-    #: Its patience with the database is at its end, or a write of Dagster's was lost that can't be done again. Nothing is reported any more, not even that: whoever gets the
-    #: work next begins where the event log stands.
+    #: Its patience with the database is at its end, or a write of Dagster's was lost that can't be done again. Nothing
+    #: is reported any more, not even that: whoever gets the work next begins where the event log stands.
     given_up: bool = False
 
     def claim_for(self, run_id: str) -> Claim | None:
