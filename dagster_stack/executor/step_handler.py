@@ -21,10 +21,10 @@ from dagster_stack.broker.app_factory import FOLDER_BROKER
 from dagster_stack.broker.link import ANSWER_SECS, BrokerLink
 from dagster_stack.broker.messages import StepMessage, step_message, step_task_id
 from dagster_stack.broker.postponed import postponed
+from dagster_stack.broker.roll_call import workers_of
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.executor.termination import call_back, revoke
 from dagster_stack.storage.event_log import PooledEventLogStorage
-from dagster_stack.worker.roll_call import workers_of
 
 logger = logging.getLogger(__name__)
 
@@ -233,8 +233,10 @@ class CeleryStepHandler(StepHandler):
         if not suspects:
             return False
         for sent in self._without_worker(context, suspects):
-            sent.missing += 1
-            sent.may_wait = sent.queue in ready
+            may_wait = sent.queue in ready
+            # Looks count in a row, and of the same kind.
+            sent.missing = sent.missing + 1 if may_wait == sent.may_wait else 1
+            sent.may_wait = may_wait
             looks = WAITING_LOOKS if sent.queue in ready | postponing else MISSING_LOOKS
             sent.is_lost = sent.missing >= looks
         return any(sent.is_lost for sent in suspects)

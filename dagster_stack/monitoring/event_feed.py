@@ -27,6 +27,8 @@ OVER_LIMIT, FOREIGN_CODE = "It was delivered", "No worker with the code of its r
 PAGE = 5000
 #: Runs whose whole past one query reads.
 RUNS_AT_ONCE = 20
+#: Rows before the last one, at the begin, of which some may not be visible yet.
+LATE_ROWS = 1000
 #: Seconds that a row may become visible later than one with a higher number, at least: so long a look reads again.
 LATE_SECS = 10
 
@@ -50,6 +52,8 @@ NEWS = sqlalchemy.text(
 PAST = sqlalchemy.text(
     f"{READ} AND log.id <= :last AND log.run_id = ANY(CAST(:runs AS text[])) ORDER BY log.id"
 )
+#: What is behind the last row, and visible.
+VISIBLE = sqlalchemy.text("SELECT id FROM event_logs WHERE id > :after AND id <= :last")
 LAST = sqlalchemy.text("SELECT coalesce(max(id), 0) FROM event_logs")
 
 
@@ -80,13 +84,15 @@ class EventFeed:
         """Whether `news` can go on; not in a log that was replaced by an older one, such as a backup."""
         return self._marks is not None and int(connection.execute(LAST).scalar_one()) >= self._marks[0]
 
-    def begin(self, connection: Connection, runs: list[str]) -> Iterator[Happened]:
+    def begin(self, connection: Connection, runs: list[str], now: float) -> Iterator[Happened]:
         """What these runs have behind them; `news` follow on it. Raises SQLAlchemy's errors: begin anew then."""
         self._marks, self._recent = None, set()
         last = int(connection.execute(LAST).scalar_one())
         for first in range(0, len(runs), RUNS_AT_ONCE):
             yield from read(connection, PAST, last=last, runs=runs[first : first + RUNS_AT_ONCE])
-        self._marks = (last, last)
+        after = max(0, last - LATE_ROWS)
+        self._recent = {number for (number,) in connection.execute(VISIBLE, {"after": after, "last": last})}
+        self._marks, self._marked_at = (after, last), now
 
     def news(self, connection: Connection, now: float) -> Iterator[Happened]:
         """What was not handed out so far. Raises SQLAlchemy's errors, and goes on where it was after them."""

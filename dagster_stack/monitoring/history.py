@@ -132,18 +132,18 @@ class History:
     def look(self, connection: Connection, now: float) -> None:
         """Read what is new; raises SQLAlchemy's errors, and goes on where it was after them."""
         if not self._feed.has_begun(connection):
-            self._begin(connection)
+            self._begin(connection, now)
         for event in self._feed.news(connection, now):
             self.take(event)
         self._forget(connection, now)
         self._measure(now)
 
-    def _begin(self, connection: Connection) -> None:
+    def _begin(self, connection: Connection, now: float) -> None:
         """Learn which jobs there are and what is under way, without counting it."""
         self._runs, self._ended = {}, {}
         for (job,) in connection.execute(JOBS):
             self._know_job(job)
-        for event in self._feed.begin(connection, open_runs(connection)):
+        for event in self._feed.begin(connection, open_runs(connection), now):
             self.take(event, counted=False)
 
     def _forget(self, connection: Connection, now: float) -> None:

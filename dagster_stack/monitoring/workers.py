@@ -15,8 +15,8 @@ from celery import Celery
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from dagster_stack.broker.connection import connected
+from dagster_stack.broker.roll_call import ROLL_CALL
 from dagster_stack.code_version import code_version
-from dagster_stack.worker.roll_call import ROLL_CALL
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,9 @@ from sqlalchemy.exc import DBAPIError
 from dagster_stack import tags
 from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.messages import RunMessage
+from dagster_stack.broker.postponed import postponed
 from dagster_stack.broker.publishing import queue_state, send
+from dagster_stack.broker.roll_call import workers_of
 from dagster_stack.broker.tasks import RUN_TASK
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import BrokerUnreachable
@@ -151,18 +153,29 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         if now - self._idle_since.setdefault(run.run_id, now) < IDLE_SECS:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "nobody drives it at the moment")
         try:
-            waiting = queue_state(self.app, QUEUE)
+            if queue_state(self.app, QUEUE).ready:
+                return CheckRunHealthResult(WorkerStatus.RUNNING, f'it may wait in queue "{QUEUE}"')
+            if self.waits_for_its_code(run):
+                return CheckRunHealthResult(
+                    WorkerStatus.RUNNING, "it waits for a runner with its code, which is busy"
+                )
         except BrokerUnreachable as error:
             # Not known is not dead.
             return CheckRunHealthResult(WorkerStatus.RUNNING, f"unknown: {error}")
-        if waiting.ready:
-            return CheckRunHealthResult(WorkerStatus.RUNNING, f'it may wait in queue "{QUEUE}"')
         # It gets the same time again: a message more a while, at most.
         self._idle_since[run.run_id] = now
         return CheckRunHealthResult(
             WorkerStatus.NOT_FOUND,
             f"no runner has given a sign of life for it for {IDLE_SECS} s, and no message waits for a runner",
         )
+
+    def waits_for_its_code(self, run: DagsterRun) -> bool:
+        """Whether a run has another code than this process, and a runner that is there: its message is postponed until
+        that one is free, and a new one would give the run our code. Raises BrokerUnreachable."""
+        code = run.tags.get(tags.CODE, "")
+        if code in ("", code_version()) or not queue_state(self.app, postponed(QUEUE)).ready:
+            return False
+        return bool(workers_of(self.app, QUEUE, code))
 
     @property
     def supports_resume_run(self) -> bool:

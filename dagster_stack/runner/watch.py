@@ -110,7 +110,7 @@ class RunWatch(threading.Thread):
         return [run for run_id, run in idle.items() if now - self._idle_since[run_id] >= IDLE_SECS]
 
     def _is_lost(self, launcher: CeleryRunLauncher, run: DagsterRun) -> bool:
-        """Whether no message of a run waits for a runner; a run whose message may do so is told.
+        """Whether no message of a run can be waiting for a runner; a run whose message may do so is told.
 
         Those that are postponed say nothing: one of a run that goes on is so for as long as that lasts.
         """
@@ -125,7 +125,7 @@ class RunWatch(threading.Thread):
                     run,
                 )
             return False
-        return True
+        return not launcher.waits_for_its_code(run)
 
 
 def is_launched(run: DagsterRun) -> bool:

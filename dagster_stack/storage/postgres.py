@@ -90,8 +90,8 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
 
     def add_run_tags(self, run_id: str, new_tags: Mapping[str, str]) -> None:
         """Dagster's own, as a whole: half of it would pass for done when it is tried again."""
-        with self._transaction(run_id, alone=True):
-            super().add_run_tags(run_id, new_tags)
+        add = super().add_run_tags
+        self._store_whole(run_id, lambda _: add(run_id, new_tags), alone=True)
 
     # `init` migrates the tables before anybody starts: Dagster would ask for their columns at every read.
     def has_run_stats_index_cols(self) -> bool:

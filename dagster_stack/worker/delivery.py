@@ -4,9 +4,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
-from celery import Task
+from celery import Celery, Task
 from celery.exceptions import Reject
 from sqlalchemy.exc import DBAPIError
 
@@ -14,6 +15,7 @@ from dagster_stack.broker.dead_letters import bury_task
 from dagster_stack.broker.messages import RunMessage, StepMessage
 from dagster_stack.broker.postponed import postpone
 from dagster_stack.broker.publishing import source_queue
+from dagster_stack.broker.roll_call import workers_of
 from dagster_stack.errors import (
     AlreadyHeld,
     BrokerUnreachable,
@@ -27,10 +29,11 @@ from dagster_stack.storage.claims import Claim
 from dagster_stack.storage.database import server_is_away
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.worker.process import warm_instance
-from dagster_stack.worker.roll_call import workers_of
 
 logger = logging.getLogger(__name__)
 
+#: Seconds for which an answer of the workers counts: messages that wait for one of them come again every 2 s.
+ANSWER_COUNTS_SECS = 15
 #: Seconds between two tries to hand work over, or to put its message elsewhere, while a service is away.
 AWAY_PAUSE_SECS = 5
 
@@ -79,8 +82,14 @@ def has_worker_of(task: Task, code: str) -> bool:
 
     True as well when they can't be asked: unknown is not gone.
     """
+    return _has_worker_of(task.app, source_queue(task), code, int(time.monotonic() / ANSWER_COUNTS_SECS))
+
+
+@lru_cache(maxsize=64)
+def _has_worker_of(app: Celery, queue: str, code: str, _: int) -> bool:
+    """The answer of one moment; the last argument tells moments apart."""
     try:
-        return bool(workers_of(task.app, source_queue(task), code))
+        return bool(workers_of(app, queue, code))
     except BrokerUnreachable:
         return True
 

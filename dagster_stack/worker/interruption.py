@@ -24,7 +24,7 @@ class Interruption:
         self._work = work
         self._timer: Timer | None = None
         self._is_over = False
-        # What would end the process must not do so in the middle of its next step.
+        # What interrupts or ends the process must not do so in the middle of its next step.
         self._lock = Lock()
 
     def __enter__(self) -> "Interruption":
@@ -40,13 +40,14 @@ class Interruption:
 
     def begin(self, reason: str) -> None:
         """Interrupt it, the first time: a second one would hit what the step does to end well."""
-        if self._timer:
-            return
+        with self._lock:
+            if self._timer or self._is_over:
+                return
+            self._timer = Timer(GRACE_SECS, in_context(self._end_process))
+            self._timer.daemon = True
+            self._timer.start()
+            os.kill(os.getpid(), signal.SIGINT)
         logger.warning("%s is interrupted: %s", self._work, reason, extra={"action": "step.interrupting"})
-        self._timer = Timer(GRACE_SECS, in_context(self._end_process))
-        self._timer.daemon = True
-        self._timer.start()
-        os.kill(os.getpid(), signal.SIGINT)
 
     def _end_process(self) -> None:
         with self._lock:

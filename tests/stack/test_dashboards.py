@@ -1,10 +1,11 @@
 """Every query of every panel, asked of the live Prometheus: after a run each has an answer."""
 
 import re
+from collections.abc import Iterator
 
 import pytest
 
-from tests.stack import work
+from tests.stack import runs, work
 from tests.stack.dashboards import Query, queries
 from tests.stack.monitoring import Monitoring
 from tests.stack.stack import Stack
@@ -18,11 +19,13 @@ ZERO = " or on() vector(0)"
 
 
 @pytest.fixture(scope="module")
-def worked(stack: Stack, monitoring: Monitoring) -> Monitoring:
-    """Prometheus after runs and steps on every queue."""
+def worked(stack: Stack, monitoring: Monitoring) -> Iterator[Monitoring]:
+    """Prometheus after runs and steps on every queue, while a run of many steps goes on."""
     work.succeed(stack)
-    stack.succeed("parallel_pipeline")
-    return monitoring
+    run_id = work.begin_many_steps(stack)
+    runs.wait_for_event(stack, run_id, "STEP_SUCCESS")
+    yield monitoring
+    stack.wait_for_run(run_id)
 
 
 @pytest.mark.parametrize("query", queries(), ids=lambda query: f"{query.dashboard}-{query.panel}")

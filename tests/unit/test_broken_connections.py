@@ -144,6 +144,20 @@ def test_a_write_of_dagsters_own_that_breaks_is_not_tried_again_and_nothing_is_r
             storage.event_log_storage.store_event(entry(run.run_id, KINDS.STEP_SUCCESS))
 
 
+@pytest.mark.parametrize("statement", ["pg_advisory_xact_lock", "UPDATE runs", "INSERT INTO run_tags"])
+def test_tags_of_a_run_that_break_are_set_all_the_same(
+    database: Database, breaks: Breaks, statement: str
+) -> None:
+    run, storage = database.run(), database.process()
+    with storage.event_log_storage.claimed(database.taken(Work(run.run_id, "step", 1), "a")):
+        breaks.before = [statement]
+        storage.run_storage.add_run_tags(run.run_id, {"colour": "red"})
+        storage.event_log_storage.store_event(entry(run.run_id, KINDS.STEP_SUCCESS))
+    assert breaks.count == 1
+    query = "SELECT value FROM run_tags WHERE run_id = :run AND key = 'colour'"
+    assert database.execute(query, run=run.run_id) == [("red",)]
+
+
 def test_a_statement_that_takes_too_long_is_not_the_servers_absence(database: Database) -> None:
     """Dagit limits its statements: a page that is too slow must not be read again for minutes."""
     engine = sqlalchemy.create_engine(

@@ -261,6 +261,19 @@ def test_a_message_that_is_postponed_for_as_long_as_another_step_lasts_hides_no_
     assert broker.keys == ["one", "unimportant", "unimportant"]
 
 
+def test_looks_while_messages_wait_do_not_count_once_the_queue_is_empty(
+    driven: Driven, broker: Broker, clock: Clock
+) -> None:
+    # Given a step that may wait, at some looks
+    driven.track("one")
+    driven.send("unimportant")
+    assert looks(driven, clock, WAITING_LOOKS - 1) == [False] * (WAITING_LOOKS - 1)
+    # When the queue is empty: it may be between its delivery and its execution
+    broker.queues["dagster"].clear()
+    # Then it takes as many looks as ever
+    assert looks(driven, clock, 2) == [False, True]
+
+
 def test_a_step_that_an_earlier_process_may_not_have_sent_is_sent_once_although_others_wait(
     driven: Driven, broker: Broker, clock: Clock
 ) -> None:

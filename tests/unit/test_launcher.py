@@ -346,6 +346,22 @@ def test_a_message_that_is_postponed_for_as_long_as_another_run_lasts_hides_no_l
     assert health_later(launcher, launched(instance), clock)[0] == WorkerStatus.NOT_FOUND
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_run_of_other_code_waits_for_its_runner_as_long_as_there_is_one(
+    launcher: CeleryRunLauncher, queues: dict[str, QueueState], clock: Clock,
+    monkeypatch: pytest.MonkeyPatch, is_there: bool,
+) -> None:  # fmt: skip
+    """It is busy, and any other runner postpones the run's message; a new one would give it this process's code."""
+    there = {"0123456789ab": ["runner@ours"], "other": ["runner@theirs"] if is_there else []}
+    queues["runs.postponed"] = QueueState(ready=1, consumers=0)
+    monkeypatch.setattr(module, "workers_of", lambda _, queue, code: there[code])
+    run = launched(launcher._instance)
+    launcher._instance.add_run_tags(run.run_id, {tags.CODE: "other"})
+
+    status, _ = health_later(launcher, found(launcher._instance, run), clock)
+    assert status == (WorkerStatus.RUNNING if is_there else WorkerStatus.NOT_FOUND)
+
+
 def test_unknown_is_not_dead(
     instance: DagsterInstance, launcher: CeleryRunLauncher, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:

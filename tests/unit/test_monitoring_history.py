@@ -268,9 +268,10 @@ def test_more_than_a_page_is_read_at_once(log: Log, monkeypatch: pytest.MonkeyPa
     assert log.value("dagster_steps_ended_total", queue="q", outcome="success") == 5
 
 
-def test_an_event_that_becomes_visible_late_is_counted(log: Log) -> None:
+@pytest.mark.parametrize("restarts", [False, True])
+def test_an_event_that_becomes_visible_late_is_counted(log: Log, restarts: bool) -> None:
     """Writers commit in another order than they took their rows' numbers."""
-    run = log.database.run()
+    run = log.database.run(DagsterRunStatus.STARTED)
     log.send(run, at=100)
     with log.database.engine.connect().execution_options(isolation_level="READ COMMITTED") as late:
         began = late.begin()
@@ -279,6 +280,9 @@ def test_an_event_that_becomes_visible_late_is_counted(log: Log) -> None:
             f" VALUES ('{run.run_id}', '', 'STEP_START', to_timestamp(102) AT TIME ZONE 'utc', 'a')"
         )
         log.store(run, KINDS.STEP_WORKER_STARTED, 101)
+        if restarts:
+            # A process that begins at that very moment
+            log.restart()
         log.look()
         began.commit()
     log.look()

@@ -128,7 +128,7 @@ def test_a_worker_knows_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
 
     state: Any = State()
     state.app = app
-    assert Panel.data[roll_call.ROLL_CALL](state) == {
+    assert Panel.data["roll_call"](state) == {
         "code": "",
         "queues": ["dagster", "heavy"],
         "processes": 2,
