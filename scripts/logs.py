@@ -24,8 +24,8 @@ LONGEST = 36
 #: Stands in a text line where there was a new line (dagster_stack/logs/lines.py).
 NEW_LINE = " ⏎ "
 #: A line of `docker compose logs --timestamps`: container, time, what it printed. Compose 2.26 begins it with a
-#: control sequence, whoever reads it.
-PRINTED = re.compile(r"(?:\x1b\[2K)?(\S+)\s+\| (\S+Z) ?(.*)")
+#: control sequence or some, whoever reads it.
+PRINTED = re.compile(r"(?:\x1b\[2K)*(\S+)\s+\| (\S+Z) ?(.*)")
 #: Where a line names its run, in both forms.
 RUN = re.compile(r'(?: run=|"run": ?")([0-9a-fA-F-]{36})\b')
 #: The fields of an event in JSON that are shown, and in this order.

@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 #: Seconds between two listings at least; and that share of the time is spent on them at most.
 INTERVAL_SECS = 60
 SHARE = 0.05
+#: Seconds that the very first figures wait for it: who looks once wants to see it, if it is quick.
+FIRST_SECS = 3
 #: Keys below no folder, or below a further one: users may make as many as they like.
 OTHER = "other"
 
@@ -24,13 +26,20 @@ class Bucket:
     def __init__(self) -> None:
         self._sizes: Mapping[str, tuple[int, int]] = {}
         self._listed_at: float | None = None
+        self._listed = threading.Event()
+        self._is_first = True
 
     def update(self, sizes: Mapping[str, tuple[int, int]]) -> None:
         """Keep objects and bytes by prefix."""
         self._sizes, self._listed_at = sizes, time.time()
+        self._listed.set()
 
     def figures(self) -> Iterator[Metric]:
-        """None before the first listing; their age is one of them, since a store that is away is not listed."""
+        """None before the first listing, which the very first figures wait for; their age is one of them, since a store
+        that is away is not listed."""
+        if self._is_first:
+            self._is_first = False
+            self._listed.wait(FIRST_SECS)
         if self._listed_at is None:
             return
         objects = GaugeMetricFamily("dagster_bucket_objects", "Objects in the bucket.", labels=["prefix"])

@@ -97,7 +97,7 @@ def test_what_is_no_line_of_a_container_is_left_out() -> None:
 
 
 def test_json_is_shown_as_text() -> None:
-    assert Line.of(f"\x1b[2K{JSON}") == Line.of(JSON)
+    assert Line.of(f"\x1b[2K{JSON}") == Line.of(f"\x1b[2K\x1b[2K{JSON}") == Line.of(JSON)
     line = Line.of(JSON)
     assert line
 

@@ -1,6 +1,10 @@
 """The bucket as figures, from a listing of a real S3 store."""
 
-from dagster_stack.monitoring.bucket import Bucket, Listing
+from threading import Timer
+
+import pytest
+
+from dagster_stack.monitoring.bucket import FIRST_SECS, Bucket, Listing
 from dagster_stack.storage.s3 import s3_client
 from tests.unit.seaweed import BUCKET
 
@@ -24,5 +28,15 @@ def test_objects_and_bytes_are_told_by_known_prefix(s3_url: str) -> None:
     assert found["dagster_bucket_listing_age_seconds",] < 60
 
 
-def test_before_the_first_listing_nothing_is_said() -> None:
-    assert list(Bucket().figures()) == []
+def test_the_very_first_figures_wait_for_a_listing_and_no_later_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A listing that is quick
+    bucket = Bucket()
+    Timer(0.05, bucket.update, [{"storage": (1, 1)}]).start()
+    assert list(bucket.figures())
+    # One that never ends: once is enough
+    bucket = Bucket()
+    waited: list[float] = []
+    monkeypatch.setattr(bucket._listed, "wait", waited.append)
+    for _ in range(2):
+        assert list(bucket.figures()) == []
+    assert waited == [FIRST_SECS]
