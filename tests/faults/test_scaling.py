@@ -1,5 +1,7 @@
 """Drill 2: workers that leave in order, come back, or fall silent."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.faults import faults
@@ -25,7 +27,7 @@ def test_a_step_that_must_not_be_executed_twice_fails_when_its_worker_is_stopped
     drill.steps_in_flight(long_step, tags={"dagster-stack/redeliver": "false"})
     drill.wait_until_begun(SLOW_STEP)
     # When an operator stops the workers, and starts them again
-    drill.strike(faults.stopped("worker"))
+    drill.strike(replace(faults.stopped("worker"), name="worker stopped, a step must not run twice"))
     # Then it fails, and says why; what had not begun, and all else, is executed once
     drill.fails_and_goes_on("must not be executed twice")
     assert drill.executions(SLOW_STEP) == 1
