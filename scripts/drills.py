@@ -65,7 +65,7 @@ def drills() -> int:
     """Every drill, one after the other; fails when one did."""
     say(
         "Drills: a copy of the stack gets work, one thing is broken while it is under way, and everything that was\n"
-        "promised is counted afterwards. Each line below is a promise; all of them take about 50 minutes.\n"
+        "promised is counted afterwards. Each line below is a promise; all of them take about 40 minutes.\n"
     )
     return hold("-m", "not soak")
 
