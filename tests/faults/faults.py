@@ -148,11 +148,13 @@ def stopped(service: str, seconds: float = 5) -> Fault:
 
     @contextmanager
     def inject(stack: Stack) -> Iterator[None]:
+        names = running(stack, service)
         stack.compose("stop", service)
         try:
             yield
         finally:
-            stack.compose("start", service)
+            # Compose would start what the service needs as well, and fail when that is paused.
+            stack.docker("start", *names)
 
     return Fault(f"{service} stopped", service, inject, seconds, of_broker=service == "rabbitmq")
 
@@ -306,10 +308,10 @@ def scaled(service: str, *numbers: int) -> Fault:
         before = len(running(stack, service))
         try:
             for number in numbers:
-                stack.compose("scale", f"{service}={number}", timeout=300)
+                stack.compose("scale", "--no-deps", f"{service}={number}", timeout=300)
                 assert len(running(stack, service)) == number
             yield
         finally:
-            stack.compose("scale", f"{service}={before}", timeout=300)
+            stack.compose("scale", "--no-deps", f"{service}={before}", timeout=300)
 
     return Fault(f"{service} scaled {' → '.join(map(str, numbers))}", service, inject, 0)
