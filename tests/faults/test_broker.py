@@ -1,6 +1,7 @@
 """Drill 5: RabbitMQ is gone, silent, full, or out of reach."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -64,7 +65,7 @@ def test_a_run_launched_while_the_broker_is_away_does_not_wait_for_the_end_of_an
     drill.steps_in_flight(nap=1)
     (long_run,) = drill.run_ids
     # When a run is launched, and handed over, while the broker is away
-    with drill.during(faults.stopped("rabbitmq")):
+    with drill.during(replace(faults.stopped("rabbitmq"), name="rabbitmq stopped, a run launched meanwhile")):
         launched = drill.grounds.launch(SMALL)
         wait_until(lambda: drill.grounds.statuses([launched])[launched], 60, "the run is handed over",
                    until=lambda status: status == "STARTING")  # fmt: skip
