@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.faults.drill import Drill
+from tests.faults.drill import Drill, NothingTried
 from tests.faults.grounds import Grounds
 from tests.faults.vocabulary import pair
 
@@ -20,12 +20,19 @@ def test_two_faults_at_once_chosen_at_random_lose_nothing(grounds: Grounds) -> N
     chance = random.Random(seed)
     print(f"\nSEED={seed}")
 
-    until = time.monotonic() + 60 * minutes
+    held, until = 0, time.monotonic() + 60 * minutes
     while time.monotonic() < until:
         grounds.stack.wait_until_healthy()
         drill = Drill(grounds)
         # When two faults come while many steps, or many runs, are under way
         chance.choice((drill.steps_in_flight, drill.runs_in_flight))()
-        drill.strike(*pair(chance))
+        try:
+            drill.strike(*pair(chance))
+        except NothingTried as reason:
+            # Scaling may take longer than a small load: neither held nor failed.
+            print(f"{', '.join(drill.faults)}: {reason}")
+            continue
         # Then, each time
         drill.nothing_is_lost()
+        held += 1
+    assert held, "no drill was held"
