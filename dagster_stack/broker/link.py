@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from amqp import spec
 from celery import Celery
@@ -48,6 +48,21 @@ class QueueState:
     consumers: int
 
 
+class Link(Protocol):
+    """What a run sends its steps with, and waits on for what becomes of them."""
+
+    #: Connections so far: a broker that was away between two may have lost what it had confirmed.
+    connections: int
+
+    def send(self, message: "StepMessage", job: str, queue: str, priority: int) -> None: ...
+
+    def wait(self, timeout: float) -> bool: ...
+
+    def queue_state(self, queue: str) -> QueueState: ...
+
+    def close(self) -> None: ...
+
+
 class BrokerLink:
     """One connection for one run. Every call raises BrokerUnreachable while the broker is away."""
 
@@ -57,7 +72,6 @@ class BrokerLink:
         self._connection: Connection | None = None
         self._queue: Queue | None = None
         self._producer: Any = None
-        #: Connections so far: a broker that was away between two may have lost what it had confirmed.
         self.connections = 0
         self._woken = False
         self._next_try = 0.0

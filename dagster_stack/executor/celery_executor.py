@@ -41,6 +41,7 @@ from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.link import BrokerLink
 from dagster_stack.errors import SettingsError
 from dagster_stack.executor.drive import Drive
+from dagster_stack.executor.eager import EagerLink, EagerStepHandler
 from dagster_stack.executor.event_tail import EventTail
 from dagster_stack.executor.slots import PoolSlots
 from dagster_stack.executor.step_handler import CeleryStepHandler
@@ -80,9 +81,14 @@ class CeleryExecutor(StepDelegatingExecutor):
         sent = sent_before(plan_context.instance, run.run_id) if plan_context.resume_from_failure else {}
         known = set(sent.values())
         reported: defaultdict[str, list[DagsterEvent]] = defaultdict(list)
-        link = BrokerLink(self._app, run.run_id)
+        is_eager = bool(self._app.conf.task_always_eager)
+        handler = (
+            EagerStepHandler(self._app, run, EagerLink(plan_context, execution_plan))
+            if is_eager
+            else CeleryStepHandler(self._app, run, BrokerLink(self._app, run.run_id))
+        )
         with ExitStack() as stack:
-            stack.callback(link.close)
+            stack.callback(handler.link.close)
             slots = stack.enter_context(PoolSlots(plan_context.instance, run, reported))
             active = stack.enter_context(
                 ActiveExecution(
@@ -92,13 +98,12 @@ class CeleryExecutor(StepDelegatingExecutor):
                     sort_key_fn=lambda step: (
                         -tags.step_priority(step.tags, run.tags) - (tags.HIGHEST + 1) * (step.key in known)
                     ),
-                    max_concurrent=self._max_concurrent,
+                    max_concurrent=1 if is_eager else self._max_concurrent,
                     tag_concurrency_limits=self._tag_concurrency_limits,
                     instance_concurrency_context=slots,
                     step_dependency_config=self.step_dependency_config,
                 )
             )
-            handler = CeleryStepHandler(self._app, run, link)
             yield from Drive(self, plan_context, active, handler, sent=sent, reported=reported).events()
 
     def handler_context(
@@ -149,7 +154,14 @@ def run_app(config: Mapping[str, Any]) -> Celery:
     """The Celery app that a run sends its steps with; raises SettingsError when no broker is named."""
     settings = Settings.from_environment()
     defaults = CeleryConfig.load(settings.celery_yaml)
-    if not (settings.embedded or config.get("broker") or defaults.broker or os.environ.get(BROKER_VARIABLE)):
+    config_source = {**defaults.config_source, **(config.get("config_source") or {})}
+    if not (
+        settings.embedded
+        or config_source.get("task_always_eager")
+        or config.get("broker")
+        or defaults.broker
+        or os.environ.get(BROKER_VARIABLE)
+    ):
         raise SettingsError(
             f"No broker: set {BROKER_VARIABLE} (compose.yaml does), `broker` in celery.yaml,"
             " or `execution: config: broker:` in the job's config."
@@ -163,7 +175,7 @@ def run_app(config: Mapping[str, Any]) -> Celery:
             broker=config.get("broker") or defaults.broker,
             backend=config.get("backend") or defaults.backend,
             include=config.get("include") or defaults.include,
-            config_source={**defaults.config_source, **(config.get("config_source") or {})},
+            config_source=config_source,
         ),
         settings,
     )

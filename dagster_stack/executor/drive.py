@@ -275,6 +275,7 @@ class Drive:
             if step.key not in self._in_flight:
                 self._reported[step.key] = reported[number + 1 :]
                 return
+        self._handler.go_on_with(step.key)
 
 
 def goes_on_elsewhere(error: Exception) -> bool:

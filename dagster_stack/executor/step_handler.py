@@ -18,7 +18,7 @@ from kombu.exceptions import OperationalError
 
 from dagster_stack import tags
 from dagster_stack.broker.app_factory import FOLDER_BROKER
-from dagster_stack.broker.link import ANSWER_SECS, BrokerLink
+from dagster_stack.broker.link import ANSWER_SECS, Link
 from dagster_stack.broker.messages import StepMessage, step_message, step_task_id
 from dagster_stack.broker.postponed import postponed
 from dagster_stack.broker.roll_call import workers_of
@@ -67,7 +67,7 @@ class Sent:
 class CeleryStepHandler(StepHandler):
     """Starts, checks and ends the steps of one run as Celery tasks."""
 
-    def __init__(self, app: Celery, run: DagsterRun, link: BrokerLink) -> None:
+    def __init__(self, app: Celery, run: DagsterRun, link: Link) -> None:
         self._app = app
         self._run = run
         self.link = link
@@ -133,6 +133,9 @@ class CeleryStepHandler(StepHandler):
             self._in_flight[key] = sent
             tracked.append(sent)
         return tracked
+
+    def go_on_with(self, step_key: str) -> None:
+        """A step that an earlier process of the run sent has not ended: its worker ends it, or `look_after` finds out."""
 
     def forget(self, step_key: str) -> None:
         """A step has ended."""

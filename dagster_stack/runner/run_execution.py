@@ -26,6 +26,7 @@ from dagster_stack.code_version import code_version
 from dagster_stack.errors import AlreadyHeld, ForeignCode, NoSuchJob, NoSuchRun
 from dagster_stack.executor.celery_executor import celery_executor, sent_before
 from dagster_stack.executor.drive import goes_on_elsewhere
+from dagster_stack.executor.eager import EXECUTING
 from dagster_stack.executor.termination import call_back
 from dagster_stack.logs.context import bound
 from dagster_stack.storage.claims import Claim, Sign
@@ -137,6 +138,10 @@ class RunExecution:
         if not self._is_interruptible:
             return
         if sign and is_leaving():
+            # A step that this process executes itself may end first.
+            if not EXECUTING.acquire(blocking=False):
+                return
+            EXECUTING.release()
             logger.info(
                 "%s is handed over: this runner stops",
                 self._message.work,

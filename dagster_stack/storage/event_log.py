@@ -153,15 +153,20 @@ class PooledEventLogStorage(FencedSlots):
 
     @contextmanager
     def claimed(self, claim: Claim) -> Iterator[None]:
-        """Store what is reported of the claim's run only while the claim holds; raises Fenced when it does not."""
-        self._tenure.claim, self._tenure.given_up, self._writes = claim, False, 0
+        """Store what is reported of the claim's run only while the claim holds; raises Fenced when it does not.
+
+        A step that the run's own process executes counts while the claim on the run holds.
+        """
+        outer = self._tenure.claim
+        if outer is None:
+            self._tenure.claim, self._tenure.given_up, self._writes = claim, False, 0
         self._reported = []
         try:
             if claim.work.step_key and claim.epoch > 1:
                 self._take_over(claim.work)
             yield
         finally:
-            self._tenure.claim = None
+            self._tenure.claim, self._reported = outer, []
 
     def check_claim(self) -> None:
         """Raise Fenced when what this process works for has gone to another; nothing without a claim."""

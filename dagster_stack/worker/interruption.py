@@ -22,6 +22,8 @@ class Interruption:
 
     def __init__(self, work: Work) -> None:
         self._work = work
+        #: Whether somebody else in this process sends the interrupt, for the run that it drives.
+        self.is_sent_elsewhere = False
         self._timer: Timer | None = None
         self._is_over = False
         # What interrupts or ends the process must not do so in the middle of its next step.
@@ -46,7 +48,8 @@ class Interruption:
             self._timer = Timer(GRACE_SECS, in_context(self._end_process))
             self._timer.daemon = True
             self._timer.start()
-            os.kill(os.getpid(), signal.SIGINT)
+            if not self.is_sent_elsewhere:
+                os.kill(os.getpid(), signal.SIGINT)
         logger.warning("%s is interrupted: %s", self._work, reason, extra={"action": "step.interrupting"})
 
     def _end_process(self) -> None:

@@ -58,6 +58,18 @@ class PlannedJob:
     config: ResolvedRunConfig
     plan: ExecutionPlan
 
+    @classmethod
+    def of_plan(cls, job: ReconstructableJob, run: DagsterRun, plan: ExecutionPlan) -> "PlannedJob":
+        """A job that a run's process has loaded and planned already."""
+        definition = job.get_definition()
+        return cls(
+            job=job,
+            definition=definition,
+            repository=job.get_repository_definition(),
+            config=ResolvedRunConfig.build(definition, run.run_config),
+            plan=plan,
+        )
+
     def step(self, key: str, state: KnownExecutionState | None = None) -> IExecutionStep:
         """A step by its key. A collecting one is made from the mapping keys in `state`, when given."""
         handle = StepHandle.parse_from_key(key)
@@ -133,14 +145,8 @@ def _plan(instance: DagsterInstance, run: DagsterRun) -> PlannedJob:
             asset_check_selection=run.asset_check_selection,
         )
     )
-    definition = job.get_definition()
-    return PlannedJob(
-        job=job,
-        definition=definition,
-        repository=job.get_repository_definition(),
-        config=ResolvedRunConfig.build(definition, run.run_config),
-        plan=create_execution_plan(job, run.run_config, repository_load_data=load_data),
-    )
+    plan = create_execution_plan(job, run.run_config, repository_load_data=load_data)
+    return PlannedJob.of_plan(job, run, plan)
 
 
 class PlannedContext(ContextCreationData):

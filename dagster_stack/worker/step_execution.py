@@ -36,7 +36,7 @@ from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.interruption import Interruption
-from dagster_stack.worker.planned_job import planned_job, step_events
+from dagster_stack.worker.planned_job import PlannedJob, planned_job, step_events
 from dagster_stack.worker.process import known_run, undisturbed, warm_instance
 from dagster_stack.worker.shutdown import is_leaving
 from dagster_stack.worker.standing import ENDED_RUN, ENDS, standing
@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a step waits for a worker with the code of its run before it fails, unless there is one that is busy.
 FOREIGN_CODE_SECS = 60
+#: The errors that an interrupt raises in a step, by name.
+INTERRUPTS = {KeyboardInterrupt.__name__, DagsterExecutionInterruptedError.__name__}
 #: How a run ends by itself: the hooks of a step whose end it knows go on.
 ENDED_BY_ITSELF = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE}
 
@@ -73,7 +75,8 @@ def execute_step(task: Task, content: Any) -> None:
 class StepExecution:
     """One delivery of a step message to this process.
 
-    `wake_run` is called when its end stands in the log, `has_worker_of` before it fails for want of a code.
+    `wake_run` is called when its end stands in the log, `has_worker_of` before it fails for want of a code. `within` is
+    the job of the run that this process drives itself, and its instance; its claim, if any, decides what counts.
     """
 
     def __init__(
@@ -82,15 +85,19 @@ class StepExecution:
         holder: str,
         wake_run: Callable[[], None],
         has_worker_of: Callable[[str], bool] = lambda _: False,
+        within: tuple[DagsterInstance, PlannedJob] | None = None,
     ) -> None:
         self._message = message
         self._holder = holder
         self._wake_run = wake_run
         self._has_worker_of = has_worker_of
+        self._within = within
         self._claim: Claim | None = None
         self._interruption = Interruption(message.work)
         #: Whether its end stands in the event log.
         self._has_ended = False
+        #: Whether it was interrupted from outside, or not begun since its run is to end.
+        self.was_interrupted = False
         self._foreign_code: ForeignCode | None = None
 
     def run(self) -> None:
@@ -99,20 +106,22 @@ class StepExecution:
         Raises AlreadyHeld while another process executes it, Fenced when one has taken it over meanwhile, and
         ForeignCode, NoSuchRun, NoSuchJob.
         """
-        instance = warm_instance()
+        instance = self._within[0] if self._within else warm_instance()
         if self._is_done(instance):
             return
         storage = instance.event_log_storage
         if not isinstance(storage, PooledEventLogStorage):
-            self._execute(instance, known_run(self._message.run_id))
+            self._execute(instance, self._run(instance))
             return
+        # Who drives the run sends the interrupt that ends it.
+        self._interruption.is_sent_elsewhere = storage.claim is not None
         claim = self._claim = storage.claims.take(self._message.work, self._holder)
         if claim is None:
             raise AlreadyHeld(f"{self._message.work} is with another process, which is alive")
         if claim.epoch > 1 and self._is_done(instance):
             # It ended while this process asked for it.
             return
-        run = known_run(self._message.run_id)
+        run = self._run(instance)
         with storage.claimed(claim):
             refusal = self._refusal(claim, storage)
             if refusal:
@@ -126,6 +135,13 @@ class StepExecution:
     def hand_over(self) -> None:
         """Let whoever gets the message next begin at once."""
         release(self._claim)
+
+    def _run(self, instance: DagsterInstance) -> DagsterRun:
+        run = (
+            instance.get_run_by_id(self._message.run_id) if self._within else known_run(self._message.run_id)
+        )
+        assert run
+        return run
 
     def _is_done(self, instance: DagsterInstance) -> bool:
         """Whether nothing is to be done for the message; raises ForeignCode, NoSuchRun."""
@@ -144,8 +160,11 @@ class StepExecution:
                 objection,
                 extra={"action": "step.skipped"},
             )
+            self.was_interrupted = found.run_status in ENDED_RUN
             self._wake_run()
             return True
+        if self._within:
+            return False
         # What the run says wins: `init` gives a run that goes on after a deployment its new code.
         theirs, ours = found.code or message.code, code_version()
         self._foreign_code = ForeignCode(theirs, ours) if theirs and ours and theirs != ours else None
@@ -186,7 +205,7 @@ class StepExecution:
     def _execute(self, instance: DagsterInstance, run: DagsterRun) -> None:
         message, claim = self._message, self._claim
         try:
-            planned = planned_job(instance, run)
+            planned = self._within[1] if self._within else planned_job(instance, run)
             plan = planned.plan_for(message.step_key, message.unpack_known_state())
         except Exception as error:
             if isinstance(error, DBAPIError) and server_is_away(error):
@@ -216,10 +235,12 @@ class StepExecution:
                     without_resources = without_resources or event.is_resource_init_failure
                     if event.event_type in ENDS:
                         self._has_ended = True
+                        self.was_interrupted = is_interrupt(event)
                         # At once: hooks and the upload of its output go on while the next step starts.
                         self._wake_run()
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
             # Its failure event is stored; the message has done its work.
+            self.was_interrupted = True
             logger.warning(
                 "step %s of run %s was interrupted",
                 message.step_key,
@@ -261,6 +282,12 @@ class StepExecution:
         instance.report_dagster_event(event, run.run_id, logging.ERROR)
         self._flush(instance)
         self._wake_run()
+
+
+def is_interrupt(event: DagsterEvent) -> bool:
+    """Whether an attempt ended by an interrupt: one with a retry policy is up for retry, as after any error."""
+    error = event.step_retry_data.error if event.is_step_up_for_retry else None
+    return bool(error and error.cause and error.cause.cls_name in INTERRUPTS)
 
 
 def twice(why: str) -> str:

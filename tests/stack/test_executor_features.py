@@ -18,8 +18,10 @@ def three(**risky: Any) -> dict[str, Any]:
 
 BROKEN = three(risky={"config": {"count": 3, "fails_first": 2}})
 NO_RETRIES: dict[str, Any] = {"execution": {"config": {"retries": {"disabled": {}}}}}
+EAGER: dict[str, Any] = {"execution": {"config": {"config_source": {"task_always_eager": True}}}}
 REPEATABLE = Spec("repeatable", BROKEN)
 IN_PROCESS_REPEATABLE = Spec("repeatable", BROKEN, in_process=True)
+EAGER_REPEATABLE = Spec("repeatable", {**BROKEN, **EAGER})
 
 #: Its resource fails: a process of one's own, as in the in-process executor, fails with it as a whole.
 WITHOUT_RESOURCE = Spec("without_resource")
@@ -50,10 +52,11 @@ TELLING = {
 
 @dataclass(frozen=True)
 class Runs:
-    """The ids of the runs by name: on the workers, and in one process."""
+    """The ids of the runs by name: on the workers, in one process, and by ours without workers."""
 
     ours: dict[str, str]
     in_process: dict[str, str]
+    eager: dict[str, str]
 
 
 @pytest.fixture(scope="module")
@@ -65,30 +68,56 @@ def made(stack: Stack) -> Runs:
         else Spec(spec.job, spec.config, spec.tags, spec.ops, again=spec.again and IN_PROCESS_REPEATABLE, in_process=True)
         for name, spec in SPECS.items()
     }  # fmt: skip
-    without_resource, *ids = jobs.execute(WITHOUT_RESOURCE, *SPECS.values(), *in_process.values())
-    ours = dict(zip(SPECS, ids[: len(SPECS)], strict=True))
-    return Runs(
-        ours | {"without_resource": without_resource}, dict(zip(SPECS, ids[len(SPECS) :], strict=True))
+    eager = {
+        name: EAGER_REPEATABLE if spec is REPEATABLE
+        else Spec(spec.job, eagerly(spec.config), spec.tags, spec.ops, again=spec.again and EAGER_REPEATABLE)
+        for name, spec in SPECS.items()
+    }  # fmt: skip
+    without_resource, *ids = jobs.execute(
+        WITHOUT_RESOURCE, *SPECS.values(), *in_process.values(), *eager.values()
     )
+    count = len(SPECS)
+    ours = dict(zip(SPECS, ids[:count], strict=True))
+    return Runs(
+        ours | {"without_resource": without_resource},
+        dict(zip(SPECS, ids[count : 2 * count], strict=True)),
+        dict(zip(SPECS, ids[2 * count :], strict=True)),
+    )
+
+
+def eagerly(config: dict[str, Any]) -> dict[str, Any]:
+    execution = config.get("execution", {"config": {}})["config"]
+    return {**config, "execution": {"config": {**execution, **EAGER["execution"]["config"]}}}
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_a_job_goes_as_on_dagsters_own_executor(stack: Stack, made: Runs, name: str) -> None:
-    # Given the same job, once on the workers and once in one process
+    # Given the same job, once on the workers, once in one process, and once with task_always_eager
     # When what happened to each step is counted
-    ours, in_process = (
+    ours, in_process, eager = (
         Counter(
             (event.get("stepKey"), event["eventType"])
             for event in stack.events(run_id)
             if event.get("eventType") in TELLING
         )
-        for run_id in (made.ours[name], made.in_process[name])
+        for run_id in (made.ours[name], made.in_process[name], made.eager[name])
     )
 
     # Then it is the same
-    assert ours == in_process
+    assert ours == in_process == eager
     # And it was something
     assert ours.total() > 2, ours
+
+
+def test_an_eager_run_executes_its_steps_in_its_own_process(stack: Stack, made: Runs) -> None:
+    # Given a run with task_always_eager
+    # When it has ended
+    events = stack.events(made.eager["fan_in"])
+    # Then its steps were executed in the container that drove it, with their events in the usual order
+    begun = [event["message"] for event in events if event.get("eventType") == "STEP_WORKER_STARTED"]
+    assert begun
+    assert not any("worker@" in text or "heavy@" in text for text in begun), begun
+    assert stack.run(made.eager["fan_in"])["status"] == "SUCCESS"
 
 
 def values(stack: Stack, run_id: str, *steps: str) -> list[str]:

@@ -11,6 +11,7 @@ from dagster import (
     OpExecutionContext,
     Out,
     Output,
+    RetryPolicy,
     in_process_executor,
     job,
     op,
@@ -41,6 +42,17 @@ def eventful(context: OpExecutionContext) -> int:
 @job(executor_def=celery_executor)
 def with_an_event() -> None:
     add_one(eventful())
+
+
+@op(name="eventful", retry_policy=RetryPolicy(max_retries=2))
+def eventful_with_a_policy(context: OpExecutionContext) -> int:
+    happen(context)
+    return 1
+
+
+@job(executor_def=celery_executor)
+def with_an_event_and_a_policy() -> None:
+    add_one(eventful_with_a_policy())
 
 
 @success_hook(name="hook")

@@ -1,0 +1,108 @@
+"""Eager runs (`task_always_eager`): the process that drives the run executes its steps, one after the other.
+
+Nothing goes through a broker. Each execution is claimed and counted as on a worker, while the run's own claim, when
+its process has one, decides what counts.
+"""
+
+import os
+import signal
+import socket
+import time
+from threading import Lock
+
+from celery import Celery
+from dagster import DagsterRun
+from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.plan.plan import ExecutionPlan
+
+from dagster_stack.broker.link import QueueState
+from dagster_stack.broker.messages import StepMessage
+from dagster_stack.broker.postponed import PAUSE_SECS
+from dagster_stack.errors import AlreadyHeld
+from dagster_stack.executor.step_handler import CeleryStepHandler
+from dagster_stack.logs.context import bound
+from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.worker.planned_job import PlannedJob
+from dagster_stack.worker.shutdown import is_leaving
+from dagster_stack.worker.step_execution import StepExecution
+
+#: Held while a step is executed: a runner that stops hands its run over between two steps.
+EXECUTING = Lock()
+
+
+class EagerLink:
+    """In place of a run's link to the broker: executes what it is sent while the run waits."""
+
+    def __init__(self, context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
+        self._instance = context.instance
+        self._planned = PlannedJob.of_plan(context.reconstructable_job, context.dagster_run, plan)
+        self._waiting: list[StepMessage] = []
+        self._pause_ends = 0.0
+        #: As if it had been opened once and never broken.
+        self.connections = 1
+
+    def send(self, message: StepMessage, job: str, queue: str, priority: int) -> None:
+        self._waiting.append(message)
+
+    def wait(self, timeout: float) -> bool:
+        """Execute the step that waits, however long it takes; without one, wait. Whether there may be news."""
+        if self._waiting and time.monotonic() >= self._pause_ends and self._execute(self._waiting[0]):
+            return True
+        time.sleep(timeout)
+        return False
+
+    def queue_state(self, queue: str) -> QueueState:
+        return QueueState(len(self._waiting), 1)
+
+    def clear(self) -> None:
+        """Forget what waits."""
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _execute(self, message: StepMessage) -> bool:
+        execution = StepExecution(
+            message, self._holder(), lambda: None, within=(self._instance, self._planned)
+        )
+        with EXECUTING:
+            if is_leaving():
+                return False
+            try:
+                with bound(run=message.run_id, step=message.step_key, task=message.task_id):
+                    execution.run()
+            except AlreadyHeld:
+                # The process that drove the run before this one may be alive.
+                self._pause_ends = time.monotonic() + PAUSE_SECS
+                return False
+        self._waiting.remove(message)
+        if execution.was_interrupted:
+            # Whoever interrupted the step's process meant the run.
+            signal.raise_signal(signal.SIGINT)
+        return True
+
+    def _holder(self) -> str:
+        storage = self._instance.event_log_storage
+        claim = storage.claim if isinstance(storage, PooledEventLogStorage) else None
+        return claim.holder if claim else f"{socket.gethostname()} (process {os.getpid()})"
+
+
+class EagerStepHandler(CeleryStepHandler):
+    """Starts and ends the steps of an eager run: nobody else has them."""
+
+    def __init__(self, app: Celery, run: DagsterRun, link: EagerLink) -> None:
+        super().__init__(app, run, link)
+        self._eager_link = link
+
+    def look_after(self, context: PlanOrchestrationContext) -> bool:
+        """No message can be lost."""
+        return False
+
+    def go_on_with(self, step_key: str) -> None:
+        """An earlier process of the run began it at most: it is this one's now."""
+        self._outbox.append(self._in_flight[step_key])
+
+    def _called_back(self) -> list[str]:
+        super()._called_back()
+        self._eager_link.clear()
+        return []
