@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from dagster_stack.logs.context import FIELDS, current
+from dagster_stack.texts import MOST_TEXT, cut
 
 #: Stands in a text line where what was said has a new line, as in a traceback.
 NEW_LINE = " ⏎ "
@@ -119,8 +120,8 @@ class Event:
     def message(self) -> str:
         if self._dagster is not None:
             # Without job, run, process, step and kind, which Dagster puts before it for people.
-            return str(self._dagster["orig_message"])
-        return self._record.getMessage()
+            return cut(str(self._dagster["orig_message"]), MOST_TEXT)
+        return cut(self._record.getMessage(), MOST_TEXT)
 
     @property
     def exception(self) -> str | None:
@@ -131,7 +132,7 @@ class Event:
         event = self._dagster_event
         error = event and getattr(event.event_specific_data, "error", None)
         found = (record.exc_text, record.stack_info, error and error.to_string())
-        return "\n".join(text.rstrip("\n") for text in found if text) or None
+        return cut("\n".join(text.rstrip("\n") for text in found if text), MOST_TEXT) or None
 
     @property
     def _dagster_event(self) -> Any:

@@ -13,6 +13,7 @@ from dagster_webserver import cli
 
 from dagster_stack.logs.libraries import leave_to_service, use_in_dagster, use_in_uvicorn
 from dagster_stack.logs.service import configure
+from dagster_stack.services.answers import use_in_webserver
 from dagster_stack.services.code_server import use_in_code_servers
 from dagster_stack.services.health import LIFELESS_STATES, Heartbeat, child_processes, process_state
 from dagster_stack.storage.postgres import PooledPostgresStorage
@@ -53,6 +54,7 @@ def main() -> None:
     use_in_uvicorn()
     use_in_code_servers()
     leave_to_service(cli)
+    use_in_webserver()
     PooledPostgresStorage.allow_process(CONNECTIONS)
     Heartbeat(CodeServerProbe(), exit_after=EXIT_AFTER_SECS).start()
     cli.cli(sys.argv[1:], auto_envvar_prefix="DAGSTER_WEBSERVER")

@@ -22,7 +22,7 @@ from dagster._core.events import (
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster._core.storage.event_log.schema import AssetEventTagsTable
-from dagster._serdes import deserialize_value
+from dagster._serdes import deserialize_value, serialize_value
 from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack import tags
@@ -35,6 +35,7 @@ from dagster_stack.storage.database import (
 from dagster_stack.storage.event_batch import EventBatch
 from dagster_stack.storage.slots import FencedSlots
 from dagster_stack.storage.tenure import Tenure
+from dagster_stack.texts import presentable, shown
 
 #: Events after which somebody waits: the executor for a step's end, a person for its start.
 AWAITED_EVENTS = {
@@ -180,6 +181,7 @@ class PooledEventLogStorage(FencedSlots):
         if kind in INDEXED_EVENTS:
             if batch:
                 batch.flush()
+            event = as_shown(event)
             self._store_indexed(event.run_id, [event], partial(super().store_event, event))
         elif batch:
             batch.add(event)
@@ -276,7 +278,7 @@ class PooledEventLogStorage(FencedSlots):
         if self._batch:
             self._batch.flush()
         for run_id, group in groupby(events, lambda event: event.run_id):
-            of_run = list(group)
+            of_run = [as_shown(event) for event in group]
             self._store_indexed(run_id, of_run, partial(super().store_event_batch, of_run))
 
     def flush(self) -> None:
@@ -308,6 +310,13 @@ class PooledEventLogStorage(FencedSlots):
         status, code = rows[0][:2] if rows else (None, None)
         return status, code, {kind: count for _, _, kind, count in rows if kind}
 
+    def _event_to_row(self, event: EventLogEntry) -> dict[str, Any]:
+        row = super()._event_to_row(event)
+        row["event"] = presentable(row["event"])
+        if row["partition"]:
+            row["partition"] = shown(row["partition"])
+        return row
+
     def _write(self, events: Sequence[EventLogEntry]) -> None:
         """One statement, hence one commit: all of them are stored or none."""
         for run_id, group in groupby(events, lambda event: event.run_id):
@@ -337,3 +346,10 @@ class PooledEventLogStorage(FencedSlots):
 
         with self._giving_up():
             return patiently(execute)
+
+
+def as_shown(event: EventLogEntry) -> EventLogEntry:
+    """An event that Dagster's tables of assets get too, with texts that can be stored there and shown."""
+    text = serialize_value(event)
+    mended = presentable(text)
+    return event if mended is text else deserialize_value(mended, EventLogEntry)

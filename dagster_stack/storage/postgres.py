@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, ClassVar, cast
 
 import sqlalchemy
-from dagster import DagsterEvent, DagsterRunStatus, Field, IntSource
+from dagster import DagsterEvent, DagsterRun, DagsterRunStatus, Field, IntSource
 from dagster._core.events import (
     EVENT_TYPE_TO_PIPELINE_RUN_STATUS,
 )
@@ -22,7 +22,7 @@ from dagster_postgres.utils import pg_url_from_config
 from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack.logs.context import bound
-from dagster_stack.storage import claims
+from dagster_stack.storage import claims, error_chains
 from dagster_stack.storage.database import (
     DEFAULT_CONNECTIONS,
     patient_connection,
@@ -30,6 +30,7 @@ from dagster_stack.storage.database import (
 )
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.tenure import PooledStorage, Tenure
+from dagster_stack.texts import shown
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +91,13 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
 
     def add_run_tags(self, run_id: str, new_tags: Mapping[str, str]) -> None:
         """Dagster's own, as a whole: half of it would pass for done when it is tried again."""
-        add = super().add_run_tags
-        self._store_whole(run_id, lambda _: add(run_id, new_tags), alone=True)
+        add, tags = super().add_run_tags, shown_tags(new_tags)
+        self._store_whole(run_id, lambda _: add(run_id, tags), alone=True)
+
+    def add_run(self, dagster_run: DagsterRun) -> DagsterRun:
+        """Dagster's own, with tags that Postgres takes."""
+        tags = shown_tags(dagster_run.tags)
+        return super().add_run(dagster_run if tags == dagster_run.tags else dagster_run.with_tags(tags))
 
     # `init` migrates the tables before anybody starts: Dagster would ask for their columns at every read.
     def has_run_stats_index_cols(self) -> bool:
@@ -99,6 +105,11 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
 
     def has_backfill_id_column(self) -> bool:
         return True
+
+
+def shown_tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """A run's tags, whatever characters user code put in."""
+    return {shown(name): shown(value) for name, value in tags.items()}
 
 
 class PooledScheduleStorage(PooledStorage, PostgresScheduleStorage):
@@ -128,6 +139,7 @@ class PooledPostgresStorage(DagsterStorage, ConfigurableClass):
         inst_data: ConfigurableClassData | None = None,
     ) -> None:
         self._inst_data = inst_data
+        error_chains.use_in_dagster()
         engine = pooled_engine(url, max(connections, self._process_connections))
         tenure = Tenure()
         self._runs = PooledRunStorage(url, engine, tenure)

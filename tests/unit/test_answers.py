@@ -1,0 +1,52 @@
+"""What Dagit answers when the database holds text that can't be encoded."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from dagster_webserver import graphql
+from starlette.responses import JSONResponse
+from starlette.websockets import WebSocket
+
+from dagster_stack.services.answers import Answer, send_json, use_in_webserver
+
+
+def test_an_answer_with_a_lone_surrogate_is_json_all_the_same() -> None:
+    body = bytes(Answer({"message": "file\udcff ü 😀"}).body)
+
+    assert json.loads(body) == {"message": "file\udcff ü 😀"}
+
+
+def test_an_ordinary_answer_is_dagits_own() -> None:
+    content = {"message": "ü 😀", "number": 1.5}
+
+    assert Answer(content).body == JSONResponse(content).body
+
+
+def test_so_is_what_goes_over_a_websocket() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def talk() -> None:
+        websocket = WebSocket({"type": "websocket"}, receive, send)
+        await websocket.accept()
+        await send_json(websocket, {"text": "\udcff"})
+
+    asyncio.run(talk())
+
+    assert json.loads(sent[-1]["text"].encode()) == {"text": "\udcff"}
+
+
+def test_the_webserver_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphql, "JSONResponse", JSONResponse)
+    monkeypatch.setattr(WebSocket, "send_json", WebSocket.send_json)
+
+    use_in_webserver()
+
+    assert vars(graphql)["JSONResponse"] is Answer
