@@ -9,6 +9,8 @@ from collections import ChainMap
 from dataclasses import dataclass
 from pathlib import Path
 
+from dagster_stack.errors import SettingsError
+from dagster_stack.own_names import OwnNames, bound_host
 from scripts import compose, engine, env_file, images
 from scripts.console import Failure, done, warn
 
@@ -150,6 +152,26 @@ def ports() -> list[Finding]:
         chosen[port] = variable
         findings.append(Finding(f"port {port}", f"free for {subject}", found, cure))
     return findings
+
+
+def names() -> list[Finding]:
+    """The names under which Dagit answers: one that it listens on everywhere can't know what it is called."""
+    settings = env_file.settings()
+    file = env_file.env_path().name
+    subject, required = "names of Dagit", "host names"
+    try:
+        own = OwnNames.of("dagit", settings)
+    except SettingsError as error:
+        return [Finding(subject, required, "what is no name", str(error))]
+    found = ", ".join(map(str, sorted(own.public, key=str))) or "none besides this host's own"
+    address = settings.get("BIND_ADDRESS") or "127.0.0.1"
+    cure = (
+        f"Dagit listens on {address} and answers as 127.0.0.1 and localhost alone: set PUBLIC_HOST in {file} to the"
+        " name or address by which other machines reach it"
+        if not own.public and bound_host(address) is None
+        else ""
+    )
+    return [Finding(subject, required, found, cure, fatal=False)]
 
 
 def is_outside(variable: str, settings: dict[str, str]) -> bool:

@@ -36,7 +36,7 @@ def prepare() -> None:
     env_file.complete()
     env_file.complete_profiles()
     require_connections(env_file.number("WORKERS", 2))
-    preflight.report([*preflight.runs_at_once(), *preflight.ports()])
+    preflight.report([*preflight.runs_at_once(), *preflight.ports(), *preflight.names()])
     base_image.ensure()
 
 

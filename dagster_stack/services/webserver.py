@@ -8,13 +8,18 @@ laptop that slept). Dagit then serves its pages and fails every launch until som
 import os
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from dagster_webserver import cli
+from dagster_webserver.app import create_app_from_workspace_process_context
+from starlette.applications import Starlette
 
-from dagster_stack.logs.libraries import leave_to_service, use_in_dagster, use_in_uvicorn
+from dagster_stack.logs.libraries import leave_to_service, replace, use_in_dagster, use_in_uvicorn
 from dagster_stack.logs.service import configure
+from dagster_stack.own_names import OwnNames
 from dagster_stack.services.answers import use_in_webserver
 from dagster_stack.services.code_server import use_in_code_servers
+from dagster_stack.services.foreign_pages import ForeignPages
 from dagster_stack.services.health import LIFELESS_STATES, Heartbeat, child_processes, process_state
 from dagster_stack.storage.postgres import PooledPostgresStorage
 
@@ -47,6 +52,17 @@ class CodeServerProbe:
         return "the process that loads the code is gone, no run can be launched" if self._seen else None
 
 
+def refuse_foreign_pages(own: OwnNames) -> None:
+    """Let the webserver of this process answer under these names alone, and to no foreign page."""
+
+    def make_guarded(*arguments: Any, **options: Any) -> Starlette:
+        app = create_app_from_workspace_process_context(*arguments, **options)
+        app.add_middleware(ForeignPages, own=own)
+        return app
+
+    replace(cli, "create_app_from_workspace_process_context", make_guarded)
+
+
 def main() -> None:
     """Run Dagster's webserver with the arguments of this process until it is stopped."""
     configure("dagit")
@@ -55,6 +71,7 @@ def main() -> None:
     use_in_code_servers()
     leave_to_service(cli)
     use_in_webserver()
+    refuse_foreign_pages(OwnNames.of("dagit"))
     PooledPostgresStorage.allow_process(CONNECTIONS)
     Heartbeat(CodeServerProbe(), exit_after=EXIT_AFTER_SECS).start()
     cli.cli(sys.argv[1:], auto_envvar_prefix="DAGSTER_WEBSERVER")

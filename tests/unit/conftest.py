@@ -23,6 +23,7 @@ from tests.unit.driven_runs import Workers
 from tests.unit.handled_steps import Broker, Driven
 from tests.unit.machines import Machine
 from tests.unit.postgres_server import PostgresServer, package, postgres_server
+from tests.unit.real_dagit import real_dagit
 from tests.unit.seaweed import ACCESS_KEY, SECRET_KEY, WEED, seaweed
 
 #: What the stack and its scripts read from the environment.
@@ -39,6 +40,14 @@ OWN_VARIABLES = (
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in OWN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def dagit_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real Dagit that also has the name dagit.example.com."""
+    home = tmp_path_factory.mktemp("dagster-home")
+    with real_dagit(home, PUBLIC_HOST="dagit.example.com", BIND_ADDRESS="192.0.2.7") as url:
+        yield url
 
 
 @pytest.fixture

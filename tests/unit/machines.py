@@ -15,6 +15,7 @@ from scripts.console import ROOT
 #: What the scripts need of the project.
 PROJECT_FILES = (
     "scripts",
+    "dagster_stack",
     "docker",
     "requirements",
     ".env.example",

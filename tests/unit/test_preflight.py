@@ -136,6 +136,38 @@ def test_every_form_of_an_own_address_is_understood(address: str, ports: list[in
     assert preflight.bind_problem(address, ports[0]) is None
 
 
+def test_a_public_name_that_is_none_stops_make_up(env: Path) -> None:
+    env.write_text("PUBLIC_HOST=*.example.com\n")
+
+    with pytest.raises(
+        Failure, match=r"names of Dagit: PUBLIC_HOST must hold names such as .* Change it in \.env"
+    ):
+        preflight.report(preflight.names())
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "[::]"])
+def test_a_dagit_that_listens_everywhere_must_be_told_its_name(env: Path, address: str) -> None:
+    # Given pages that are open to other machines
+    env.write_text(f"BIND_ADDRESS={address}\n")
+
+    # Then it is said that a name is needed there, and nothing is stopped
+    (finding,) = preflight.names()
+    assert "set PUBLIC_HOST in .env to the name or address by which other machines reach it" in finding.cure
+    assert not finding.fatal
+
+    # And with one all is well
+    env_file.set_value("PUBLIC_HOST", "https://dagit.example.com")
+    (finding,) = preflight.names()
+    assert (finding.found, finding.cure) == ("dagit.example.com", "")
+
+
+@pytest.mark.parametrize("address", ["", "127.0.0.1", "192.0.2.7", "::1"])
+def test_a_concrete_address_needs_no_name(env: Path, address: str) -> None:
+    env.write_text(f"BIND_ADDRESS={address}\n")
+
+    assert not cures(preflight.names())
+
+
 def test_ports_of_outside_stores_are_not_looked_at(programs: Path, env: Path, ports: list[int]) -> None:
     FakeDocker().install(programs)
     env.write_text(FREE.format(*ports) + "RABBITMQ_HOST=mq.example\nS3_ENDPOINT_URL=https://s3.example\n")
