@@ -13,7 +13,7 @@ from itertools import groupby
 from typing import Any
 
 import sqlalchemy
-from dagster import DagsterEvent
+from dagster import DagsterEvent, DagsterRun, DagsterRunStatus
 from dagster._core.events import (
     ASSET_CHECK_EVENTS,
     ASSET_EVENTS,
@@ -51,6 +51,7 @@ STANDING = sqlalchemy.text(
     """
     SELECT
         runs.status,
+        runs.run_body,
         (SELECT value FROM run_tags WHERE run_tags.run_id = runs.run_id AND key = :code_tag),
         ends.dagster_event_type,
         count(ends.id)
@@ -58,7 +59,7 @@ STANDING = sqlalchemy.text(
     LEFT JOIN event_logs AS ends
       ON ends.run_id = runs.run_id AND ends.step_key = :step AND ends.dagster_event_type = ANY(:kinds)
     WHERE runs.run_id = :run
-    GROUP BY runs.run_id, runs.status, ends.dagster_event_type
+    GROUP BY runs.id, ends.dagster_event_type
     """
 )
 #: Stores events for the holder of a claim: once, also when the answer to the first try was lost with its connection,
@@ -303,12 +304,16 @@ class PooledEventLogStorage(FencedSlots):
 
     def standing(
         self, run_id: str, step_key: str, kinds: Sequence[str]
-    ) -> tuple[str | None, str | None, dict[str, int]]:
-        """A run's status and code (None: no such run), and how often its step has events of these kinds."""
+    ) -> tuple[DagsterRun | None, str | None, dict[str, int]]:
+        """A run as it is now (None: no such run), its code, and how often its step has events of these kinds."""
         parameters = {"run": run_id, "step": step_key, "kinds": list(kinds), "code_tag": tags.CODE}
         rows = self._patiently(STANDING, parameters).all()
-        status, code = rows[0][:2] if rows else (None, None)
-        return status, code, {kind: count for _, _, kind, count in rows if kind}
+        if not rows:
+            return None, None, {}
+        status, body, code = rows[0][:3]
+        # As Dagster reads it: the status in the body may be an older one.
+        run = deserialize_value(body, DagsterRun).with_status(DagsterRunStatus(status))
+        return run, code, {kind: count for *_, kind, count in rows if kind}
 
     def _event_to_row(self, event: EventLogEntry) -> dict[str, Any]:
         row = super()._event_to_row(event)

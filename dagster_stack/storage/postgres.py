@@ -14,7 +14,8 @@ from dagster._core.events import (
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.config import pg_config
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
-from dagster._serdes import ConfigurableClass, ConfigurableClassData
+from dagster._core.storage.runs import sql_run_storage
+from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
@@ -22,6 +23,7 @@ from dagster_postgres.utils import pg_url_from_config
 from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack.logs.context import bound
+from dagster_stack.logs.libraries import replace
 from dagster_stack.storage import claims, error_chains
 from dagster_stack.storage.database import (
     DEFAULT_CONNECTIONS,
@@ -48,6 +50,14 @@ def make_tables(url: str) -> None:
     with patient_connection(pooled_engine(url, DEFAULT_CONNECTIONS)) as connection:
         for statement in (STEP_ENDS_INDEX, claims.TABLE):
             connection.execute(sqlalchemy.text(statement))
+
+
+def in_order(value: Any) -> str:
+    """In the place of Dagster's serialization of runs, which sorts keys: a config keeps the order of its launch."""
+    return serialize_value(value, sort_keys=False)
+
+
+replace(sql_run_storage, "serialize_value", in_order)
 
 
 class PooledRunStorage(PooledStorage, PostgresRunStorage):

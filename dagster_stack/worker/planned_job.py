@@ -8,6 +8,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +44,7 @@ from dagster._core.system_config.objects import ResolvedRunConfig
 from dagster._utils.hosted_user_process import recon_job_from_origin
 
 from dagster_stack.broker.messages import upstream_outputs
+from dagster_stack.worker.fresh import fresh_config, fresh_step, kept_definitions
 
 #: Jobs, as they are configured and selected by runs, that a process keeps: a plan of 1,000 steps takes 10 MB.
 KEPT_JOBS = 8
@@ -66,7 +68,8 @@ class PlannedJob:
             job=job,
             definition=definition,
             repository=job.get_repository_definition(),
-            config=ResolvedRunConfig.build(definition, run.run_config),
+            # User code may change what its run says.
+            config=ResolvedRunConfig.build(definition, deepcopy(run.run_config)),
             plan=plan,
         )
 
@@ -93,6 +96,7 @@ class PlannedJob:
         upstream = {
             output.step_key for output in upstream_outputs(step)
         } | step.get_execution_dependency_keys()
+        step = fresh_step(step)
         steps: list[IExecutionStep] = [step, *(self.step(key) for key in sorted(upstream))]
         return ExecutionPlan(
             step_dict={each.handle: each for each in steps},
@@ -115,7 +119,8 @@ def planned_job(instance: DagsterInstance, run: DagsterRun) -> PlannedJob:
     assert run.job_code_origin, f"run {run.run_id} does not say where its code is"
     key = (
         run.job_code_origin.get_id(),
-        json.dumps(run.run_config, sort_keys=True, default=str),
+        # In the order of the launch, which user code sees.
+        json.dumps(run.run_config, default=str),
         frozenset(run.resolved_op_selection or ()),
         run.asset_selection,
         run.asset_check_selection,
@@ -145,7 +150,7 @@ def _plan(instance: DagsterInstance, run: DagsterRun) -> PlannedJob:
             asset_check_selection=run.asset_check_selection,
         )
     )
-    plan = create_execution_plan(job, run.run_config, repository_load_data=load_data)
+    plan = create_execution_plan(job, deepcopy(run.run_config), repository_load_data=load_data)
     return PlannedJob.of_plan(job, run, plan)
 
 
@@ -189,9 +194,10 @@ def _context_events(
     retry_mode: RetryMode,
 ) -> Iterator[DagsterEvent | PlanExecutionContext]:
     """Dagster's `execution_context_event_generator` for a job that is already loaded."""
+    config = fresh_config(planned.config, run.run_config)
     data = PlannedContext(
         job=planned.job,
-        resolved_run_config=planned.config,
+        resolved_run_config=config,
         dagster_run=run,
         executor_def=planned.definition.executor_def,
         instance=instance,
@@ -204,7 +210,7 @@ def _context_events(
     try:
         resources = resource_initialization_manager(
             resource_defs=planned.definition.get_required_resource_defs(),
-            resource_configs=planned.config.resources,
+            resource_configs=config.resources,
             log_manager=log_manager,
             execution_plan=plan,
             dagster_run=run,
@@ -237,10 +243,12 @@ def step_events(
     retry_mode: RetryMode,
 ) -> Iterator[DagsterEvent]:
     """Execute the one step of `plan`; its events are stored as they come, and yielded."""
-    return iter(
-        ExecuteRunWithPlanIterable(
+    (key,) = plan.step_keys_to_execute
+    step = plan.get_step_by_key(key)
+    assert isinstance(step, ExecutionStep)
+    with kept_definitions(planned.definition, step):
+        yield from ExecuteRunWithPlanIterable(
             execution_plan=plan,
             iterator=inner_plan_execution_iterator,
             execution_context_manager=StepContextManager(planned, plan, run, instance, retry_mode),
         )
-    )

@@ -5,12 +5,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from functools import cache, lru_cache
+from functools import cache
 
-from dagster import DagsterInstance, DagsterRun
+from dagster import DagsterInstance
 
-#: Runs, without their plans, that a process keeps.
-KEPT_RUNS = 32
 #: Signals whose handlers a step must not change for the next one.
 KEPT_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGUSR1)
 
@@ -21,17 +19,8 @@ def warm_instance() -> DagsterInstance:
     return ExitStack().enter_context(DagsterInstance.get())
 
 
-@lru_cache(maxsize=KEPT_RUNS)
-def known_run(run_id: str) -> DagsterRun:
-    """A run by its id: what it executes never changes. Its status does, and is not to be read from here."""
-    run = warm_instance().get_run_by_id(run_id)
-    assert run, f"there is no run {run_id}"
-    return run
-
-
 # Connections and what came through them belong to the process that opened them.
 os.register_at_fork(after_in_child=warm_instance.cache_clear)
-os.register_at_fork(after_in_child=known_run.cache_clear)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """What the event log says about a step message that arrived: execute it, or is its work done already?"""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
+from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 
 from dagster_stack import tags
 from dagster_stack.storage.event_log import PooledEventLogStorage
@@ -33,6 +33,8 @@ class Standing:
     ends: Counter[DagsterEventType]
     #: The content hash of the code that drives the run; None when nobody has said it.
     code: str | None = None
+    #: The run as it is now, with the tags that its steps have given it. None: nobody knows it.
+    run: DagsterRun | None = field(default=None, compare=False)
 
     def objection(self, attempt: int) -> str | None:
         """Why this attempt is not to be executed, or None."""
@@ -48,12 +50,9 @@ def standing(instance: DagsterInstance, run_id: str, step_key: str) -> Standing:
     """One query with this stack's Postgres storage; any other storage is asked in Dagster's own way."""
     events = instance.event_log_storage
     if isinstance(events, PooledEventLogStorage):
-        status, code, ends = events.standing(run_id, step_key, [kind.value for kind in ENDS])
-        return Standing(
-            DagsterRunStatus(status) if status else None,
-            Counter({DagsterEventType(kind): count for kind, count in ends.items()}),
-            code,
-        )
+        found, code, ends = events.standing(run_id, step_key, [kind.value for kind in ENDS])
+        counted = Counter({DagsterEventType(kind): count for kind, count in ends.items()})
+        return Standing(found.status if found else None, counted, code, found)
     run = instance.get_run_by_id(run_id)
     records = instance.get_records_for_run(run_id, of_type=ENDS).records if run else []
     kinds = [
@@ -61,4 +60,6 @@ def standing(instance: DagsterInstance, run_id: str, step_key: str) -> Standing:
         for record in records
         if (event := record.event_log_entry.dagster_event) and event.step_key == step_key
     ]
-    return Standing(run.status if run else None, Counter(kinds), run.tags.get(tags.CODE) if run else None)
+    return Standing(
+        run.status if run else None, Counter(kinds), run.tags.get(tags.CODE) if run else None, run
+    )

@@ -37,9 +37,10 @@ from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.interruption import Interruption
 from dagster_stack.worker.planned_job import PlannedJob, planned_job, step_events
-from dagster_stack.worker.process import known_run, undisturbed, warm_instance
+from dagster_stack.worker.process import undisturbed, warm_instance
 from dagster_stack.worker.shutdown import is_leaving
 from dagster_stack.worker.standing import ENDED_RUN, ENDS, standing
+from dagster_stack.worker.step_folder import step_folder
 
 logger = logging.getLogger(__name__)
 
@@ -107,21 +108,23 @@ class StepExecution:
         ForeignCode, NoSuchRun, NoSuchJob.
         """
         instance = self._within[0] if self._within else warm_instance()
-        if self._is_done(instance):
+        run = self._admitted(instance)
+        if run is None:
             return
         storage = instance.event_log_storage
         if not isinstance(storage, PooledEventLogStorage):
-            self._execute(instance, self._run(instance))
+            self._execute(instance, run)
             return
         # Who drives the run sends the interrupt that ends it.
         self._interruption.is_sent_elsewhere = storage.claim is not None
         claim = self._claim = storage.claims.take(self._message.work, self._holder)
         if claim is None:
             raise AlreadyHeld(f"{self._message.work} is with another process, which is alive")
-        if claim.epoch > 1 and self._is_done(instance):
-            # It ended while this process asked for it.
-            return
-        run = self._run(instance)
+        if claim.epoch > 1:
+            # It may have ended while this process asked for it.
+            run = self._admitted(instance)
+            if run is None:
+                return
         with storage.claimed(claim):
             refusal = self._refusal(claim, storage)
             if refusal:
@@ -136,18 +139,11 @@ class StepExecution:
         """Let whoever gets the message next begin at once."""
         release(self._claim)
 
-    def _run(self, instance: DagsterInstance) -> DagsterRun:
-        run = (
-            instance.get_run_by_id(self._message.run_id) if self._within else known_run(self._message.run_id)
-        )
-        assert run
-        return run
-
-    def _is_done(self, instance: DagsterInstance) -> bool:
-        """Whether nothing is to be done for the message; raises ForeignCode, NoSuchRun."""
+    def _admitted(self, instance: DagsterInstance) -> DagsterRun | None:
+        """The run as it is now; None when nothing is to be done for the message. Raises ForeignCode, NoSuchRun."""
         message = self._message
         found = standing(instance, message.run_id, message.step_key)
-        if found.run_status is None:
+        if found.run is None:
             raise NoSuchRun(
                 f"nobody knows run {message.run_id}: it was deleted, or belongs to another database"
             )
@@ -162,15 +158,15 @@ class StepExecution:
             )
             self.was_interrupted = found.run_status in ENDED_RUN
             self._wake_run()
-            return True
+            return None
         if self._within:
-            return False
+            return found.run
         # What the run says wins: `init` gives a run that goes on after a deployment its new code.
         theirs, ours = found.code or message.code, code_version()
         self._foreign_code = ForeignCode(theirs, ours) if theirs and ours and theirs != ours else None
         if self._foreign_code and (refused_for(message) < FOREIGN_CODE_SECS or self._has_worker_of(theirs)):
             raise self._foreign_code
-        return False
+        return found.run
 
     def _refusal(self, claim: Claim, storage: PooledEventLogStorage) -> str | None:
         """Why the step is not to be executed, if so."""
@@ -230,7 +226,7 @@ class StepExecution:
         )
         without_resources = False
         try:
-            with undisturbed():
+            with undisturbed(), step_folder():
                 for event in step_events(planned, plan, run, instance, message.unpack_retry_mode()):
                     without_resources = without_resources or event.is_resource_init_failure
                     if event.event_type in ENDS:

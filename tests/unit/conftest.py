@@ -174,9 +174,8 @@ def opened_on_postgres(
 
 @contextmanager
 def kept_warm(instance: DagsterInstance) -> Iterator[DagsterInstance]:
-    """The instance that this process keeps as a worker's process does; jobs and runs are not kept by then."""
+    """The instance that this process keeps as a worker's process does; jobs are not kept by then."""
     process.warm_instance.cache_clear()
-    process.known_run.cache_clear()
     planned_job._planned.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DAGSTER_HOME", instance.root_directory)
@@ -185,7 +184,6 @@ def kept_warm(instance: DagsterInstance) -> Iterator[DagsterInstance]:
             assert process.warm_instance() is instance
         yield instance
     process.warm_instance.cache_clear()
-    process.known_run.cache_clear()
     planned_job._planned.clear()
 
 

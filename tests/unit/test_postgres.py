@@ -10,7 +10,7 @@ from typing import Any, NoReturn, cast
 
 import pytest
 import sqlalchemy
-from dagster import DagsterEvent, DagsterEventType, DagsterRun, DagsterRunStatus, EventLogEntry
+from dagster import DagsterEvent, DagsterEventType, DagsterRun, DagsterRunStatus, EventLogEntry, RunsFilter
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 from dagster_postgres.event_log import PostgresEventLogStorage
 from sqlalchemy.dialects.postgresql import psycopg2
@@ -368,14 +368,20 @@ def test_a_steps_standing_is_read_from_one_answer(events: EventLog, database_url
         events.store_event(event(step, kind)._replace(run_id=run_id))
     ends = ["STEP_SUCCESS", "STEP_FAILURE", "STEP_UP_FOR_RETRY"]
 
+    def standing(run_id: str, step: str) -> tuple[str, str | None, dict[str, int]]:
+        found, code, counts = events.standing(run_id, step, ends)
+        assert found
+        assert found == runs.get_runs(RunsFilter([run_id]))[0]
+        return found.status.value, code, counts
+
     # Then each step's ends are counted, whatever is beside them
-    assert events.standing(run.run_id, "step", ends) == (
+    assert standing(run.run_id, "step") == (
         "STARTED",
         "1234",
         {"STEP_SUCCESS": 1, "STEP_UP_FOR_RETRY": 2},
     )
-    assert events.standing(run.run_id, "beside", ends) == ("STARTED", "1234", {"STEP_FAILURE": 1})
-    assert events.standing(run.run_id, "never started", ends) == ("STARTED", "1234", {})
+    assert standing(run.run_id, "beside") == ("STARTED", "1234", {"STEP_FAILURE": 1})
+    assert standing(run.run_id, "never started") == ("STARTED", "1234", {})
     # And a run that nobody gave its code, or that nobody knows, has none
-    assert events.standing(other.run_id, "step", ends) == ("CANCELING", None, {"STEP_FAILURE": 1})
+    assert standing(other.run_id, "step") == ("CANCELING", None, {"STEP_FAILURE": 1})
     assert events.standing("nobody's", "step", ends) == (None, None, {})

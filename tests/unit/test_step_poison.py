@@ -102,7 +102,7 @@ def test_an_error_that_nobody_foresaw_puts_the_message_aside_and_gives_the_step_
     def surprised(*_: Any) -> NoReturn:
         raise DataError("SELECT 1", {}, Exception("integer out of range"))
 
-    monkeypatch.setattr(step_execution, "known_run", surprised)
+    monkeypatch.setattr(step_execution.StepExecution, "_refusal", surprised)
 
     execute_step(Delivery(app), step.to_json())
 
