@@ -7,13 +7,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dagster_stack.errors import ObjectNotFound
+    from dagster_stack.errors import InvalidKey, ObjectNotFound
     from dagster_stack.executor.celery_executor import celery_executor
     from dagster_stack.storage.objects import ObjectStore, StoredObject, stack_resources
 
-__all__ = ["ObjectNotFound", "ObjectStore", "StoredObject", "celery_executor", "stack_resources"]
+__all__ = [
+    "InvalidKey",
+    "ObjectNotFound",
+    "ObjectStore",
+    "StoredObject",
+    "celery_executor",
+    "stack_resources",
+]
 
 HOMES = {
+    "InvalidKey": "errors",
     "ObjectNotFound": "errors",
     "ObjectStore": "storage.objects",
     "StoredObject": "storage.objects",

@@ -35,6 +35,10 @@ class ObjectNotFound(StackError):
     """Raised when the object store has nothing under a key."""
 
 
+class InvalidKey(ObjectNotFound, ValueError):
+    """Raised when a key can't be an object's in every store."""
+
+
 class OutputUnreadable(StackError):
     """Raised when the store does not hand out what a step printed, although it may be there."""
 

@@ -145,9 +145,12 @@ def instrument(watch: Stopwatch) -> None:
     # In Dagster's own way it hands the upload to a thread, and waits.
     watch.wrap(TruncatingCloudStorageComputeLogManager, "upload_to_cloud_storage", LOGS)
     # As it does with an output; and each may ask for other things before.
-    for manager in (PickledObjectS3IOManager, PickledObjects):
-        watch.wrap(manager, "dump_to_path", OUTPUT)
-        watch.wrap(manager, "load_from_path", INPUT)
+    for manager, dump, load in (
+        (PickledObjectS3IOManager, "dump_to_path", "load_from_path"),
+        (PickledObjects, "dump", "load"),
+    ):
+        watch.wrap(manager, dump, OUTPUT)
+        watch.wrap(manager, load, INPUT)
     watch.wrap_generator(resources_init, "single_resource_event_generator", RESOURCES)
     watch.wrap(DagsterInstance, "from_ref", INSTANCE)
     watch.wrap(step_execution, "planned_job", PLAN)

@@ -50,7 +50,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
             try:
                 transfer = forked(put_and_get, way, run_id, data)
             finally:
-                remove_objects(settings.s3, f"{settings.data_prefix}/storage/{run_id}/")
+                remove_objects(settings.s3, f"{settings.data_prefix}/storage/{run_id}")
             say(
                 f"200 MB through S3 · {way} · {number} of {rounds}:"
                 f" put {transfer.put:.2f} s, get {transfer.get:.2f} s"
@@ -63,8 +63,8 @@ def put_and_get(way: str, run_id: str, data: bytes) -> Transfer:
     """One of each, in a process whose memory nothing else has touched."""
     put, get = WAYS[way]()
     # Connections and code are there: what counts is the object.
-    put(f"{run_id}/small", b"")
-    get(f"{run_id}/small")
+    put(f"{run_id}-small", b"")
+    get(f"{run_id}-small")
     put_time, put_memory, _ = measured(lambda: put(run_id, data))
     get_time, get_memory, found = measured(lambda: get(run_id))
     assert found == data

@@ -9,12 +9,13 @@ from functools import lru_cache, partial
 from typing import Any
 
 from botocore.exceptions import ClientError
-from dagster import ConfigurableIOManager, InputContext, OutputContext
+from dagster import ConfigurableIOManager, InputContext, MetadataValue, OutputContext
 from dagster._core.storage.upath_io_manager import UPathIOManager
 from dagster_aws.s3.io_manager import PickledObjectS3IOManager
 from upath import UPath
 
 from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.pickles import PICKLE_PROTOCOL, Pickles
 from dagster_stack.storage.s3 import s3_client
 
 #: Bytes from which an object is sent in parts, and the size of a part. S3 allows 10,000 parts: 160 GB.
@@ -28,12 +29,12 @@ ABSENT = {"404", "NoSuchKey", "NotFound"}
 REFUSED = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 #: Times that an object is written before its place counts as fought for.
 MOST_TRIES = 5
-#: The first pickle protocol that hands large buffers to the file uncopied.
-PICKLE_PROTOCOL = 5
 
 
 class S3IOManager(ConfigurableIOManager):
-    """dagster-aws's `S3PickleIOManager`, with the same keys in the bucket, fast for small and large objects.
+    """dagster-aws's `S3PickleIOManager` with names of its own (`keys`), fast for small and large objects.
+
+    What that one stored is found.
 
     It keeps its client (a new one takes 120 ms), asks S3 nothing beforehand, and streams: a step needs
     memory for its object and some 100 MB at most, not for a second copy of it.
@@ -53,35 +54,49 @@ class S3IOManager(ConfigurableIOManager):
         return pickled_objects(self.bucket, self.prefix, self.endpoint_url)
 
 
-class PickledObjects(PickledObjectS3IOManager):
+class PickledObjects(Pickles):
     """One place in the bucket."""
 
     def __init__(self, bucket: str, prefix: str, client: Any) -> None:
+        prefix = "/".join(part for part in prefix.split("/") if part)
+        super().__init__(prefix, FormerNames(prefix))
         self.bucket = bucket
         self.s3 = client
-        # Not through dagster-aws's own, which lists the bucket first.
-        UPathIOManager.__init__(self, base_path=UPath(prefix))
 
-    def dump_to_path(self, context: OutputContext, obj: Any, path: UPath) -> None:
+    def dump(self, context: OutputContext, obj: Any, key: str) -> None:
         fence = claim_check(context)
-        target = FencedObject(self.s3, self.bucket, path.as_posix(), fence) if fence else None
+        target = FencedObject(self.s3, self.bucket, key, fence) if fence else None
         if target and context.has_asset_key:
             # An asset's object is there already, as a rule: to learn that by a refused upload would cost one.
             target.expect_what_is_there()
-        with S3Writer(self.s3, self.bucket, path.as_posix(), target) as file:
+        with S3Writer(self.s3, self.bucket, key, target) as file:
             pickle.dump(obj, file, PICKLE_PROTOCOL)
 
-    def load_from_path(self, context: InputContext, path: UPath) -> Any:
+    def load(self, key: str) -> Any:
         try:
-            body = self.s3.get_object(Bucket=self.bucket, Key=path.as_posix())["Body"]
+            body = self.s3.get_object(Bucket=self.bucket, Key=key)["Body"]
         except self.s3.exceptions.NoSuchKey:
-            raise FileNotFoundError(f"There is no {self._uri_for_path(path)}.") from None
+            raise FileNotFoundError(f"There is no {self._uri(key)}.") from None
         with body:
             return pickle.load(io.BufferedReader(RawBody(body), READ_SIZE))
 
-    def path_exists(self, path: UPath) -> bool:
-        found = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=path.as_posix(), MaxKeys=1)
-        return any(entry["Key"] == path.as_posix() for entry in found.get("Contents", ()))
+    def exists(self, key: str) -> bool:
+        found = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=key, MaxKeys=1)
+        return any(entry["Key"] == key for entry in found.get("Contents", ()))
+
+    def places(self, key: str) -> dict[str, MetadataValue[Any]]:
+        return {"path": MetadataValue.path(key), "uri": MetadataValue.path(self._uri(key))}
+
+    def _uri(self, key: str) -> str:
+        return f"s3://{self.bucket}/{key}"
+
+
+class FormerNames(PickledObjectS3IOManager):
+    """dagster-aws's IO manager, for the names that it gave."""
+
+    def __init__(self, prefix: str) -> None:
+        # Not its own, which lists the bucket first.
+        UPathIOManager.__init__(self, base_path=UPath(prefix))
 
 
 def claim_check(context: OutputContext) -> Callable[[], None] | None:

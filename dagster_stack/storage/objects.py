@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from botocore.exceptions import ClientError
-from dagster import ConfigurableResource, FilesystemIOManager
+from dagster import ConfigurableResource
 
-from dagster_stack.errors import ObjectNotFound
+from dagster_stack.errors import InvalidKey, ObjectNotFound
 from dagster_stack.settings import Settings
+from dagster_stack.storage import keys
 from dagster_stack.storage.s3 import presigned_link, s3_client
 
 #: How the name of a local file starts that is still being written.
 UNFINISHED = ".unfinished-"
+#: What a file system says where there is no such file.
+ABSENT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class ObjectStore(ConfigurableResource, ABC):
 
     @abstractmethod
     def put(self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream") -> None:
-        """Write a whole object; a reader sees the old one or the new one, never a part."""
+        """Write a whole object; a reader sees the old one or the new one, never a part. Raises InvalidKey."""
 
     @abstractmethod
     def download(self, key: str, file: IO[bytes]) -> None:
@@ -81,6 +84,7 @@ class S3ObjectStore(ObjectStore):
     public_url: str | None = None
 
     def put(self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream") -> None:
+        require_storable(key)
         client = s3_client(self.endpoint_url)
         if isinstance(data, bytes):
             client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
@@ -91,7 +95,7 @@ class S3ObjectStore(ObjectStore):
         try:
             s3_client(self.endpoint_url).download_fileobj(self.bucket, key, file)
         except ClientError as error:
-            if error.response["Error"]["Code"] in ("404", "NoSuchKey"):
+            if error.response["Error"]["Code"] in ("404", "NoSuchKey") or keys.problem(key):
                 raise ObjectNotFound(f"There is no {self.uri(key)}.") from error
             raise
 
@@ -118,25 +122,21 @@ class LocalObjectStore(ObjectStore):
 
     def put(self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream") -> None:
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Into place by a rename: a reader must not meet half an object.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=UNFINISHED, delete=False) as file:
-            try:
-                if isinstance(data, bytes):
-                    file.write(data)
-                else:
-                    shutil.copyfileobj(data, file)
-            except BaseException:
-                Path(file.name).unlink()
-                raise
-        Path(file.name).replace(path)
+        require_storable(key)
+        with replaced(path) as file:
+            if isinstance(data, bytes):
+                file.write(data)
+            else:
+                shutil.copyfileobj(data, file)
 
     def download(self, key: str, file: IO[bytes]) -> None:
         try:
             with self._path(key).open("rb") as source:
                 shutil.copyfileobj(source, file)
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise ObjectNotFound(f"There is no {self.uri(key)}.") from error
+        except OSError as error:
+            if isinstance(error, ABSENT) or keys.problem(key):
+                raise ObjectNotFound(f"There is no {self.uri(key)}.") from error
+            raise
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         root = Path(self.folder)
@@ -151,7 +151,7 @@ class LocalObjectStore(ObjectStore):
                     )
 
     def delete(self, key: str) -> None:
-        with suppress(FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        with suppress(*ABSENT):
             self._path(key).unlink()
 
     def uri(self, key: str) -> str:
@@ -162,10 +162,32 @@ class LocalObjectStore(ObjectStore):
 
     def _path(self, key: str) -> Path:
         root = Path(self.folder).resolve()
-        path = (root / key).resolve()
+        try:
+            path = (root / key).resolve()
+        except ValueError as error:
+            raise InvalidKey(f"The key {key!r} can't be a file's: {error}. Choose another one.") from error
         if root not in path.parents:
-            raise ObjectNotFound(f"The key {key!r} leaves the store's folder {root}.")
+            raise InvalidKey(f"The key {key!r} leaves the store's folder {root}.")
         return path
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that takes its place by a rename at the end: a reader must not meet half an object."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=UNFINISHED, delete=False) as file:
+        try:
+            yield file
+        except BaseException:
+            Path(file.name).unlink()
+            raise
+    Path(file.name).replace(path)
+
+
+def require_storable(key: str) -> None:
+    """Raise InvalidKey when not every store can hold an object of that name."""
+    if problem := keys.problem(key):
+        raise InvalidKey(f"The key {key!r} can't be an object's: {problem}. Choose another one.")
 
 
 @lru_cache(maxsize=10_000)
@@ -179,11 +201,12 @@ def stack_resources(settings: Settings | None = None) -> dict[str, Any]:
     """The resources of every job: `io_manager` for data between steps, `store` for objects."""
     settings = settings or Settings.from_environment()
     from dagster_stack.storage.io_manager import S3IOManager
+    from dagster_stack.storage.pickles import LocalIOManager
 
     if settings.s3 is None:
         folder = settings.store_folder
         return {
-            "io_manager": FilesystemIOManager(base_dir=str(folder / settings.data_prefix)),
+            "io_manager": LocalIOManager(base_dir=str(folder / settings.data_prefix)),
             "store": LocalObjectStore(folder=str(folder)),
         }
     return {

@@ -229,7 +229,7 @@ def a_job(resource: Any) -> JobDefinition:
 def test_objects_are_under_the_same_keys_as_dagster_awss(
     s3_url: str, manager: S3IOManager, bucket: Any
 ) -> None:
-    """What was stored by one is found by the other: moving over needs no copy."""
+    """Op outputs: what was stored by one is found by the other, moving over needs no copy."""
     stock = S3PickleIOManager(
         s3_resource=S3Resource(
             endpoint_url=s3_url, aws_access_key_id="test", aws_secret_access_key="test-secret", region_name="us-east-1"
@@ -285,7 +285,8 @@ def test_partitioned_assets_have_a_key_each_and_are_loaded_together(
     assert result.output_for_node("summary") == (
         "2026-01-01=2026-01-01, 2026-01-02=2026-01-02, 2026-01-03=2026-01-03"
     )
-    assert keys(bucket) == ["storage/daily/2026-01-01", "storage/daily/2026-01-02", "storage/daily/2026-01-03", "storage/summary"]  # fmt: skip
+    days = [f"storage/@partitions/daily/2026-01-0{day}.pickle" for day in (1, 2, 3)]
+    assert keys(bucket) == ["storage/@assets/summary.pickle", *days]
 
 
 def test_a_missing_partition_is_named(manager: S3IOManager, bucket: Any) -> None:
@@ -296,7 +297,7 @@ def test_a_missing_partition_is_named(manager: S3IOManager, bucket: Any) -> None
         upstream_output=build_output_context(asset_key=AssetKey("daily")),
     )
 
-    with pytest.raises(FileNotFoundError, match=r"s3://dagster/storage/daily/2026-01-02"):
+    with pytest.raises(FileNotFoundError, match=r"s3://dagster/storage/@partitions/daily/2026-01-02"):
         manager.load_input(context)
 
 
