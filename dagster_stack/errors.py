@@ -108,5 +108,9 @@ class GivenUp(Fenced):
     """Raised when a process reports on work after the database was away for longer than its patience."""
 
 
+class Refused(StackError):
+    """Raised when the database does not take an event, and never will."""
+
+
 class AlreadyHeld(StackError):
     """Raised when a message names work that another living process does."""

@@ -118,7 +118,8 @@ def sent_before(instance: DagsterInstance, run_id: str) -> dict[str, str]:
     return {
         str(event.engine_event_data.metadata["task"].value): event.step_key
         for event in announced.read()
-        if event.step_key
+        # Other executors announce steps too.
+        if event.step_key and "task" in event.engine_event_data.metadata
     }
 
 

@@ -17,15 +17,14 @@ from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.objects import StepRetryData
 from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.step import ExecutionStep
-from sqlalchemy.exc import DBAPIError
 
 from dagster_stack.broker.messages import step_task_id
 from dagster_stack.errors import BrokerUnreachable, Fenced
 from dagster_stack.executor.event_tail import EventTail, is_end
 from dagster_stack.executor.step_handler import CeleryStepHandler, report
 from dagster_stack.executor.termination import GRACE_SECS
-from dagster_stack.storage.database import server_is_away
 from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.sqlstate import is_away
 
 if TYPE_CHECKING:
     from dagster_stack.executor.celery_executor import CeleryExecutor
@@ -89,21 +88,15 @@ class Drive:
         """Drive the run to its end; yields its events once they stand in the log."""
         if self._context.resume_from_failure:
             yield from self._resume()
-        try:
+        # Nothing is called back after an error: whether it ends the run is known when the run's end is stored.
+        self._advance()
+        while not self._active.is_complete:
+            if self._active.check_for_interrupts():
+                yield from self._interrupt()
+                return
+            yield from self._news()
             self._advance()
-            while not self._active.is_complete:
-                if self._active.check_for_interrupts():
-                    yield from self._interrupt()
-                    return
-                yield from self._news()
-                self._advance()
-                yield from self._look_after()
-        except Exception as error:
-            if goes_on_elsewhere(error):
-                raise
-            # Whatever went wrong here ends the run: its steps must not go on without it.
-            self._handler.revoke_all()
-            raise
+            yield from self._look_after()
 
     # --- what happened ---------------------------------------------------------------------------------
 
@@ -280,7 +273,7 @@ class Drive:
 
 def goes_on_elsewhere(error: Exception) -> bool:
     """Whether a run does not end with this error: another process has it, or will have it."""
-    return isinstance(error, Fenced) or (isinstance(error, DBAPIError) and server_is_away(error))
+    return isinstance(error, Fenced) or is_away(error)
 
 
 @contextmanager

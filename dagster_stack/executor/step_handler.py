@@ -173,10 +173,6 @@ class CeleryStepHandler(StepHandler):
             return False
         return False
 
-    def revoke_all(self) -> None:
-        """Tell all workers to end the run's steps, and wait for none."""
-        revoke(self._app, self._called_back())
-
     def call_back(self, instance: DagsterInstance) -> list[str]:
         """End the run's steps; returns the keys of those that had to be killed."""
         return call_back(self._app, instance, self._run.run_id, self._called_back())

@@ -15,7 +15,6 @@ from dagster._core.launcher import (
     WorkerStatus,
 )
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
-from sqlalchemy.exc import DBAPIError
 
 from dagster_stack import tags
 from dagster_stack.broker.app_factory import make_app
@@ -29,8 +28,9 @@ from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.logs.context import bound
 from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.storage.claims import STALE_SECS, Work
-from dagster_stack.storage.database import patiently, server_is_away
+from dagster_stack.storage.database import patiently
 from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.sqlstate import is_away
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,8 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             try:
                 self._tell_code(run)
                 self._send(run, message)
-            except DBAPIError as error:
-                if not server_is_away(error):
+            except Exception as error:
+                if not is_away(error):
                     raise
                 logger.error(
                     "run %s is handed over when Postgres is back: %s",

@@ -29,7 +29,7 @@ from dagster_stack.executor.drive import goes_on_elsewhere
 from dagster_stack.executor.eager import EXECUTING
 from dagster_stack.executor.termination import call_back
 from dagster_stack.logs.context import bound
-from dagster_stack.storage.claims import Claim, Sign
+from dagster_stack.storage.claims import STOPPED, Claim, Sign
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
@@ -112,9 +112,9 @@ class RunExecution:
                 self._is_interruptible = False
         storage.claims.release(claim)
 
-    def hand_over(self) -> None:
+    def hand_over(self, reason: str) -> None:
         """Let the runner that gets the message next begin at once."""
-        release(self._claim)
+        release(self._claim, reason)
 
     def _find(self, instance: DagsterInstance) -> DagsterRun:
         """The run as it is now, of this process's code."""
@@ -147,7 +147,7 @@ class RunExecution:
                 self._message.work,
                 extra={"action": "run.handed_over"},
             )
-            release(self._claim)
+            release(self._claim, STOPPED)
             self.is_handed_over = True
             sign = None
         status = DagsterRunStatus(sign.run_status) if sign and sign.run_status else None
@@ -163,7 +163,11 @@ class RunExecution:
         if run.status == DagsterRunStatus.CANCELING:
             cancel(self._task.app, instance, run)
             return
-        recent = [loss for loss in losses if loss.at > time.time() - LOSSES_SECS]
+        recent = [
+            each
+            for each in self._claim.before
+            if each.reason != STOPPED and each.at > time.time() - LOSSES_SECS
+        ]
         if len(recent) >= MOST_LOSSES:
             names = "; ".join(map(str, recent))
             instance.report_run_failed(run, f"It lost its runner {len(recent)} times within a day: {names}.")
@@ -192,8 +196,9 @@ class RunExecution:
         except Exception as error:
             if goes_on_elsewhere(error) or not self._has_ended(instance):
                 raise
-            # Dagster has failed the run, and its log says of what.
+            # Dagster has failed the run, and its log says of what. Now nobody goes on with it.
             logger.exception("%s failed", self._message.work, extra={"action": "run.failed"})
+            call_back(self._task.app, instance, run.run_id, list(sent_before(instance, run.run_id)))
 
     def _has_ended(self, instance: DagsterInstance) -> bool:
         run = instance.get_run_by_id(self._message.run_id)

@@ -16,7 +16,7 @@ from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
 from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 from urllib3.exceptions import HTTPError
 
 from dagster_stack import tags
@@ -39,7 +39,7 @@ BUCKET_ACTIONS = ["s3:ListBucket", "s3:GetBucketLocation", "s3:ListBucketMultipa
 
 
 #: What a store answers that is still coming up, or that nobody can reach; anything else is a defect.
-TRANSIENT = (BotoCoreError, ClientError, OperationalError, OSError, HTTPError, MinioAdminException)
+TRANSIENT = (BotoCoreError, ClientError, SQLAlchemyError, OSError, HTTPError, MinioAdminException)
 
 
 @dataclass(frozen=True)

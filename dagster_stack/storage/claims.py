@@ -6,7 +6,7 @@ gone to another, can't write any more. https://martin.kleppmann.com/2016/02/08/h
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,10 +39,27 @@ TABLE = """
         leaving boolean NOT NULL DEFAULT false,
         writes integer NOT NULL DEFAULT 0,
         losses jsonb NOT NULL DEFAULT '[]',
+        returns jsonb NOT NULL DEFAULT '[]',
         PRIMARY KEY (run_id, step_key, attempt),
         UNIQUE (run_id, step_key, attempt, epoch)
     )
 """
+#: For a table of an older version; only then, since it waits for whoever is in the middle of a transaction.
+COLUMN = """
+    DO $$ BEGIN
+        IF NOT EXISTS (
+            SELECT FROM pg_attribute WHERE attrelid = 'dagster_stack_claims'::regclass AND attname = 'returns'
+        ) THEN
+            ALTER TABLE dagster_stack_claims ADD COLUMN returns jsonb NOT NULL DEFAULT '[]';
+        END IF;
+    END $$
+"""
+#: Why a work was handed back, when its process was told to stop (scaling, deployments).
+STOPPED = "it was told to stop"
+#: The same for an execution that came to its end and did not report it: if anybody asks for the work again.
+UNREPORTED = "it ended, and the end of its work is not in the event log"
+#: Characters that are kept of a reason.
+REASON_SIZE = 300
 
 
 @dataclass(frozen=True)
@@ -68,12 +85,16 @@ class Work:
 
 @dataclass(frozen=True)
 class Loss:
-    """A holder that died."""
+    """A holder that died, or did not end its work for another reason."""
 
     holder: str
     reason: str
     #: When it was noticed, by Postgres's clock, in seconds since 1970.
     at: float = field(default=0.0, compare=False)
+
+    @classmethod
+    def all(cls, entries: Sequence[Mapping[str, Any]]) -> "tuple[Loss, ...]":
+        return tuple(cls(entry["holder"], entry["reason"], entry.get("at", 0.0)) for entry in entries)
 
     def __str__(self) -> str:
         return f"{self.holder}: {self.reason}"
@@ -86,12 +107,19 @@ class Claim:
     work: Work
     epoch: int
     holder: str
-    #: The holders before this one that died, not those that handed the work over.
+    #: The holders before this one that died.
     losses: tuple[Loss, ...] = ()
+    #: Those that handed the work back, or ended without its end.
+    returns: tuple[Loss, ...] = ()
 
     @property
     def key(self) -> dict[str, Any]:
         return {**self.work.key, "epoch": self.epoch}
+
+    @property
+    def before(self) -> list[Loss]:
+        """The executions before this one, in their order."""
+        return sorted([*self.losses, *self.returns], key=lambda each: each.at)
 
 
 @dataclass(frozen=True)
@@ -105,7 +133,7 @@ class Sign:
 #: A holder that died without a word adds a loss here; one whose death was seen (LOSE), or that handed its work
 #: over, has none to add.
 TAKE = sqlalchemy.text(
-    """
+    f"""
     INSERT INTO dagster_stack_claims AS held (run_id, step_key, attempt, epoch, holder, beat_at)
     VALUES (:run, :step, :attempt, 1, :holder, now())
     ON CONFLICT (run_id, step_key, attempt) DO UPDATE SET
@@ -118,6 +146,12 @@ TAKE = sqlalchemy.text(
                 'at', extract(epoch FROM now())
             )
         END,
+        returns = CASE
+            WHEN held.beat_at IS NULL OR NOT held.leaving THEN held.returns
+            ELSE held.returns || jsonb_build_object(
+                'holder', held.holder, 'reason', '{STOPPED}', 'at', extract(epoch FROM now())
+            )
+        END,
         holder = excluded.holder,
         beat_at = excluded.beat_at,
         leaving = false
@@ -126,7 +160,7 @@ TAKE = sqlalchemy.text(
         OR held.leaving
         -- The same process asks again, since the connection was lost with the answer.
         OR held.holder = excluded.holder
-    RETURNING epoch, losses
+    RETURNING epoch, losses, returns
     """
 )
 MINE = "run_id = :run AND step_key = :step AND attempt = :attempt AND epoch = :epoch"
@@ -137,7 +171,17 @@ BEAT = sqlalchemy.text(
     """
 )
 #: A new epoch that nobody has: whatever the last holder still wants to write is refused.
-RELEASE = sqlalchemy.text(f"UPDATE dagster_stack_claims SET epoch = epoch + 1, beat_at = NULL WHERE {MINE}")
+RELEASE = sqlalchemy.text(
+    f"""
+    UPDATE dagster_stack_claims SET
+        epoch = epoch + 1,
+        beat_at = NULL,
+        returns = returns || jsonb_build_object(
+            'holder', holder, 'reason', CAST(:reason AS text), 'at', extract(epoch FROM now())
+        )
+    WHERE {MINE}
+    """
+)
 REVOKE = sqlalchemy.text(
     """
     UPDATE dagster_stack_claims SET epoch = epoch + 1, beat_at = NULL
@@ -183,7 +227,11 @@ SWEEP = sqlalchemy.text(
 ALIVE = sqlalchemy.text(
     """
     SELECT run_id, step_key, attempt FROM dagster_stack_claims
-    WHERE run_id = ANY(:runs) AND beat_at > now() - make_interval(secs => :stale)
+    WHERE run_id = ANY(:runs) AND (
+        beat_at > now() - make_interval(secs => :stale)
+        -- A read-only server takes no sign of life: who had the work still counts as alive.
+        OR (beat_at IS NOT NULL AND current_setting('transaction_read_only') = 'on')
+    )
     """
 )
 HOLD = sqlalchemy.text(f"SELECT 1 FROM dagster_stack_claims WHERE {MINE} FOR KEY SHARE")
@@ -216,8 +264,8 @@ class Claims:
         rows = self._execute(TAKE, **work.key, holder=holder, stale=STALE_SECS)
         if not rows:
             return None
-        losses = tuple(Loss(entry["holder"], entry["reason"], entry.get("at", 0.0)) for entry in rows[0][1])
-        return Claim(work, rows[0][0], holder, losses)
+        epoch, losses, returns = rows[0]
+        return Claim(work, epoch, holder, Loss.all(losses), Loss.all(returns))
 
     def beat(self, claim: Claim, leaving: bool = False) -> Sign | None:
         """Give a sign of life; None when another process has taken over.
@@ -227,9 +275,10 @@ class Claims:
         rows = self._execute(BEAT, **claim.key, leaving=leaving)
         return Sign(rows[0][0]) if rows else None
 
-    def release(self, claim: Claim) -> None:
-        """Hand a work over: whoever asks next gets it, and what this process still writes is refused."""
-        self._execute(RELEASE, **claim.key)
+    def release(self, claim: Claim, reason: str = UNREPORTED) -> None:
+        """Hand a work over: whoever asks next gets it and learns why, and what this process still writes is refused."""
+        text = reason.encode(errors="backslashreplace").decode().replace("\0", "")
+        self._execute(RELEASE, **claim.key, reason=text[:REASON_SIZE])
 
     def revoke_steps(self, run_id: str) -> list[Work]:
         """Refuse whatever executions of a run's steps still want to write; returns those that had not ended."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,11 +10,12 @@ from functools import cache, partial
 from typing import Any, TypeVar
 
 import sqlalchemy
-from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.engine import Connection, Engine, ExceptionContext
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from dagster_stack.errors import UsageError
+from dagster_stack.storage.sqlstate import NOT_SENT, OURS, READ_ONLY, Kind, is_undone, kind_of
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -30,9 +32,9 @@ RETRY_SECS = 0.5
 CONNECT_TIMEOUT_SECS = 10
 #: Seconds that a caller waits for a free connection of its own process.
 POOL_TIMEOUT_SECS = 60
-
-#: What Postgres says when a lock, or a statement, has taken longer than its connection allows (Dagit's do).
-TOO_SLOW = {"55P03", "57014"}
+#: Tries of what another transaction was in the way of, and seconds before the second one; each pause is twice as long.
+TRIES = 6
+PAUSE_SECS = 0.02
 
 
 def url_from_environment(environment: Mapping[str, str] = os.environ) -> str:
@@ -50,7 +52,7 @@ def url_from_environment(environment: Mapping[str, str] = os.environ) -> str:
 @cache
 def pooled_engine(url: str, connections: int) -> Engine:
     """The process's engine for a database: run, event and schedule storage share its connections."""
-    return sqlalchemy.create_engine(
+    engine = sqlalchemy.create_engine(
         url,
         isolation_level="AUTOCOMMIT",
         poolclass=QueuePool,
@@ -66,6 +68,18 @@ def pooled_engine(url: str, connections: int) -> Engine:
             "application_name": f"dagster-stack {os.getpid()}",
         },
     )
+    sqlalchemy.event.listen(engine, "handle_error", note_error)
+    return engine
+
+
+def note_error(context: ExceptionContext) -> None:
+    """Mark an error as one of Dagster's database. Sessions of a server that is read-only are replaced, all of them."""
+    if getattr(context.original_exception, "pgcode", None) == READ_ONLY:
+        context.is_disconnect = True
+    error = context.sqlalchemy_exception
+    if error:
+        setattr(error, OURS, True)
+        setattr(error, NOT_SENT, context.connection is None)
 
 
 # A forked process must not share its parent's connections.
@@ -73,27 +87,28 @@ os.register_at_fork(after_in_child=pooled_engine.cache_clear)
 
 
 class PatientConnection(Connection):
-    """A connection on which a read that breaks with it is tried again, on another one of the pool.
+    """A connection on which what fails while the server is away is tried again, on another one of the pool.
 
-    Not within a transaction, which would have to begin again; and nobody knows of a write whether it was done.
+    Not within a transaction, which would have to begin again; and a write only if it was certainly not done.
     """
 
     def execute(self, statement: Any, parameters: Any = None, *, execution_options: Any = None) -> Any:
-        if self.in_transaction() or not getattr(statement, "is_select", False):
+        if self.in_transaction():
             return super().execute(statement, parameters, execution_options=execution_options)
-        read = partial(super().execute, statement, parameters, execution_options=execution_options)
+        act = partial(super().execute, statement, parameters, execution_options=execution_options)
+        is_read = getattr(statement, "is_select", False)
 
-        def read_again() -> Any:
+        def act_again() -> Any:
             # Forgets what broke: the next statement opens a connection.
             self.rollback()
-            return read()
+            return act()
 
         try:
-            result = read()
-        except DBAPIError as error:
-            if not error.connection_invalidated:
+            result = act()
+        except SQLAlchemyError as error:
+            if kind_of(error) is Kind.WRONG or not (is_read or is_undone(error)):
                 raise
-            result = patiently(read_again)
+            result = patiently(act_again, only_undone=not is_read)
         # It has the rows. Statements commit by themselves; for SQLAlchemy a transaction has begun with this one.
         self.commit()
         return result
@@ -101,7 +116,7 @@ class PatientConnection(Connection):
 
 @contextmanager
 def patient_connection(engine: Engine, patience: float = PATIENCE_SECS) -> Iterator[Connection]:
-    """A connection of the pool; waits while the server is away, then raises SQLAlchemy's OperationalError."""
+    """A connection of the pool; waits while the server is away, then raises SQLAlchemy's error."""
     connection = patiently(lambda: PatientConnection(engine), patience)
     try:
         yield connection
@@ -109,21 +124,34 @@ def patient_connection(engine: Engine, patience: float = PATIENCE_SECS) -> Itera
         connection.close()
 
 
-def patiently(act: Callable[[], Result], patience: float = PATIENCE_SECS) -> Result:
-    """What `act` returns; tried again while the database server is away."""
+def patiently(
+    act: Callable[[], Result], patience: float = PATIENCE_SECS, *, only_undone: bool = False
+) -> Result:
+    """What `act` returns; tried again while the database server is away, or other transactions are in its way.
+
+    `only_undone`: not when it may have been done already.
+    """
     until = time.monotonic() + patience
-    away = False
+    away, tries = False, 0
     while True:
         try:
             result = act()
-        except DBAPIError as error:
-            if not server_is_away(error) or time.monotonic() > until:
+        except SQLAlchemyError as error:
+            kind = kind_of(error)
+            if only_undone and not is_undone(error):
+                raise
+            if kind is Kind.AGAIN and tries < TRIES - 1:
+                # None waits as long as the other, or both would meet again.
+                time.sleep(PAUSE_SECS * 2**tries * random.uniform(0.5, 1.5))
+                tries += 1
+                continue
+            if kind is not Kind.AWAY or time.monotonic() > until:
                 raise
             if not away:
                 logger.warning(
                     "Postgres is away, trying for %.0f s: %s",
                     patience,
-                    error.orig,
+                    getattr(error, "orig", None) or error,
                     extra={"action": "database.away"},
                 )
             away = True
@@ -132,10 +160,3 @@ def patiently(act: Callable[[], Result], patience: float = PATIENCE_SECS) -> Res
             if away:
                 logger.warning("Postgres is back", extra={"action": "database.back"})
             return result
-
-
-def server_is_away(error: DBAPIError) -> bool:
-    """Whether the server, or its connection, is gone or full, rather than the statement wrong or too slow."""
-    if error.connection_invalidated:
-        return True
-    return isinstance(error, OperationalError) and getattr(error.orig, "pgcode", None) not in TOO_SLOW

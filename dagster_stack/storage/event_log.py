@@ -26,6 +26,7 @@ from dagster._serdes import deserialize_value, serialize_value
 from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack import tags
+from dagster_stack.errors import Refused
 from dagster_stack.storage.attempt import INDEXED_EVENTS, REPORTED, STARTS, Reported, discounted
 from dagster_stack.storage.claims import Claim, Work, fenced
 from dagster_stack.storage.database import (
@@ -34,6 +35,7 @@ from dagster_stack.storage.database import (
 )
 from dagster_stack.storage.event_batch import EventBatch
 from dagster_stack.storage.slots import FencedSlots
+from dagster_stack.storage.sqlstate import is_refusal, sentence
 from dagster_stack.storage.tenure import Tenure
 from dagster_stack.texts import presentable, shown
 
@@ -44,6 +46,13 @@ AWAITED_EVENTS = {
     DagsterEventType.STEP_RESTARTED,
     DagsterEventType.STEP_SUCCESS,
     DagsterEventType.STEP_FAILURE,
+    DagsterEventType.STEP_UP_FOR_RETRY,
+}
+#: Events that end an attempt of a step.
+ENDS = {
+    DagsterEventType.STEP_SUCCESS,
+    DagsterEventType.STEP_FAILURE,
+    DagsterEventType.STEP_SKIPPED,
     DagsterEventType.STEP_UP_FOR_RETRY,
 }
 #: Answered from the index that `init` makes (STEP_ENDS_INDEX), however many events a run has.
@@ -185,9 +194,7 @@ class PooledEventLogStorage(FencedSlots):
             event = as_shown(event)
             self._store_indexed(event.run_id, [event], partial(super().store_event, event))
         elif batch:
-            batch.add(event)
-            if kind in AWAITED_EVENTS:
-                batch.flush()
+            batch.add(event, at_once=kind in AWAITED_EVENTS)
         else:
             self._write([event])
 
@@ -323,14 +330,42 @@ class PooledEventLogStorage(FencedSlots):
         return row
 
     def _write(self, events: Sequence[EventLogEntry]) -> None:
-        """One statement, hence one commit: all of them are stored or none."""
+        """One statement for a run, hence one commit. What the database refuses is left out; raises Refused when that
+        is more than a line of the log."""
         for run_id, group in groupby(events, lambda event: event.run_id):
-            rows = [self._event_to_row(event) for event in group]
-            claim = self._tenure.claim_for(run_id)
-            if claim:
-                self._write_fenced(rows, claim)
-            else:
-                self._patiently(SqlEventLogStorageTable.insert(), rows)
+            of_run = list(group)
+            try:
+                self._write_rows(run_id, of_run)
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                self._write_one_by_one(run_id, of_run)
+
+    def _write_one_by_one(self, run_id: str, events: Sequence[EventLogEntry]) -> None:
+        refused: Exception | None = None
+        for event in events:
+            if refused and event.is_dagster_event and event.dagster_event_type in ENDS:
+                # Its step can't succeed without what was refused.
+                continue
+            try:
+                self._write_rows(run_id, [event])
+            except Exception as error:
+                if not is_refusal(error):
+                    raise
+                if event.is_dagster_event:
+                    refused = refused or error
+                else:
+                    self._write_rows(run_id, [in_place_of(event, error)])
+        if refused:
+            raise Refused(f"The event log does not take an event of it: {sentence(refused)}") from refused
+
+    def _write_rows(self, run_id: str, events: Sequence[EventLogEntry]) -> None:
+        rows = [self._event_to_row(event) for event in events]
+        claim = self._tenure.claim_for(run_id)
+        if claim:
+            self._write_fenced(rows, claim)
+        else:
+            self._patiently(SqlEventLogStorageTable.insert(), rows)
 
     def _write_fenced(self, rows: Sequence[Mapping[str, Any]], claim: Claim) -> None:
         columns = {f"{name}s": [row[name] for row in rows] for name in rows[0]}
@@ -358,3 +393,8 @@ def as_shown(event: EventLogEntry) -> EventLogEntry:
     text = serialize_value(event)
     mended = presentable(text)
     return event if mended is text else deserialize_value(mended, EventLogEntry)
+
+
+def in_place_of(event: EventLogEntry, error: Exception) -> EventLogEntry:
+    """What stands in the log for a line that the database does not take."""
+    return event._replace(user_message=f"A line that was logged here could not be stored: {sentence(error)}")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 
 from dagster_stack.logs.context import in_context
 from dagster_stack.storage.claims import Claim, Claims, Sign
@@ -58,7 +58,7 @@ class SignsOfLife(threading.Thread):
                 continue
             try:
                 sign = self._claims.beat(self._claim, leaving)
-            except DBAPIError as error:
+            except SQLAlchemyError as error:
                 logger.warning(
                     "no sign of life for %s: %s",
                     self._claim.work,

@@ -48,7 +48,7 @@ def make_tables(url: str) -> None:
     """Dagster's tables and the index of this stack; what is there stays as it is."""
     DagsterPostgresStorage(url, should_autocreate_tables=True)
     with patient_connection(pooled_engine(url, DEFAULT_CONNECTIONS)) as connection:
-        for statement in (STEP_ENDS_INDEX, claims.TABLE):
+        for statement in (STEP_ENDS_INDEX, claims.TABLE, claims.COLUMN):
             connection.execute(sqlalchemy.text(statement))
 
 
@@ -99,15 +99,20 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
 
         self._store_whole(run_id, report, alone=True)
 
+    def add_run(self, dagster_run: DagsterRun) -> DagsterRun:
+        """Dagster's own, with tags that Postgres takes, and as a whole: a run that is refused is not there at all."""
+        add, tags = super().add_run, shown_tags(dagster_run.tags)
+        run = dagster_run if tags == dagster_run.tags else dagster_run.with_tags(tags)
+
+        def store(again: bool) -> DagsterRun:
+            return run if again and self.has_run(run.run_id) else add(run)
+
+        return self._store_whole(run.run_id, store, alone=True)
+
     def add_run_tags(self, run_id: str, new_tags: Mapping[str, str]) -> None:
         """Dagster's own, as a whole: half of it would pass for done when it is tried again."""
         add, tags = super().add_run_tags, shown_tags(new_tags)
         self._store_whole(run_id, lambda _: add(run_id, tags), alone=True)
-
-    def add_run(self, dagster_run: DagsterRun) -> DagsterRun:
-        """Dagster's own, with tags that Postgres takes."""
-        tags = shown_tags(dagster_run.tags)
-        return super().add_run(dagster_run if tags == dagster_run.tags else dagster_run.with_tags(tags))
 
     # `init` migrates the tables before anybody starts: Dagster would ask for their columns at every read.
     def has_run_stats_index_cols(self) -> bool:

@@ -9,16 +9,12 @@ from typing import Any, TypeVar
 import sqlalchemy
 from dagster_postgres.utils import set_pg_statement_timeout
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
 
 from dagster_stack.errors import GivenUp
 from dagster_stack.storage import claims
 from dagster_stack.storage.claims import Claim, Claims, fenced
-from dagster_stack.storage.database import (
-    patient_connection,
-    patiently,
-    server_is_away,
-)
+from dagster_stack.storage.database import patient_connection, patiently
+from dagster_stack.storage.sqlstate import is_away
 
 Result = TypeVar("Result")
 
@@ -63,9 +59,9 @@ class PooledStorage:
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:
-        """For Dagster's own code, whose reads are tried again when their connection breaks.
+        """For Dagster's own code, whose statements are tried again while the server is away.
 
-        A write of it is not, unless it is part of what is stored as a whole.
+        A write that may have been done is not, unless it is part of what is stored as a whole.
         """
         running: Connection | None = getattr(self._tenure.transaction, "connection", None)
         if running:
@@ -77,9 +73,8 @@ class PooledStorage:
     def _store_whole(self, run_id: str, store: Callable[[bool], Result], alone: bool = False) -> Result:
         """What `store` stores counts as a whole, and only while the claim that covers it holds; raises Fenced.
 
-        When the connection breaks on the way it is called again, with True: the first try is over by then, and was
-        stored if only its answer was lost. `alone`: no other process may do a thing of this kind for the run
-        meanwhile.
+        While the server is away it is called again, with True: the first try is over by then, and was stored if only
+        its answer was lost. `alone`: no other process may do a thing of this kind for the run meanwhile.
         """
         again = False
 
@@ -90,10 +85,8 @@ class PooledStorage:
                 return store(was_tried)
 
         with self._giving_up():
-            if alone or self._tenure.claim_for(run_id):
-                return patiently(attempt)
-            # Without any lock nobody can tell whether the first try is over.
-            return attempt()
+            # Without any lock nobody can tell whether a first try that was not answered is over.
+            return patiently(attempt, only_undone=not (alone or self._tenure.claim_for(run_id)))
 
     @contextmanager
     def _transaction(self, run_id: str, alone: bool = False, again: bool = False) -> Iterator[None]:
@@ -120,8 +113,8 @@ class PooledStorage:
     def _giving_up(self) -> Iterator[None]:
         try:
             yield
-        except DBAPIError as error:
-            if server_is_away(error):
+        except Exception as error:
+            if is_away(error):
                 self._tenure.given_up = True
             raise
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from celery import Celery, Task
 from celery.exceptions import Reject
-from sqlalchemy.exc import DBAPIError
 
 from dagster_stack.broker.dead_letters import bury_task
 from dagster_stack.broker.messages import RunMessage, StepMessage
@@ -26,8 +25,8 @@ from dagster_stack.errors import (
     NoSuchRun,
 )
 from dagster_stack.storage.claims import Claim
-from dagster_stack.storage.database import server_is_away
 from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.sqlstate import is_away
 from dagster_stack.worker.process import warm_instance
 
 logger = logging.getLogger(__name__)
@@ -39,13 +38,15 @@ AWAY_PAUSE_SECS = 5
 
 
 @contextmanager
-def handled(task: Task, message: StepMessage | RunMessage, hand_over: Callable[[], None]) -> Iterator[None]:
+def handled(
+    task: Task, message: StepMessage | RunMessage, hand_over: Callable[[str], None]
+) -> Iterator[None]:
     """Do with a task's message what the error of its work asks for; raises Reject when it is to come again."""
     try:
         yield
     except (ForeignCode, AlreadyHeld) as error:
         logger.info("%s comes again: %s", message.work, error, extra={"action": "message.postponed"})
-        hand_over()
+        hand_over(str(error))
         with back_to_queue_on_error():
             postpone(task, message, refused=isinstance(error, ForeignCode))
     except (NoSuchRun, NoSuchJob) as error:
@@ -56,18 +57,20 @@ def handled(task: Task, message: StepMessage | RunMessage, hand_over: Callable[[
         # Whoever took it over has the message too.
         logger.warning("%s", error, extra={"action": "claim.lost"})
     except Exception as error:
-        if isinstance(error, DBAPIError) and server_is_away(error):
+        if is_away(error):
             raise _returned(message, error, hand_over) from error
         # Celery would acknowledge it, and nobody would know. Work that is begun tells the run's log of its errors.
         logger.exception("%s can't be done", message.work, extra={"action": "message.failed"})
-        hand_over()
+        hand_over(repr(error))
         put_aside(task, message.to_json(), f"it could not be worked on: {error!r}")
 
 
-def _returned(message: StepMessage | RunMessage, error: Exception, hand_over: Callable[[], None]) -> Reject:
+def _returned(
+    message: StepMessage | RunMessage, error: Exception, hand_over: Callable[[str], None]
+) -> Reject:
     """Nothing can be reported without the database: the work is somebody's who reaches it."""
     logger.error("%s goes back to its queue: %s", message.work, error, extra={"action": "message.returned"})
-    hand_over()
+    hand_over(str(error))
     return Reject(str(error), requeue=True)
 
 
@@ -105,12 +108,14 @@ def back_to_queue_on_error() -> Iterator[None]:
         raise Reject(str(error), requeue=True) from error
 
 
-def release(claim: Claim | None) -> None:
+def release(claim: Claim | None, reason: str) -> None:
     """Let whoever gets the message next begin at once; returns when the database, if it is away, is back."""
     storage = warm_instance().event_log_storage
     while claim and isinstance(storage, PooledEventLogStorage):
         try:
-            return storage.claims.release(claim)
-        except DBAPIError as error:
+            return storage.claims.release(claim, reason)
+        except Exception as error:
+            if not is_away(error):
+                raise
             logger.warning("the database is still away: %s", error, extra={"action": "database.away"})
             time.sleep(AWAY_PAUSE_SECS)

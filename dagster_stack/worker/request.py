@@ -28,12 +28,23 @@ class Request(CeleryRequest):
         self.taken_at = time.monotonic()
         self._is_interrupted = False
 
+    def revoked(self) -> bool:
+        """Whether its id was called back. One of this stack's is not: another execution of the same attempt has the
+        same id, and what waits of a run that has ended is skipped by what the event log says."""
+        return not self._is_of_stack and bool(super().revoked())
+
+    @property
+    def _is_of_stack(self) -> bool:
+        return self.task.name in {STEP_TASK, RUN_TASK}
+
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """Send a signal to the process. An interrupt asks it to end: how it does is for its task to say.
 
         Celery would forget the task and acknowledge its message, for any signal: one that went on could not be killed
         any more, the next message would wait behind it, and a later death of that process would count as wanted.
         """
+        if self._is_of_stack and not self.time_start:
+            return
         if self.time_start and signal and signal_names.signum(signal) == signals.SIGINT:
             self._is_interrupted = True
             with suppress(ProcessLookupError):
@@ -58,7 +69,7 @@ class Request(CeleryRequest):
         return super().on_failure(exc_info, *arguments, **named)
 
     def _tell(self, error: BaseException) -> None:
-        if self.task.name not in {STEP_TASK, RUN_TASK}:
+        if not self._is_of_stack:
             return
         message = content(self.args, self.kwargs)
         if isinstance(message, dict) and isinstance(message.get("run_id"), str):

@@ -3,7 +3,8 @@
 Celery asks the result backend for the state of each task that the worker does not execute, in the event loop, and
 stores that it was revoked. With `rpc://` that is four round trips to the broker and a warning for each, since there is
 no such state: thousands of waiting steps would cost all workers their heartbeats. Nobody here reads it; a stock
-task that its caller waits for is answered when a worker gets, and drops, its message.
+task that its caller waits for is answered when a worker gets, and drops, its message. Tasks of this stack are called
+back from the processes that execute them now; their ids are not held against later messages (`Request.revoked`).
 """
 
 from typing import Any

@@ -6,15 +6,8 @@ from dataclasses import dataclass, field
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 
 from dagster_stack import tags
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.event_log import ENDS, PooledEventLogStorage
 
-#: Events that end an attempt of a step.
-ENDS = {
-    DagsterEventType.STEP_SUCCESS,
-    DagsterEventType.STEP_FAILURE,
-    DagsterEventType.STEP_SKIPPED,
-    DagsterEventType.STEP_UP_FOR_RETRY,
-}
 #: A run in these states executes nothing any more.
 ENDED_RUN = {
     DagsterRunStatus.SUCCESS,

@@ -20,26 +20,25 @@ from dagster._core.execution.context_creation_job import create_context_free_log
 from dagster._core.execution.plan.objects import StepFailureData
 from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster_shared.error import SerializableErrorInfo
-from sqlalchemy.exc import DBAPIError
 
 from dagster_stack import tags
 from dagster_stack.broker.link import wake_up
 from dagster_stack.broker.messages import StepMessage
 from dagster_stack.broker.postponed import refused_for
 from dagster_stack.code_version import code_version
-from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, NoSuchJob, NoSuchRun
+from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, NoSuchJob, NoSuchRun, Refused
 from dagster_stack.logs.context import bound
 from dagster_stack.settings import MAX_DELIVERIES_VARIABLE, Settings
-from dagster_stack.storage.claims import Claim, Sign
-from dagster_stack.storage.database import server_is_away
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.claims import STOPPED, Claim, Sign
+from dagster_stack.storage.event_log import ENDS, PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
+from dagster_stack.storage.sqlstate import is_away
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.interruption import Interruption
 from dagster_stack.worker.planned_job import PlannedJob, planned_job, step_events
 from dagster_stack.worker.process import undisturbed, warm_instance
 from dagster_stack.worker.shutdown import is_leaving
-from dagster_stack.worker.standing import ENDED_RUN, ENDS, standing
+from dagster_stack.worker.standing import ENDED_RUN, standing
 from dagster_stack.worker.step_folder import step_folder
 
 logger = logging.getLogger(__name__)
@@ -48,6 +47,13 @@ logger = logging.getLogger(__name__)
 FOREIGN_CODE_SECS = 60
 #: The errors that an interrupt raises in a step, by name.
 INTERRUPTS = {KeyboardInterrupt.__name__, DagsterExecutionInterruptedError.__name__}
+#: Executions of one attempt that may come to no end before it fails: those whose worker was lost (which have a lower
+#: limit of their own), was without the database, or did not report the end. Of those that were told to stop, since
+#: somebody scales or deploys, so many more that only one that never ends is meant.
+MOST_EXECUTIONS = 10
+MOST_STOPS = 100
+#: Reasons that its failure names.
+REASONS_TOLD = 3
 #: How a run ends by itself: the hooks of a step whose end it knows go on.
 ENDED_BY_ITSELF = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE}
 
@@ -135,9 +141,9 @@ class StepExecution:
                     self._execute(instance, run)
         storage.claims.release(claim)
 
-    def hand_over(self) -> None:
+    def hand_over(self, reason: str) -> None:
         """Let whoever gets the message next begin at once."""
-        release(self._claim)
+        release(self._claim, reason)
 
     def _admitted(self, instance: DagsterInstance) -> DagsterRun | None:
         """The run as it is now; None when nothing is to be done for the message. Raises ForeignCode, NoSuchRun."""
@@ -157,7 +163,8 @@ class StepExecution:
                 extra={"action": "step.skipped"},
             )
             self.was_interrupted = found.run_status in ENDED_RUN
-            self._wake_run()
+            if found.run_status not in ENDED_RUN:
+                self._wake_run()
             return None
         if self._within:
             return found.run
@@ -186,7 +193,7 @@ class StepExecution:
                 f"It was delivered {len(losses)} times, and each time its worker was lost:"
                 f" {'; '.join(map(str, losses))}. {MAX_DELIVERIES_VARIABLE} in .env is the limit."
             )
-        return None
+        return looping(claim)
 
     def _heard(self, sign: Sign | None) -> None:
         """What the database says while the step is executed."""
@@ -204,7 +211,7 @@ class StepExecution:
             planned = self._within[1] if self._within else planned_job(instance, run)
             plan = planned.plan_for(message.step_key, message.unpack_known_state())
         except Exception as error:
-            if isinstance(error, DBAPIError) and server_is_away(error):
+            if is_away(error):
                 raise
             self._fail(instance, run, f"It could not be loaded on {self._holder}.")
             raise NoSuchJob(
@@ -246,7 +253,7 @@ class StepExecution:
         except Fenced:
             raise
         except Exception as error:
-            if isinstance(error, DBAPIError) and server_is_away(error):
+            if is_away(error):
                 raise
             if without_resources:
                 # That it is in the log is all: the run tries the step again, or fails it.
@@ -268,6 +275,16 @@ class StepExecution:
             if sys.exc_info()[0]
             else SerializableErrorInfo(message, [], None)
         )
+        try:
+            self._report_failure(instance, run, message, error)
+        except Refused as refused:
+            # Of the same texts, it may be.
+            self._report_failure(instance, run, message, SerializableErrorInfo(str(refused), [], None))
+        self._wake_run()
+
+    def _report_failure(
+        self, instance: DagsterInstance, run: DagsterRun, message: str, error: SerializableErrorInfo
+    ) -> None:
         event = DagsterEvent(
             event_type_value=DagsterEventType.STEP_FAILURE.value,
             job_name=run.job_name,
@@ -277,7 +294,16 @@ class StepExecution:
         )
         instance.report_dagster_event(event, run.run_id, logging.ERROR)
         self._flush(instance)
-        self._wake_run()
+
+
+def looping(claim: Claim) -> str | None:
+    """Why an attempt that was executed so often, and never ended, is not executed once more; None: it is."""
+    before = claim.before
+    counted = [each for each in before if each.reason != STOPPED]
+    if len(counted) < MOST_EXECUTIONS and len(before) < MOST_STOPS:
+        return None
+    last = "; ".join(map(str, before[-REASONS_TOLD:]))
+    return f"It was executed {len(before)} times and never came to its end. The last {REASONS_TOLD} times: {last}."
 
 
 def is_interrupt(event: DagsterEvent) -> bool:

@@ -27,7 +27,7 @@ from dagster._core.execution.api import execute_run_iterator
 from dagster_stack.broker.link import QueueState
 from dagster_stack.broker.messages import StepMessage, step_task_id
 from dagster_stack.errors import BrokerUnreachable, Fenced
-from dagster_stack.worker.standing import ENDS
+from dagster_stack.storage.event_log import ENDS
 from dagster_stack.worker.step_execution import StepExecution
 from tests.unit.clock import Clock
 from tests.unit.runs_by_hand import events, said, started_run

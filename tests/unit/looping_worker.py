@@ -17,6 +17,7 @@ from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
 from dagster_stack.broker.app_factory import use_folder_as_broker
+from dagster_stack.broker.tasks import STEP_TASK
 from dagster_stack.worker import request, revocation
 
 #: Where the folder is, and where tasks say what happens to them.
@@ -53,7 +54,8 @@ def make_app(folder: Path) -> Celery:
     app.conf.update(task_acks_late=True, task_reject_on_worker_lost=True, worker_prefetch_multiplier=1)
     use_folder_as_broker(app, folder)
     app.conf.update(broker_url=None, broker_transport="tests.unit.looping_worker:Transport")
-    app.task(work, name="work", ignore_result=True)
+    for name in ("work", STEP_TASK):
+        app.task(work, name=name, ignore_result=True)
     request.install(app)
     revocation.install()
     return app

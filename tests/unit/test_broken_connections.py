@@ -14,8 +14,8 @@ from dagster_stack.errors import Fenced, GivenUp
 from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import database as database_module
 from dagster_stack.storage.claims import STALE_SECS, Work
-from dagster_stack.storage.database import server_is_away
 from dagster_stack.storage.postgres import PooledPostgresStorage
+from dagster_stack.storage.sqlstate import is_away
 from tests.unit.clock import Clock
 from tests.unit.holders import Database, any_work, entry, materialization
 
@@ -165,7 +165,7 @@ def test_a_statement_that_takes_too_long_is_not_the_servers_absence(database: Da
     )
     with engine.connect() as connection, pytest.raises(OperationalError) as found:
         connection.execute(sqlalchemy.text("SELECT pg_sleep(5)"))
-    assert not server_is_away(found.value)
+    assert not is_away(found.value)
 
 
 # --- events of assets ----------------------------------------------------------------------------------------------------

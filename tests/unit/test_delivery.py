@@ -8,7 +8,8 @@ from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRunS
 from dagster._core.execution.plan.objects import StepFailureData, StepSuccessData
 from dagster._core.test_utils import create_run_for_test
 
-from dagster_stack.worker.standing import ENDS, Standing, standing
+from dagster_stack.storage.event_log import ENDS
+from dagster_stack.worker.standing import Standing, standing
 
 SUCCESS, FAILURE = DagsterEventType.STEP_SUCCESS, DagsterEventType.STEP_FAILURE
 SKIPPED, RETRY = DagsterEventType.STEP_SKIPPED, DagsterEventType.STEP_UP_FOR_RETRY

@@ -303,10 +303,10 @@ def test_a_limit_by_tag_counts_what_an_earlier_process_sent(
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_steps_are_called_back_only_by_a_process_whose_run_ends_with_it(
+def test_an_error_of_the_driving_process_calls_no_step_back(
     instance: DagsterInstance, workers: Workers, error: Exception, goes_on: bool
 ) -> None:
-    """Of a run that is another process's, or that nobody can write to now, the steps go on."""
+    """Whether it ends the run is known when the run's end is stored; a run that goes on waits for its steps."""
 
     def fails(timeout: float) -> NoReturn:
         raise error
@@ -315,7 +315,7 @@ def test_steps_are_called_back_only_by_a_process_whose_run_ends_with_it(
 
     result = executed(instance, step_jobs.linear)
 
-    assert bool(workers.revoked) is not goes_on
+    assert workers.revoked == workers.killed == []
     assert drive.goes_on_elsewhere(error) is goes_on
     assert workers.closed
     assert result.events

@@ -209,7 +209,7 @@ def test_revoked_steps_are_called_back_from_queues_and_workers(driven: Driven, b
     driven.send("one", "unimportant")
     broker.take()
 
-    driven.handler.revoke_all()
+    driven.handler.call_back(driven.instance)
 
     # Then the one is interrupted, the other dropped by the worker that gets it
     ((ids, options),) = broker.revoked
@@ -221,7 +221,7 @@ def test_revoked_steps_that_wait_for_the_broker_are_never_sent(driven: Driven, b
     broker.away = True
     driven.send("one")
 
-    driven.handler.revoke_all()
+    driven.handler.call_back(driven.instance)
 
     broker.away = False
     driven.handler.send(driven.context)
@@ -236,13 +236,13 @@ def test_a_run_can_be_stopped_while_the_broker_is_away(
     driven.send("one")
     broker.control_error = error
 
-    driven.handler.revoke_all()
+    driven.handler.call_back(driven.instance)
 
     assert broker.revoked == []
 
 
 def test_without_steps_nothing_is_revoked(driven: Driven, broker: Broker) -> None:
-    driven.handler.revoke_all()
+    driven.handler.call_back(driven.instance)
 
     assert broker.revoked == []
 

@@ -15,6 +15,7 @@ from celery.backends.rpc import RPCBackend
 from celery.worker import state
 from celery.worker.control import Panel
 
+from dagster_stack.broker.tasks import STEP_TASK
 from dagster_stack.worker import revocation
 from scripts.console import ROOT
 from tests.unit.looping_worker import FOLDER_VARIABLE, make_app
@@ -28,8 +29,8 @@ class Worker:
         self._folder, self._app = folder, app
         self.log = folder / "log"
 
-    def sends(self, name: str, **arguments: object) -> str:
-        return str(self._app.send_task("work", (name,), arguments, task_id=str(uuid4())).id)
+    def sends(self, name: str, task: str = "work", task_id: str = "", **arguments: object) -> str:
+        return str(self._app.send_task(task, (name,), arguments, task_id=task_id or str(uuid4())).id)
 
     def says(self, name: str) -> list[str]:
         file = self._folder / name
@@ -146,6 +147,29 @@ def test_a_task_that_waits_is_dropped(worker: Worker) -> None:
     worker.wait_for("last", "ended")
     assert worker.says("waiting") == []
     assert worker.messages() == []
+
+
+def test_a_step_that_was_called_back_can_come_again_under_its_id(worker: Worker) -> None:
+    """Another execution of the same attempt, in a run that goes on, has the same id."""
+    first = worker.sends("called back", STEP_TASK, on_interrupt="end", seconds=120)
+    worker.wait_for("called back", "began")
+    worker.revokes(first, signal="SIGINT")
+    worker.wait_for("called back", "ended")
+
+    worker.sends("again", STEP_TASK, task_id=first)
+
+    worker.wait_for("again", "ended")
+
+
+def test_a_step_that_waits_is_for_its_log_to_skip_and_is_not_killed_when_it_begins(worker: Worker) -> None:
+    worker.sends("a while", STEP_TASK, seconds=1)
+    worker.wait_for("a while", "began")
+    waiting = worker.sends("waits", STEP_TASK)
+
+    worker.revokes(waiting, signal="SIGKILL")
+
+    worker.wait_for("waits", "ended")
+    assert [line.split()[0] for line in worker.says("waits")] == ["began", "ended"]
 
 
 def test_a_process_that_survived_an_interrupt_and_dies_later_is_a_lost_one(worker: Worker) -> None:

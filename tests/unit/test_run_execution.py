@@ -461,6 +461,39 @@ def test_an_error_of_dagsters_is_told_by_the_run_or_else_by_a_dead_letter(
     assert [("out of order" in letter["reason"]) for letter in buried()] == ([] if told else [True])
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_an_error_of_the_driving_process_calls_steps_back_only_when_the_run_has_ended(
+    instance: DagsterInstance, runner: Runner, workers: Workers, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    run = started_run(instance, step_jobs.linear, status=STARTING)
+
+    def fails(*_: Any, **__: Any) -> NoReturn:
+        announced(instance, run, "one")
+        if ended:
+            instance.report_run_failed(run)
+        raise LookupError("out of order")
+
+    monkeypatch.setattr(run_execution, "core_execute_run", fails)
+
+    runner.drives(run)
+
+    assert workers.revoked == ([[step_task_id(run.run_id, "one", 1)]] if ended else [])
+
+
+def test_a_run_that_is_handed_back_again_and_again_fails_with_the_reasons(
+    instance: DagsterInstance, runner: Runner, database: Database
+) -> None:
+    run = started_run(instance, step_jobs.linear)
+    for number in range(MOST_LOSSES):
+        claim = database.taken(Work(run.run_id), f"runner@{number}")
+        database.claims.release(claim, f"an error that it can't report ({number})")
+
+    runner.drives(run)
+
+    assert runner.status(run) == DagsterRunStatus.FAILURE
+    assert any("runner@9: an error that it can't report (9)" in line for line in said(instance, run.run_id))
+
+
 def test_a_run_whose_job_is_gone_fails_and_its_message_is_put_aside(
     instance: DagsterInstance, runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

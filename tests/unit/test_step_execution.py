@@ -187,7 +187,8 @@ def test_a_step_of_a_run_that_has_ended_is_not_executed(
     end_run(instance, run, kind)
     before = kinds(instance, run.run_id)
 
-    assert execute(step) == ["woken"]
+    # Nobody waits for its end: thousands of such steps may come.
+    assert execute(step) == []
 
     assert kinds(instance, run.run_id) == before
     assert "step one of run" in caplog.text
