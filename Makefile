@@ -9,6 +9,8 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
+# They keep Python from this folder and from its own library.
+unexport PYTHONSAFEPATH PYTHONHOME
 
 .PHONY: help up deploy down demo run scale monitoring status workers dead-letters logs ps shell dev test test-unit lint lock dashboards bench drills soak clean
 

@@ -1,5 +1,6 @@
 """What the scripts print: steps with their time, the end of a failed command's log, questions."""
 
+import errno
 import os
 import re
 import shutil
@@ -76,6 +77,12 @@ def main(entry: Callable[[], int | None]) -> NoReturn:
     except BrokenPipeError:
         # The reader of our output has gone (`make up | head`): nobody to tell.
         os._exit(141)
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        fail(
+            f"{error.filename}: this folder can only be read. `.env` and `.build` are written here: copy the checkout."
+        )
 
 
 def confirm(question: str) -> bool:

@@ -1,5 +1,6 @@
 """The Docker engine: found, installed from the distribution where that is possible, and started."""
 
+import json
 import os
 import pwd
 import re
@@ -10,6 +11,7 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from scripts import apt
 from scripts.console import Failure, Progress, attended, confirm, done, main, run_logged, warn
@@ -119,9 +121,14 @@ def named_engine() -> str | None:
     return os.environ.get("DOCKER_HOST")
 
 
+def endpoint() -> str:
+    """The engine's address: what DOCKER_HOST says, or the context that the user chose."""
+    return named_engine() or ask("context", "inspect", "--format", "{{.Endpoints.docker.Host}}") or "unix:"
+
+
 def is_elsewhere() -> bool:
     """Whether the engine is on another machine, whose disk and ports can't be looked at from here."""
-    return (named_engine() or "unix:").partition(":")[0] != "unix"
+    return endpoint().partition(":")[0] not in ("unix", "npipe")
 
 
 def ask(*arguments: str) -> str:
@@ -132,6 +139,20 @@ def ask(*arguments: str) -> str:
         ).stdout.strip()
     except subprocess.TimeoutExpired:
         return ""
+
+
+def info() -> dict[str, Any]:
+    """What the engine says of itself; empty when it can't be read."""
+    try:
+        found = json.loads(ask("info", "--format", "{{json .}}"))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def is_podman() -> bool:
+    """Whether Podman answers behind a Docker socket."""
+    return "Podman" in ask("version", "--format", "{{json .Server}}")
 
 
 def version() -> str:

@@ -152,9 +152,9 @@ def set_value(name: str, value: str, path: Path | None = None) -> None:
     write(path, "".join(lines))
 
 
-def write(path: Path, text: str) -> None:
-    """Replace the file at once, readable by its owner alone: who owned it, or the folder, before."""
-    owner = (path if path.exists() else path.parent).stat()
+def write(path: Path, text: str, like: Path | None = None) -> None:
+    """Replace the file at once, readable by its owner alone: that of `like`, or who owned it, or the folder, before."""
+    owner = (like or (path if path.exists() else path.parent)).stat()
     scratch = path.with_name(f"{path.name}.new")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

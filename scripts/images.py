@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import base_image, env_file
+from scripts import base_image, env_file, proxies
 from scripts.compose import compose, project
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done, run_logged
 from scripts.engine import docker
@@ -43,10 +43,10 @@ class Image:
             yield from (file for file in found if file.is_file() and "__pycache__" not in file.parts)
 
     def digest(self, base_id: str) -> str:
-        """Changes when the base image or any input changes."""
+        """Changes when the base image, a name or a content changes. Modes don't count: each COPY sets its own."""
         digest = hashlib.sha256(base_id.encode())
         for file in self.files():
-            digest.update(f"{file.relative_to(ROOT)}\0{bool(file.stat().st_mode & 0o111)}\0".encode())
+            digest.update(f"{file.relative_to(ROOT)}\0".encode(errors="surrogateescape"))
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()
 
@@ -88,13 +88,16 @@ def ensure() -> None:
     fresh = [image.name for image in digests if image not in stale]
     if fresh:
         done(f"unchanged, not built again: {', '.join(fresh)}")
-    environment = {image.variable: digest for image, digest in digests.items()}
+    # Named without their values: a password may be among these.
+    behind = proxies.recorded()
+    arguments = [part for name in behind for part in ("--build-arg", name)]
+    environment = {**behind, **{image.variable: digest for image, digest in digests.items()}}
     for number, image in enumerate(stale, 1):
         note = f" ({image.note})" if image.note else ""
         try:
             run_logged(
                 f"Building image {number} of {len(stale)}: {image.name}{note}",
-                [*compose(), "--progress", "plain", "build", image.service],
+                [*compose(), "--progress", "plain", "build", *arguments, image.service],
                 detail=build_step,
                 environment=environment,
             )

@@ -8,11 +8,12 @@ import socket
 from collections import ChainMap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dagster_stack.errors import SettingsError
 from dagster_stack.own_names import OwnNames, bound_host
 from scripts import compose, engine, env_file, images
-from scripts.console import Failure, done, warn
+from scripts.console import ROOT, Failure, done, warn
 
 #: Fewer work, slowly: the tests and figures of this project are from 2.
 CORES = 2
@@ -96,6 +97,92 @@ def free_gb(folder: Path) -> float:
         return free_gb(folder.parent)
 
 
+def engine_kind() -> list[Finding]:
+    """What kind of engine it is: what does not work there, and what was never tried, is said before anything starts."""
+    info = engine.info()
+    security = {option.partition(",")[0] for option in info.get("SecurityOptions") or []}
+    kinds = [
+        name
+        for name, is_so in {
+            "rootless": "name=rootless" in security,
+            "user namespaces": "name=userns" in security,
+            "SELinux": "name=selinux" in security,
+            "Docker Desktop": "Docker Desktop" in info.get("OperatingSystem", ""),
+            "snap": is_snap(info),
+            f"at {engine.endpoint()}": engine.is_elsewhere(),
+        }.items()
+        if is_so
+    ]
+    found = f"Docker Engine ({', '.join(kinds)})" if kinds else "Docker Engine"
+    required = "Docker's own, for Linux"
+    problems = [Finding("engine", required, found, cure) for cure in refused(info)]
+    problems += [Finding("engine", required, found, cure, fatal=False) for cure in limited(info)]
+    return problems or [Finding("engine", required, found)]
+
+
+def refused(info: dict[str, Any]) -> list[str]:
+    """Why nothing can run on this engine, with the cure."""
+    cures = []
+    if engine.is_podman():
+        cures.append(
+            "Podman behind Docker's socket is not supported: it has no BuildKit, and checks containers in its own way."
+            " Install Docker Engine, or name it with DOCKER_HOST"
+        )
+    if info.get("OSType", "linux") != "linux":
+        cures.append("its containers are not Linux: switch Docker Desktop to Linux containers")
+    if is_snap(info) and not snap_sees(ROOT):
+        cures.append(
+            f"Docker from a snap sees only files of your home folder, none of {ROOT}: move this checkout there, or"
+            " install Docker Engine from your distribution's packages"
+        )
+    if engine.is_elsewhere() and "grafana" in env_file.profiles():
+        cures.append(
+            "Grafana's dashboards are files of this checkout, which an engine on another machine can't see: take"
+            " grafana out of COMPOSE_PROFILES"
+        )
+    return cures
+
+
+def limited(info: dict[str, Any]) -> list[str]:
+    """What is missing, or was not tried, with an engine on which the stack starts."""
+    cures = []
+    missing = {"memory": "MemoryLimit", "the number of processes": "PidsLimit"}
+    if unlimited := [what for what, name in missing.items() if info.get(name) is False]:
+        cures.append(
+            f"it can't limit {' and '.join(unlimited)} of containers (no such cgroup; rootless engines need cgroup 2"
+            " and systemd's delegation): a step that takes too much takes it from everybody"
+        )
+    if "Docker Desktop" in info.get("OperatingSystem", ""):
+        cures.append("this stack was not tried on Docker Desktop: please report what does not work")
+    return cures
+
+
+def is_snap(info: dict[str, Any]) -> bool:
+    return str(info.get("DockerRootDir", "")).startswith("/var/snap/")
+
+
+def snap_sees(folder: Path) -> bool:
+    """Whether a program of a snap may read a folder: below home, in no folder of it whose name begins with a dot."""
+    home = Path.home().resolve()
+    return folder.is_relative_to(home) and not str(folder.relative_to(home)).startswith(".")
+
+
+def compose_files() -> list[Finding]:
+    """COMPOSE_FILE of another project, left in the user's shell: its services would be started in place of the stack's."""
+    named = env_file.settings().get("COMPOSE_FILE")
+    if not named:
+        return []
+    separator = env_file.settings().get("COMPOSE_PATH_SEPARATOR") or os.pathsep
+    own = any((ROOT / name).resolve() == ROOT / "compose.yaml" for name in named.split(separator))
+    where = "the environment" if "COMPOSE_FILE" in os.environ else env_file.env_path().name
+    cure = (
+        ""
+        if own
+        else f"COMPOSE_FILE in {where} leaves out compose.yaml of this folder: unset it, or add that"
+    )
+    return [Finding("Compose files", "compose.yaml among them", named, cure)]
+
+
 def versions() -> list[Finding]:
     found = [
         ("Docker engine", ENGINE_VERSION, engine.version()),
@@ -129,7 +216,7 @@ def ports() -> list[Finding]:
     settings = env_file.settings()
     address = settings.get("BIND_ADDRESS") or "127.0.0.1"
     file = env_file.env_path().name
-    own = compose.published_ports()
+    own, elsewhere = compose.published_ports(), engine.is_elsewhere()
     findings = []
     chosen: dict[int, str] = {}
     of_profiles = [PROFILE_PORTS.get(profile, {}) for profile in sorted(env_file.profiles())]
@@ -145,7 +232,7 @@ def ports() -> list[Finding]:
             )
         elif port in own:
             found = "this stack's own"
-        elif not engine.is_elsewhere() and (problem := bind_problem(address, port)):
+        elif not elsewhere and (problem := bind_problem(address, port)):
             found, cure = problem, f"set {variable} in {file} to a free port"
             if problem == NO_ADDRESS:
                 cure = f"BIND_ADDRESS={address} in {file} is no address of this machine: correct it"

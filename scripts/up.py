@@ -2,10 +2,11 @@
 
 import subprocess
 import time
+from pathlib import Path
 
-from scripts import base_image, code_location, compose, engine, env_file, images, preflight
+from scripts import base_image, code_location, compose, engine, env_file, images, preflight, proxies
 from scripts.connections import require_connections
-from scripts.console import Failure, Progress, done, main, run_logged, say
+from scripts.console import ROOT, Failure, Progress, done, main, run_logged, say
 
 #: Seconds until every service must be healthy; 20 is usual with warm images.
 HEALTHY_TIMEOUT_SECS = 240
@@ -32,12 +33,24 @@ def prepare() -> None:
     say("Looking at this machine")
     preflight.report(preflight.machine())
     engine.ensure()
+    preflight.report([*preflight.engine_kind(), *preflight.compose_files()])
     preflight.report([*preflight.versions(), *preflight.disk()])
     env_file.complete()
     env_file.complete_profiles()
+    proxies.record()
+    if "grafana" in env_file.profiles():
+        make_readable(ROOT / "docker" / "grafana")
     require_connections(env_file.number("WORKERS", 2))
     preflight.report([*preflight.runs_at_once(), *preflight.ports(), *preflight.names()])
     base_image.ensure()
+
+
+def make_readable(folder: Path) -> None:
+    """Let every user read a folder that is mounted into a container, where it was made under a umask that forbids it."""
+    for path in (folder, *folder.rglob("*")):
+        mode = path.stat().st_mode
+        if missing := (0o555 if path.is_dir() else 0o444) & ~mode:
+            path.chmod(mode | missing)
 
 
 def check_code_location() -> None:

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from scripts.console import BUILD_FOLDER
+from scripts.console import BUILD_FOLDER, ROOT
+from scripts.up import make_readable
 from tests.conftest import PROJECT, copy_of_stack
 from tests.faults.drill import Drill
 from tests.faults.grounds import MARKS, Grounds
@@ -25,6 +26,7 @@ def drill_stack(project: str, files: str = COMPOSE_FILES, **settings: str) -> It
     marks.mkdir(parents=True, exist_ok=True)
     # The containers' user is nobody on this host.
     marks.chmod(0o777)
+    make_readable(ROOT / "tests" / "faults")
     with copy_of_stack(project, {"COMPOSE_FILE": files, MARKS: str(marks), **SIZES, **settings}) as stack:
         yield stack
 

@@ -3,8 +3,8 @@
 import json
 import os
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,8 @@ class Stack:
     patience: float = 60
     #: The checkout whose make targets and compose.yaml are used.
     checkout: Path = ROOT
+    #: Further variables of the user's shell.
+    shell: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -98,7 +100,7 @@ class Stack:
     def environment(self) -> dict[str, str]:
         """For commands on this host: this copy's .env, and nothing of it from outside."""
         kept = {name: value for name, value in os.environ.items() if name not in self.settings}
-        return {**kept, "STACK_ENV_FILE": str(self.env), "COMPOSE_ENV_FILES": str(self.env)}
+        return {**kept, "STACK_ENV_FILE": str(self.env), "COMPOSE_ENV_FILES": str(self.env), **self.shell}
 
     def make(
         self, *arguments: str, check: bool = True, timeout: float = 900

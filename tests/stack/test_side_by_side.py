@@ -1,6 +1,11 @@
-"""A second copy of the stack on the same host, and stores that are not the stack's own."""
+"""A second copy of the stack on the same host, and stores that are not the stack's own.
+
+It is made as on a hardened machine of a company: from a checkout that nobody else may read, in a folder with an unusual
+name, behind a proxy that Docker's client configuration names.
+"""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,14 +19,19 @@ import pytest
 import requests
 
 from scripts import env_file
-from scripts.console import BUILD_FOLDER
+from scripts.console import BUILD_FOLDER, ROOT
 from tests.conftest import PORTS, PROJECT, free_ports
 from tests.stack import work
+from tests.stack.ad_hoc import AdHoc
+from tests.stack.proxy import ANSWER, Proxy, proxy
 from tests.stack.stack import Stack
+from tests.stack.test_deploy import NOT_COPIED
 from tests.waiting import wait_until
 
 STORES = ("postgres", "rabbitmq", "minio")
 SECOND = f"{PROJECT}-second"
+#: A folder's name that shells, Make and Compose may stumble over.
+FOLDER = "Jörg's $HOME #1 (copy)"
 #: A password that the user of an older version chose; hexadecimal as ours are, but shorter.
 OLD_PASSWORD = "0123456789abcdef"
 #: Seconds that a flights run may take beside two others on a busy machine.
@@ -37,9 +47,36 @@ class Second:
 
 
 @pytest.fixture(scope="module")
-def second(stack: Stack) -> Iterator[Second]:
-    """Another copy, under another name and ports, from an .env of an older version; removed afterwards."""
+def company(stack: Stack) -> Iterator[Proxy]:
+    """The proxy of the second copy's network, on the engine's own bridge."""
+    with proxy(gateway(stack)) as found:
+        yield found
+
+
+def gateway(stack: Stack) -> str:
+    """Where containers reach this host."""
+    network = json.loads(stack.docker("network", "inspect", "bridge").stdout)[0]
+    return str(network["IPAM"]["Config"][0]["Gateway"])
+
+
+@pytest.fixture(scope="module")
+def hardened(company: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Stack:
+    """A checkout made under `umask 077`, and the shell of a user whose Docker has a proxy."""
+    folder = tmp_path_factory.mktemp("machine")
+    checkout = folder / FOLDER
+    shutil.copytree(ROOT, checkout, ignore=NOT_COPIED)
+    for path in (checkout, *checkout.rglob("*")):
+        path.chmod(path.stat().st_mode & 0o700)
+    proxies = {"httpProxy": company.url, "httpsProxy": company.url, "noProxy": "intranet.example"}
+    (folder / "config.json").write_text(json.dumps({"proxies": {"default": proxies}}))
     env = BUILD_FOLDER / SECOND / ".env"
+    return Stack(env, checkout=checkout, shell={"DOCKER_CONFIG": str(folder)})
+
+
+@pytest.fixture(scope="module")
+def second(stack: Stack, hardened: Stack) -> Iterator[Second]:
+    """Another copy, under another name and ports, from an .env of an older version; removed afterwards."""
+    env = hardened.env
     env.parent.mkdir(parents=True, exist_ok=True)
     values = {
         "COMPOSE_PROJECT_NAME": SECOND,
@@ -50,12 +87,10 @@ def second(stack: Stack) -> Iterator[Second]:
     }
     env.write_text("# mine\n" + "".join(f"{name}={value}\n" for name, value in values.items()))
     try:
-        output = Stack(env).make("up").stdout
-        # Only now, as `up` completed the file that this object reads once.
-        yield Second(Stack(env), output)
+        yield Second(hardened, hardened.make("up").stdout)
     finally:
-        if volumes(Stack(env)):
-            Stack(env).make("clean")
+        if volumes(hardened):
+            hardened.make("clean")
         stack.docker("image", "rm", f"{SECOND}/dagster", check=False)
         env.unlink()
 
@@ -122,6 +157,40 @@ def test_two_copies_run_side_by_side_and_share_nothing(stack: Stack, second: Sec
         other.s3_client(*key).list_objects_v2(Bucket=other.bucket)
 
 
+# --- the machine of the second copy --------------------------------------------------------------------
+
+
+def test_images_made_from_a_checkout_that_nobody_else_may_read_can_be_read_by_their_user(
+    stack: Stack, second: Second
+) -> None:
+    # Given that the second copy is up: its `init` and all others could read their code
+    closed = "find /opt/dagster ! -readable -o -type d ! -executable"
+    assert second.stack.exec("worker", "sh", "-c", closed).stdout == ""
+    # Then modes are no part of the code: both copies have the same
+    read = ("worker", "cat", "/opt/dagster/code-version")
+    assert second.stack.exec(*read).stdout == stack.exec(*read).stdout
+
+
+def test_behind_a_proxy_steps_call_the_outside_through_it_and_services_never_each_other(
+    second: Second, company: Proxy
+) -> None:
+    # Given a proxy that Docker gives to every container, and a step that calls the outside
+    jobs = AdHoc(second.stack, "outbound_jobs")
+    jobs.install()
+    run_id = jobs.run("outbound")
+    # Then the proxy answered the step
+    assert second.stack.run(run_id)["status"] == "SUCCESS", second.stack.failure_texts(run_id)
+    assert second.stack.metadata(run_id, "call")["urllib"] == ANSWER
+    # And heard of nothing else: not of a check, not of a service of the stack
+    assert set(company.asked) == {"GET http://outside.example/urllib", "GET http://outside.example/requests"}
+    # And what plain Compose would start is the same as what `make up` did, the user's own exceptions included
+    assert "Recreate" not in second.stack.compose("up", "--detach", "--dry-run").stderr
+    for service in ("postgres", "rabbitmq", "minio", "dagit", "worker"):
+        for name in ("NO_PROXY", "no_proxy"):
+            direct = second.stack.exec(service, "printenv", name).stdout.strip().split(",")
+            assert {"intranet.example", "localhost", "127.0.0.1", "minio", "rabbitmq"} <= set(direct)
+
+
 # --- outside stores ------------------------------------------------------------------------------------
 
 
@@ -157,14 +226,13 @@ class OutsideStores:
 
 @pytest.fixture(scope="module")
 def outside(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OutsideStores]:
-    network = json.loads(stack.docker("network", "inspect", "bridge").stdout)[0]
-    gateway = network["IPAM"]["Config"][0]["Gateway"]
+    bridge = gateway(stack)
     postgres, rabbitmq, rabbitmq_api, s3 = free_ports(4)
     password = "outside0123456789"
     with ExitStack() as cleanup:
         cleanup.enter_context(
             container(
-                stack, "postgres", {f"{gateway}:{postgres}": 5432},
+                stack, "postgres", {f"{bridge}:{postgres}": 5432},
                 {"POSTGRES_SUPERUSER_PASSWORD": password, "POSTGRES_USER": "elsewhere",
                  "POSTGRES_PASSWORD": password, "POSTGRES_DB": "theirs"},
                 "--tmpfs", "/run/postgresql:uid=10002,gid=10002",
@@ -172,14 +240,14 @@ def outside(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         )  # fmt: skip
         cleanup.enter_context(
             container(
-                stack, "rabbitmq", {f"{gateway}:{rabbitmq}": 5672, f"{gateway}:{rabbitmq_api}": 15672},
+                stack, "rabbitmq", {f"{bridge}:{rabbitmq}": 5672, f"{bridge}:{rabbitmq_api}": 15672},
                 {"RABBITMQ_VHOST": "theirs", "RABBITMQ_USER": "elsewhere", "RABBITMQ_PASSWORD": password,
                  "RABBITMQ_ADMIN_USER": "admin", "RABBITMQ_ADMIN_PASSWORD": password,
                  "RABBITMQ_MONITOR_USER": "watcher", "RABBITMQ_MONITOR_PASSWORD": password},
                 "--hostname", "elsewhere",
             )
         )  # fmt: skip
-        cleanup.enter_context(seaweedfs(tmp_path_factory.mktemp("seaweedfs"), gateway, int(s3), password))
+        cleanup.enter_context(seaweedfs(tmp_path_factory.mktemp("seaweedfs"), bridge, int(s3), password))
         host = "host.docker.internal"
         yield OutsideStores(
             {
@@ -193,7 +261,7 @@ def outside(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
                 "S3_BUCKET": "theirs", "S3_ACCESS_KEY": "elsewhere", "S3_SECRET_KEY": password,
             },
             postgres=f"{PROJECT}-outside-postgres",
-            broker_api=f"http://{gateway}:{rabbitmq_api}",
+            broker_api=f"http://{bridge}:{rabbitmq_api}",
         )  # fmt: skip
 
 
@@ -261,9 +329,8 @@ def outsourced(second: Second, outside: OutsideStores) -> Stack:
     """The second copy, whose .env now names outside stores."""
     for name, value in outside.settings.items():
         env_file.set_value(name, value, second.stack.env)
-    copy = Stack(second.stack.env)
-    copy.make("up")
-    return copy
+    second.stack.make("up")
+    return second.stack
 
 
 def test_containers_of_outside_stores_are_not_running(outsourced: Stack) -> None:

@@ -16,7 +16,7 @@ from dagster_stack.executor import celery_executor as executor
 from dagster_stack.executor import step_handler
 from dagster_stack.storage.s3 import s3_client
 from dagster_stack.worker import planned_job, process
-from scripts import apt, console, engine, env_file
+from scripts import apt, console, engine, env_file, proxies
 from tests.unit import machines, step_jobs
 from tests.unit.clock import Clock
 from tests.unit.driven_runs import Workers
@@ -29,7 +29,8 @@ from tests.unit.seaweed import ACCESS_KEY, SECRET_KEY, WEED, seaweed
 #: What the stack and its scripts read from the environment.
 OWN_VARIABLES = (
     *env_file.read(env_file.EXAMPLE),
-    "STACK_ENV_FILE", "INSTALL_DOCKER", "REQUIRED_DISK_GB", "DOCKER_HOST", "CI", "FORCE", "JOB", "CONFIG", "TAGS", "N",
+    *proxies.NAMES, *(name.lower() for name in proxies.NAMES),
+    "STACK_ENV_FILE", "INSTALL_DOCKER", "REQUIRED_DISK_GB", "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "CI", "FORCE", "JOB", "CONFIG", "TAGS", "N",
     "RUN", "SERVICE", "SINCE", "FOLLOW", "DAGSTER_STACK_SERVICE",
     "CELERY_BROKER_URL", "DAGSTER_STACK_S3_BUCKET", "DAGSTER_STACK_S3_PUBLIC_URL", "DAGSTER_STACK_CELERY_YAML",
     "DAGSTER_STACK_STORE", "DAGSTER_HOME", "AWS_ENDPOINT_URL_S3",

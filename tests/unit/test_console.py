@@ -130,6 +130,16 @@ def test_a_file_that_sudo_left_behind_is_named_with_the_cure() -> None:
     assert "sudo chown -R" in result.stderr
 
 
+def test_a_checkout_that_can_only_be_read_is_said() -> None:
+    result = python(
+        "from scripts.console import *\n"
+        "def f(): raise OSError(30, 'Read-only file system', '/x/.build/logs')\nmain(f)"
+    )
+
+    assert result.returncode == 1
+    assert "/x/.build/logs: this folder can only be read" in result.stderr
+
+
 def test_a_terminal_without_unicode_is_no_traceback() -> None:
     result = python("from scripts.console import *\nmain(lambda: done('well'))", PYTHONIOENCODING="ascii")
 

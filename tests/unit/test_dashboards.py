@@ -226,7 +226,7 @@ def test_grafana_is_optional_closed_and_calls_nobody() -> None:
 
     assert service["profiles"] == ["grafana"]
     assert "depends_on" not in service
-    assert all(mount.endswith(":ro") for mount in service["volumes"])
+    assert all(mount.endswith(":ro,z") for mount in service["volumes"])
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert service["ports"] == ["${BIND_ADDRESS:-127.0.0.1}:${GRAFANA_PORT:-3001}:3000"]

@@ -199,3 +199,21 @@ def test_pages_are_looked_for_where_they_are_bound(env: Path, address: str, host
     env.write_text(f"BIND_ADDRESS={address}\n")
 
     assert up.dagit_url() == f"http://{host}:3000"
+
+
+def test_what_is_mounted_into_a_container_becomes_readable_for_its_user_and_nothing_else_changes(
+    tmp_path: Path,
+) -> None:
+    # Given a folder of a checkout made under `umask 077`, with one file that somebody opened further
+    folder = tmp_path / "mounted"
+    (folder / "inner").mkdir(parents=True)
+    for name, mode in {"inner/a": 0o600, "inner/run": 0o700, "open": 0o664}.items():
+        (folder / name).touch()
+        (folder / name).chmod(mode)
+    for path in (folder, folder / "inner"):
+        path.chmod(0o700)
+
+    up.make_readable(folder)
+
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (folder, *folder.rglob("*"))}
+    assert modes == {"mounted": "0o755", "inner": "0o755", "a": "0o644", "run": "0o744", "open": "0o664"}
