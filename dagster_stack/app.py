@@ -12,6 +12,7 @@ from dagster_stack.worker import (
     consumer,
     consumption,
     prefetch,
+    replacement,
     request,
     revocation,
     roll_call,
@@ -35,6 +36,7 @@ app.steps["worker"].add(Watchdog)
 consumer.install(app)
 consumption.install(app)
 prefetch.install()
+replacement.install(app)
 request.install(app)
 revocation.install()
 roll_call.install()

@@ -31,6 +31,10 @@ class SettingsError(StackError):
     """Raised when environment variables or `celery.yaml` contradict each other or can't be read."""
 
 
+class NotRestored(StackError):
+    """Raised when what a step did to its process can't be undone; the message says what it was."""
+
+
 class ObjectNotFound(StackError):
     """Raised when the object store has nothing under a key."""
 

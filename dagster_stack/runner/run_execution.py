@@ -33,7 +33,8 @@ from dagster_stack.storage.claims import STOPPED, Claim, Sign
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
-from dagster_stack.worker.process import undisturbed, warm_instance
+from dagster_stack.worker.isolation import tell_left, undisturbed
+from dagster_stack.worker.process import warm_instance
 from dagster_stack.worker.shutdown import is_leaving
 
 logger = logging.getLogger(__name__)
@@ -99,10 +100,11 @@ class RunExecution:
         claim = self._claim = storage.claims.take(self._message.work, self._holder)
         if claim is None:
             raise AlreadyHeld(f"{self._message.work} is with another runner, which is alive")
+        left: list[str] = []
         with (
             storage.claimed(claim),
             SignsOfLife(storage.claims, claim, self._heard, is_leaving),
-            undisturbed(),
+            undisturbed(left.append),
             capture_interrupts(),
         ):
             self._is_interruptible = True
@@ -110,6 +112,8 @@ class RunExecution:
                 self._drive(instance, self._find(instance))
             finally:
                 self._is_interruptible = False
+        if left:
+            tell_left(instance, run, "The run", left)
         storage.claims.release(claim)
 
     def hand_over(self, reason: str) -> None:

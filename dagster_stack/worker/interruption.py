@@ -46,7 +46,7 @@ class Interruption:
             if self._timer or self._is_over:
                 return
             self._timer = Timer(GRACE_SECS, in_context(self._end_process))
-            self._timer.daemon = True
+            self._timer.daemon, self._timer.name = True, "interruption"
             self._timer.start()
             if not self.is_sent_elsewhere:
                 os.kill(os.getpid(), signal.SIGINT)

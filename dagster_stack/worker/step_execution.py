@@ -35,8 +35,9 @@ from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.storage.sqlstate import is_away
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.interruption import Interruption
+from dagster_stack.worker.isolation import tell_left, undisturbed
 from dagster_stack.worker.planned_job import PlannedJob, planned_job, step_events
-from dagster_stack.worker.process import undisturbed, warm_instance
+from dagster_stack.worker.process import warm_instance
 from dagster_stack.worker.shutdown import is_leaving
 from dagster_stack.worker.standing import ENDED_RUN, standing
 from dagster_stack.worker.step_folder import step_folder
@@ -232,8 +233,9 @@ class StepExecution:
             step_key=message.step_key,
         )
         without_resources = False
+        left: list[str] = []
         try:
-            with undisturbed(), step_folder():
+            with undisturbed(left.append), step_folder():
                 for event in step_events(planned, plan, run, instance, message.unpack_retry_mode()):
                     without_resources = without_resources or event.is_resource_init_failure
                     if event.event_type in ENDS:
@@ -261,6 +263,9 @@ class StepExecution:
                 self._wake_run()
             else:
                 self._fail(instance, run, f"It could not be executed on {self._holder}.")
+        finally:
+            if left:
+                tell_left(instance, run, f'Step "{message.step_key}"', left, message.step_key)
 
     @staticmethod
     def _flush(instance: DagsterInstance) -> None:

@@ -1,6 +1,8 @@
 """Jobs for the tests of the executor and its workers: each step is small, and every shape of a plan is there."""
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -288,6 +290,17 @@ def disturb() -> None:
 @job(executor_def=celery_executor)
 def disturbing() -> None:
     disturb()
+
+
+@op
+def leave_a_thread() -> None:
+    """Leave a thread that works on for a second."""
+    threading.Thread(target=time.sleep, args=(1,), name="poller").start()
+
+
+@job(executor_def=celery_executor)
+def leaving_a_thread() -> None:
+    leave_a_thread()
 
 
 @op

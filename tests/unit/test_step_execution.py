@@ -15,7 +15,7 @@ from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.state import KnownExecutionState
 from sqlalchemy.exc import OperationalError
 
-from dagster_stack.worker import planned_job, step_execution
+from dagster_stack.worker import isolation, planned_job, step_execution
 from tests.unit import step_jobs
 from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
@@ -152,6 +152,24 @@ def test_a_step_leaves_its_process_as_it_was(instance: DagsterInstance) -> None:
 
     assert kinds(instance, run.run_id, "disturb")[-1] == "STEP_SUCCESS"
     assert Path.cwd() == before
+
+
+def test_the_log_says_whose_threads_still_run_and_that_their_process_is_replaced(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replaced: list[bool] = []
+    monkeypatch.setattr(isolation, "replace_process", lambda: replaced.append(True))
+    run = started_run(instance, step_jobs.leaving_a_thread)
+
+    execute(message(instance, run, "leave_a_thread"))
+
+    told = kinds(instance, run.run_id, "leave_a_thread")
+    assert told[-1] == "ENGINE_EVENT"
+    assert "STEP_SUCCESS" in told
+    assert said(instance, run.run_id)[-1] == (
+        'Step "leave_a_thread" left threads that still run ("poller" of time.sleep). Its process is replaced.'
+    )
+    assert replaced == [True]
 
 
 def test_an_interrupted_step_has_done_its_work(instance: DagsterInstance) -> None:
