@@ -9,8 +9,9 @@ SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-print-directory
-# They keep Python from this folder and from its own library.
-unexport PYTHONSAFEPATH PYTHONHOME
+# What other projects leave in a shell: it would keep Python from this folder, or change what is built and started.
+unexport PYTHONSAFEPATH PYTHONHOME DOCKER_BUILDKIT DOCKER_DEFAULT_PLATFORM
+unexport COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE COMPOSE_IGNORE_ORPHANS COMPOSE_REMOVE_ORPHANS
 
 .PHONY: help up deploy down demo run scale monitoring status workers dead-letters logs ps shell dev test test-unit lint lock dashboards bench drills soak clean
 

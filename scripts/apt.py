@@ -115,6 +115,8 @@ def pin_suite(suite: str) -> None:
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+    # For every user, as apt's own files are, whatever the umask.
+    path.chmod(0o644)
 
 
 @cache

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from scripts import apt, env_file
+from scripts import apt, env_file, proxies
 from scripts.console import Failure, done, run_logged
 from scripts.engine import answers, docker
 
@@ -34,7 +34,8 @@ def ensure() -> None:
             " registry, or delete the line BASE_IMAGE there: then it is made from Debian's packages."
         )
     else:
-        done(f"{PUBLIC_IMAGE} can't be pulled (no registry?): making the same from Debian's packages")
+        why = "does the engine know the proxy?" if proxies.recorded() else "no registry?"
+        done(f"{PUBLIC_IMAGE} can't be pulled ({why}): making the same from Debian's packages")
         image = LOCAL_IMAGE
         make()
     if image != named:
@@ -58,10 +59,12 @@ def make() -> None:
         )
     if not (shutil.which("mmdebstrap") and Path(apt.KEYRING).exists()):
         apt.install("Installing mmdebstrap", ["mmdebstrap", "debian-archive-keyring"])
-    script = (
-        f'set -o pipefail; mmdebstrap --variant=minbase {SUITE} - "$@" | {docker()} import - {LOCAL_IMAGE}'
+    script = f'set -o pipefail; umask 022; mmdebstrap --variant=minbase {SUITE} - "$@" | {docker()} import - {LOCAL_IMAGE}'
+    run_logged(
+        f"Making the base image {LOCAL_IMAGE}",
+        ["bash", "-c", script, "bash", *archives()],
+        environment=proxies.recorded(),
     )
-    run_logged(f"Making the base image {LOCAL_IMAGE}", ["bash", "-c", script, "bash", *archives()])
 
 
 def archives() -> list[str]:

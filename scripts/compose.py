@@ -127,13 +127,33 @@ def project() -> str:
     return env_file.settings().get("COMPOSE_PROJECT_NAME") or "dagster-celery-stack"
 
 
+def require_own_project() -> None:
+    """Raises Failure where COMPOSE_PROJECT_NAME of the shell is another project's name.
+
+    To Compose that project's containers would be this stack's, left over, and be removed.
+    """
+    named = os.environ.get("COMPOSE_PROJECT_NAME")
+    if not named or named == env_file.read(env_file.env_path()).get("COMPOSE_PROJECT_NAME"):
+        return
+    label = f"label=com.docker.compose.project={named}"
+    found = ask("ps", "--all", "--filter", label, "--format", '{{.Label "com.docker.compose.service"}}')
+    if found and (
+        foreign := set(found.split()) - set(output("--profile", "*", "config", "--services").split())
+    ):
+        raise Failure(
+            f"COMPOSE_PROJECT_NAME={named} in the environment is the name of another project, with"
+            f" {', '.join(sorted(foreign))}: unset it, as {env_file.env_path().name} has this stack's name."
+        )
+
+
 def require_env_file() -> None:
-    """Raises Failure when `make up` has not run yet."""
+    """Raises Failure when `make up` has not run yet, or the shell names another project."""
     if not env_file.env_path().exists():
         raise Failure(
             f"There is no {env_file.env_path().name} yet, so no stack was started from here."
             " `make up` writes it and starts one."
         )
+    require_own_project()
 
 
 if __name__ == "__main__":

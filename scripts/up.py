@@ -37,6 +37,7 @@ def prepare() -> None:
     preflight.report([*preflight.versions(), *preflight.disk()])
     env_file.complete()
     env_file.complete_profiles()
+    compose.require_own_project()
     proxies.record()
     if "grafana" in env_file.profiles():
         make_readable(ROOT / "docker" / "grafana")

@@ -28,6 +28,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Behind a company's proxy the tests reach what they started themselves without it: this host, and Docker's bridges.
+for variable in ("NO_PROXY", "no_proxy"):
+    named = filter(None, ["127.0.0.1,localhost,172.16.0.0/12", os.environ.get(variable)])
+    os.environ[variable] = ",".join(named)
+
+
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """A healthy copy of the stack with its own project name, ports and secrets."""

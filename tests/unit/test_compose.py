@@ -137,3 +137,30 @@ def test_published_ports_are_read_as_docker_prints_them(
     FakeDocker(ports=printed).install(programs)
 
     assert compose.published_ports() == ports
+
+
+def test_the_name_of_another_project_in_the_shell_is_refused_before_its_containers_are_removed(
+    env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a shell that names a project with a service that this stack has not
+    env.write_text("COMPOSE_PROJECT_NAME=mine\n")
+    monkeypatch.setenv("COMPOSE_PROJECT_NAME", "shop")
+    monkeypatch.setattr(compose, "ask", lambda *_: "cart\ncart\npostgres")
+    monkeypatch.setattr(compose, "output", lambda *_: "postgres\nworker\n")
+
+    with pytest.raises(Failure, match="name of another project, with cart: unset it"):
+        compose.require_env_file()
+
+
+@pytest.mark.parametrize(
+    ("named", "services"), [("mine", "cart"), ("copy", ""), ("copy", "worker\npostgres")]
+)
+def test_a_name_in_the_shell_that_is_the_stacks_own_or_a_new_ones_is_taken(
+    named: str, services: str, env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env.write_text("COMPOSE_PROJECT_NAME=mine\n")
+    monkeypatch.setenv("COMPOSE_PROJECT_NAME", named)
+    monkeypatch.setattr(compose, "ask", lambda *_: services)
+    monkeypatch.setattr(compose, "output", lambda *_: "postgres\nworker\n")
+
+    compose.require_env_file()

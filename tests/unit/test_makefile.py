@@ -215,6 +215,22 @@ def test_a_variable_on_the_command_line_wins_over_env(project: Machine) -> None:
     assert 'DAGIT_PORT="3200"' in (project.root / "seen").read_text()
 
 
+def test_what_another_project_left_in_the_shell_changes_nothing(project: Machine) -> None:
+    project.env.write_text("COMPOSE_PROJECT_NAME=mine\n")
+    docker = FakeDocker().install(project.programs)
+    docker.write_text(
+        docker.read_text().replace("#!/bin/bash\n", f"#!/bin/bash\nexport -p > {project.root}/seen\n")
+    )
+    left = {"PYTHONSAFEPATH": "1", "DOCKER_BUILDKIT": "0", "COMPOSE_IGNORE_ORPHANS": "true",
+            "COMPOSE_ENV_FILES": "/elsewhere/.env", "COMPOSE_DISABLE_ENV_FILE": "1"}  # fmt: skip
+
+    result = make(project, "ps", **left)
+
+    assert result.returncode == 0, result.stderr
+    seen = (project.root / "seen").read_text()
+    assert not [name for name in left if name in seen]
+
+
 def test_a_python_that_is_not_there_is_an_error_of_make(project: Machine, tmp_path: Path) -> None:
     result = make(project, "ps", f"PYTHON={tmp_path}/python9")
 
