@@ -1,13 +1,18 @@
-"""What Dagit answers, whatever texts the database holds: those of before, or of another program, were never mended."""
+"""What Dagit answers, whatever the database holds (texts of before, or of another program, were never mended) or
+refuses."""
 
 import json
 from typing import Any
 
 from dagster_webserver import graphql
+from graphql import GraphQLError
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket
 
 from dagster_stack.logs.libraries import replace
+from dagster_stack.storage.sqlstate import kind_of
+
+OWN_STATUS_CODE = graphql.GraphQLServer._determine_status_code
 
 
 class Answer(JSONResponse):
@@ -25,7 +30,18 @@ async def send_json(websocket: WebSocket, data: Any, mode: str = "text") -> None
     await websocket.send_text(bytes(Answer(data).body).decode())
 
 
+def status_code(
+    server: graphql.GraphQLServer[Any],
+    resolver_errors: list[GraphQLError] | None,
+    captured_errors: list[Exception],
+) -> int:
+    """Dagster's own; but HTTP 500 would hide the answer from who asks, when that is what Postgres said."""
+    others = [error for error in captured_errors if kind_of(error) is None]
+    return OWN_STATUS_CODE(server, resolver_errors, others)
+
+
 def use_in_webserver() -> None:
     """Let Dagster's webserver in this process answer so."""
+    replace(graphql.GraphQLServer, "_determine_status_code", status_code)
     replace(graphql, "JSONResponse", Answer)
     replace(WebSocket, "send_json", send_json)

@@ -21,12 +21,16 @@ from dagster_stack.services.answers import use_in_webserver
 from dagster_stack.services.code_server import use_in_code_servers
 from dagster_stack.services.foreign_pages import ForeignPages
 from dagster_stack.services.health import LIFELESS_STATES, Heartbeat, child_processes, process_state
+from dagster_stack.storage.database import limit_writes
 from dagster_stack.storage.postgres import PooledPostgresStorage
 
 #: Words of a code server's command line.
 CODE_SERVER = ("api", "grpc")
 #: Connections that this process keeps at most: it answers many requests at once.
 CONNECTIONS = 20
+#: Seconds that a launch waits for a Postgres that takes no write: shorter than whoever launches waits for the answer.
+#: A run that starts when nobody expects it any more would be worse than an error.
+WRITE_PATIENCE_SECS = 20
 #: Seconds without a code server after which Dagit exits for a restart. A reload in Dagit starts the new one
 #: before the old one ends.
 EXIT_AFTER_SECS = 20
@@ -73,6 +77,7 @@ def main() -> None:
     use_in_webserver()
     refuse_foreign_pages(OwnNames.of("dagit"))
     PooledPostgresStorage.allow_process(CONNECTIONS)
+    limit_writes(WRITE_PATIENCE_SECS)
     Heartbeat(CodeServerProbe(), exit_after=EXIT_AFTER_SECS).start()
     cli.cli(sys.argv[1:], auto_envvar_prefix="DAGSTER_WEBSERVER")
 

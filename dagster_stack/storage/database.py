@@ -26,6 +26,8 @@ VARIABLES = tuple(f"DAGSTER_POSTGRES_{name}" for name in ("HOST", "PORT", "DB", 
 DEFAULT_CONNECTIONS = 2
 #: Seconds that a caller waits while the server is away. A restart takes seconds, crash recovery minutes.
 PATIENCE_SECS = 180
+#: What a write waits that the server answers with an error, as a read-only one does; Dagit's users wait for less.
+write_patience: float = PATIENCE_SECS
 #: Seconds between two tries while it is away.
 RETRY_SECS = 0.5
 #: Seconds that opening one connection may take.
@@ -86,6 +88,12 @@ def note_error(context: ExceptionContext) -> None:
 os.register_at_fork(after_in_child=pooled_engine.cache_clear)
 
 
+def limit_writes(patience: float) -> None:
+    """Let writes of this process wait so many seconds at most while the server takes none."""
+    global write_patience  # noqa: PLW0603
+    write_patience = patience
+
+
 class PatientConnection(Connection):
     """A connection on which what fails while the server is away is tried again, on another one of the pool.
 
@@ -108,7 +116,8 @@ class PatientConnection(Connection):
         except SQLAlchemyError as error:
             if kind_of(error) is Kind.WRONG or not (is_read or is_undone(error)):
                 raise
-            result = patiently(act_again, only_undone=not is_read)
+            patience = PATIENCE_SECS if is_read else write_patience
+            result = patiently(act_again, patience, only_undone=not is_read)
         # It has the rows. Statements commit by themselves; for SQLAlchemy a transaction has begun with this one.
         self.commit()
         return result

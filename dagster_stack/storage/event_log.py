@@ -27,12 +27,10 @@ from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack import tags
 from dagster_stack.errors import Refused
+from dagster_stack.storage import database
 from dagster_stack.storage.attempt import INDEXED_EVENTS, REPORTED, STARTS, Reported, discounted
 from dagster_stack.storage.claims import Claim, Work, fenced
-from dagster_stack.storage.database import (
-    patient_connection,
-    patiently,
-)
+from dagster_stack.storage.database import PATIENCE_SECS, patient_connection, patiently
 from dagster_stack.storage.event_batch import EventBatch
 from dagster_stack.storage.slots import FencedSlots
 from dagster_stack.storage.sqlstate import is_refusal, sentence
@@ -215,7 +213,18 @@ class PooledEventLogStorage(FencedSlots):
             for event in events:
                 self._store_or_replace(event)
 
-        self._store_whole(run_id, store)
+        try:
+            self._store_whole(run_id, store)
+        except Exception as error:
+            if is_refusal(error):
+                self._forget_refused(run_id)
+            raise
+
+    def _forget_refused(self, run_id: str) -> None:
+        """A run whose launch ends with an error, since the assets that it plans to make are refused, never starts."""
+        run = self._instance.get_run_by_id(run_id) if self.has_instance else None
+        if run and run.status == DagsterRunStatus.NOT_STARTED:
+            self._instance.delete_run(run_id)
 
     def _is_stored(self, event: EventLogEntry) -> bool:
         with self._connection() as connection:
@@ -365,7 +374,7 @@ class PooledEventLogStorage(FencedSlots):
         if claim:
             self._write_fenced(rows, claim)
         else:
-            self._patiently(SqlEventLogStorageTable.insert(), rows)
+            self._patiently(SqlEventLogStorageTable.insert(), rows, database.write_patience)
 
     def _write_fenced(self, rows: Sequence[Mapping[str, Any]], claim: Claim) -> None:
         columns = {f"{name}s": [row[name] for row in rows] for name in rows[0]}
@@ -378,14 +387,14 @@ class PooledEventLogStorage(FencedSlots):
                 if found is None or found[0] != self._writes:
                     raise fenced(claim)
 
-    def _patiently(self, statement: Any, values: Any) -> Any:
+    def _patiently(self, statement: Any, values: Any, patience: float = PATIENCE_SECS) -> Any:
         def execute() -> Any:
             with patient_connection(self._engine) as connection:
                 result = connection.execute(statement, values)
                 return result.freeze()() if result.returns_rows else result
 
         with self._giving_up():
-            return patiently(execute)
+            return patiently(execute, patience)
 
 
 def as_shown(event: EventLogEntry) -> EventLogEntry:

@@ -11,7 +11,7 @@ from dagster_postgres.utils import set_pg_statement_timeout
 from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack.errors import GivenUp
-from dagster_stack.storage import claims
+from dagster_stack.storage import claims, database
 from dagster_stack.storage.claims import Claim, Claims, fenced
 from dagster_stack.storage.database import patient_connection, patiently
 from dagster_stack.storage.sqlstate import is_away
@@ -86,7 +86,8 @@ class PooledStorage:
 
         with self._giving_up():
             # Without any lock nobody can tell whether a first try that was not answered is over.
-            return patiently(attempt, only_undone=not (alone or self._tenure.claim_for(run_id)))
+            only_undone = not (alone or self._tenure.claim_for(run_id))
+            return patiently(attempt, database.write_patience, only_undone=only_undone)
 
     @contextmanager
     def _transaction(self, run_id: str, alone: bool = False, again: bool = False) -> Iterator[None]:

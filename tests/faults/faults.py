@@ -232,6 +232,25 @@ def connections_exhausted(seconds: float) -> Fault:
     return Fault(f"postgres connections exhausted {seconds:.0f} s", "postgres", inject, seconds)
 
 
+def postgres_read_only(seconds: float) -> Fault:
+    """Postgres takes no write, in old sessions and new ones: what a failover leaves of the former primary."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        def set_to(value: str) -> None:
+            setting = f"ALTER SYSTEM SET default_transaction_read_only = {value}"
+            commands = ("-c", setting, "-c", "SELECT pg_reload_conf()")
+            stack.exec("postgres", "psql", "-X", "-q", "-U", "postgres", *commands)
+
+        set_to("on")
+        try:
+            yield
+        finally:
+            set_to("off")
+
+    return Fault(f"postgres read-only {seconds:.0f} s", "postgres", inject, seconds)
+
+
 def policy_withdrawn(seconds: float) -> Fault:
     """MinIO answers every request of the stack's user with an error."""
 

@@ -1,4 +1,4 @@
-"""Drill 6: Postgres is gone, silent, or has no connection to give."""
+"""Drill 6: Postgres is gone, silent, read-only, or has no connection to give."""
 
 import pytest
 
@@ -11,6 +11,7 @@ FAULTS = [
     pytest.param(faults.crashed("postgres"), marks=pytest.mark.quick),
     faults.paused("postgres", 30),
     pytest.param(faults.connections_exhausted(20), marks=pytest.mark.quick),
+    pytest.param(faults.postgres_read_only(30), marks=pytest.mark.quick),
 ]
 
 
@@ -20,6 +21,15 @@ def test_a_database_that_is_away_only_delays(drill: Drill, fault: Fault) -> None
     drill.steps_in_flight()
     # When the database is away, and comes back
     drill.strike(fault)
+    # Then
+    drill.nothing_is_lost()
+
+
+def test_runs_under_way_and_launched_runs_wait_for_a_database_that_is_read_only(drill: Drill) -> None:
+    # Given runs under way, and others that were submitted just now
+    drill.runs_in_flight()
+    # When no write is taken for longer than all signs of life are valid
+    drill.strike(faults.postgres_read_only(40))
     # Then
     drill.nothing_is_lost()
 

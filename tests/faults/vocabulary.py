@@ -12,6 +12,7 @@ from tests.faults.faults import (
     disk_alarm,
     paused,
     pool_process_killed,
+    postgres_read_only,
     restarted,
     scaled,
     stopped,
@@ -36,6 +37,7 @@ VOCABULARY = (
     cut_off("runner", "broker", 40),
     disk_alarm(20),
     connections_exhausted(15),
+    postgres_read_only(20),
 )
 
 

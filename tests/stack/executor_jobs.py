@@ -597,9 +597,20 @@ def leaking() -> None:
     after_leak(leak(before_leak()))
 
 
+@op
+def write_long_tag(context: OpExecutionContext) -> None:
+    """A run's tag that Postgres does not take: longer than an index does, and it can't be compressed."""
+    context.instance.add_run_tags(context.run_id, {"long": os.urandom(4000).hex()})
+
+
+@job
+def refused() -> None:
+    write_long_tag()
+
+
 OURS = [
     fan_in, branching, dynamic, repeatable, chain, nested, failing, retrying, hooked, with_resources, without_resource,
-    wide, wide_own, line, waiting_line, alone, single, own_long, shorts, priorities, limited, pooled, leaking,
+    wide, wide_own, line, waiting_line, alone, single, own_long, shorts, priorities, limited, pooled, leaking, refused,
     mixed.to_job("mixed_ours"),
 ]  # fmt: skip
 

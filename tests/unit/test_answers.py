@@ -2,14 +2,15 @@
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from dagster_webserver import graphql
+from sqlalchemy.exc import DataError
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket
 
-from dagster_stack.services.answers import Answer, send_json, use_in_webserver
+from dagster_stack.services.answers import OWN_STATUS_CODE, Answer, send_json, status_code, use_in_webserver
 
 
 def test_an_answer_with_a_lone_surrogate_is_json_all_the_same() -> None:
@@ -43,9 +44,19 @@ def test_so_is_what_goes_over_a_websocket() -> None:
     assert json.loads(sent[-1]["text"].encode()) == {"text": "\udcff"}
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(DataError("INSERT", {}, Exception("too long")), 200), (RuntimeError("a mistake"), 500)],
+)
+def test_what_postgres_says_is_an_answer(error: Exception, status: int) -> None:
+    """The page, and every client, shows it; of HTTP 500 they show the number."""
+    assert status_code(cast(Any, object()), None, [error]) == status
+
+
 def test_the_webserver_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphql, "JSONResponse", JSONResponse)
     monkeypatch.setattr(WebSocket, "send_json", WebSocket.send_json)
+    monkeypatch.setattr(graphql.GraphQLServer, "_determine_status_code", OWN_STATUS_CODE)
 
     use_in_webserver()
 

@@ -165,6 +165,21 @@ def test_after_its_patience_a_caller_learns_what_postgres_says(
         new_run(storage, run)
 
 
+def test_a_launch_in_dagit_is_answered_before_its_user_gives_up(
+    database: Database, server: Server, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "write_patience", PATIENCE_SECS)
+    database_module.limit_writes(20)
+    run, storage, start = database.run(), database.process(), clock.now
+
+    with server.read_only(clock, 100):
+        for write in (new_run, report, cursor):
+            with pytest.raises(InternalError, match="read-only"):
+                write(storage, run)
+
+    assert clock.now - start < 3 * 25
+
+
 def test_sessions_of_a_server_that_became_read_only_are_replaced_all_of_them(
     database: Database, clock: Clock
 ) -> None:

@@ -9,7 +9,17 @@ from uuid import uuid4
 
 import pytest
 from celery import Celery
-from dagster import AssetMaterialization, DagsterEventType, DagsterInstance, DagsterRun, EventLogEntry
+from dagster import (
+    AssetKey,
+    AssetMaterialization,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    EventLogEntry,
+    RunsFilter,
+    asset,
+    materialize,
+)
 from sqlalchemy.exc import DBAPIError
 
 from dagster_stack.errors import Refused
@@ -161,6 +171,19 @@ def test_a_run_whose_tags_are_refused_is_not_there_at_all(database: Database) ->
         storage.run_storage.add_run(DagsterRun("a_job", run_id=run_id, tags={"a": "b", "tag": LONG}))
 
     assert not storage.run_storage.has_run(run_id)
+
+
+def test_a_run_whose_planned_assets_are_refused_never_starts(instance: DagsterInstance) -> None:
+    """It is made, then its plan is reported, then it is submitted: what was made is submitted some day."""
+
+    @asset(key=AssetKey([LONG]))
+    def too_long() -> None:
+        raise AssertionError("it is executed")
+
+    with pytest.raises(DBAPIError, match="exceeds btree version"):
+        materialize([too_long], instance=instance, tags={"test": "planned"})
+
+    assert instance.get_runs(RunsFilter(tags={"test": "planned"})) == []
 
 
 # --- loops ----------------------------------------------------------------------------------------------------------------
