@@ -35,6 +35,10 @@ class NotRestored(StackError):
     """Raised when what a step did to its process can't be undone; the message says what it was."""
 
 
+class StepTimedOut(StackError):
+    """Raised in place of what an attempt of a step does when it takes longer than its limit."""
+
+
 class ObjectNotFound(StackError):
     """Raised when the object store has nothing under a key."""
 

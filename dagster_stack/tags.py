@@ -1,5 +1,6 @@
 """The tags by which a step or a run says where and when its steps run: the contract with `pipelines`."""
 
+import re
 from collections.abc import Mapping
 
 from dagster_celery.tags import (
@@ -19,14 +20,19 @@ __all__ = [
     "QUEUE",
     "REDELIVER",
     "RUN_PRIORITY",
+    "TIMEOUT",
     "may_be_redelivered",
+    "seconds",
     "step_priority",
+    "timeout",
 ]
 
 #: On a run: the content hash of the code that drives it. Set by the stack, for everybody to see.
 CODE = "dagster-stack/code"
 #: On an op, a job or a run: "false" when an execution that was lost must not be repeated.
 REDELIVER = "dagster-stack/redeliver"
+#: On an op, a job or a run: the seconds that an attempt of a step may take.
+TIMEOUT = "dagster-stack/timeout"
 
 #: The range of every queue: AMQP's lowest, and `task_queue_max_priority` of celery.yaml.
 LOWEST, HIGHEST = 0, 10
@@ -46,6 +52,23 @@ def step_priority(step_tags: Mapping[str, str], run_tags: Mapping[str, str]) -> 
 def may_be_redelivered(step_tags: Mapping[str, str], run_tags: Mapping[str, str]) -> bool:
     """Whether a step may be executed again after its worker was lost; a step's own tag wins over its run's."""
     return step_tags.get(REDELIVER, run_tags.get(REDELIVER, "true")).strip().lower() != "false"
+
+
+def timeout(step_tags: Mapping[str, str], run_tags: Mapping[str, str]) -> tuple[float, str] | None:
+    """The seconds that an attempt of a step may take, and who says so; a step's own tag wins over its run's.
+
+    A tag that is no number of seconds counts as not set; the run's log warns of it.
+    """
+    for found, owner in ((step_tags, "op"), (run_tags, "run")):
+        if (value := seconds(found.get(TIMEOUT))) is not None:
+            return value, f"tag {TIMEOUT} of the {owner}"
+    return None
+
+
+def seconds(text: str | None) -> float | None:
+    """A number of seconds above 0, such as "600" or "0.5"; None for anything else."""
+    value = float(text) if text and re.fullmatch(r"\s*[0-9]{1,12}(\.[0-9]+)?\s*", text) else 0.0
+    return value or None
 
 
 def _number(text: str | None, default: int) -> int:

@@ -95,6 +95,8 @@ class BrokerLink:
                 confirm_timeout=CONFIRM_TIMEOUT_SECS,
                 ignore_result=True,
                 shadow=f"{job}: {message.step_key}",
+                time_limit=self._app.conf.task_time_limit,
+                soft_time_limit=self._app.conf.task_soft_time_limit,
                 argsrepr=message.run_id,
                 kwargsrepr=f"attempt {message.attempt}",
             )

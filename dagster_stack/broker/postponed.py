@@ -20,6 +20,7 @@ def postpone(task: Task, message: StepMessage | RunMessage, refused: bool) -> No
     if refused and not message.refused_at:
         message = replace(message, refused_at=time.time())
     queue = source_queue(task)
+    hard, soft = getattr(task.request, "timelimit", None) or (None, None)
     waiting = Queue(
         postponed(queue),
         durable=True,
@@ -39,6 +40,8 @@ def postpone(task: Task, message: StepMessage | RunMessage, refused: bool) -> No
         queue=waiting,
         priority=(task.request.delivery_info or {}).get("priority"),
         shadow=getattr(task.request, "shadow", None),
+        time_limit=hard,
+        soft_time_limit=soft,
     )
 
 

@@ -78,12 +78,13 @@ class CeleryExecutor(StepDelegatingExecutor):
     ) -> Iterator[DagsterEvent]:
         run = plan_context.dagster_run
         warn_of_foreign_priorities(plan_context, execution_plan)
+        warn_of_wrong_timeouts(plan_context, execution_plan)
         sent = sent_before(plan_context.instance, run.run_id) if plan_context.resume_from_failure else {}
         known = set(sent.values())
         reported: defaultdict[str, list[DagsterEvent]] = defaultdict(list)
         is_eager = bool(self._app.conf.task_always_eager)
         handler = (
-            EagerStepHandler(self._app, run, EagerLink(plan_context, execution_plan))
+            EagerStepHandler(self._app, run, EagerLink(self._app, plan_context, execution_plan))
             if is_eager
             else CeleryStepHandler(self._app, run, BrokerLink(self._app, run.run_id))
         )
@@ -138,6 +139,18 @@ def warn_of_foreign_priorities(context: PlanOrchestrationContext, plan: Executio
         )
 
 
+def warn_of_wrong_timeouts(context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
+    """A time limit that counts as not set must not be missed when it is needed."""
+    owners = {f'step "{key}"': plan.get_step_by_key(key).tags or {} for key in plan.step_keys_to_execute}
+    for owner, found in {"the run": context.dagster_run.tags, **owners}.items():
+        text = found.get(tags.TIMEOUT)
+        if text is not None and tags.seconds(text) is None:
+            context.log.warning(
+                f"The tag {tags.TIMEOUT} of {owner} is {text!r}, which is no number of seconds above 0, such as"
+                ' "600" or "0.5": it has no effect.'
+            )
+
+
 @executor(name="celery", config_schema=CONFIG_SCHEMA, requirements=multiple_process_executor_requirements())
 def celery_executor(context: InitExecutorContext) -> CeleryExecutor:
     """Executes steps on Celery workers; what a job's config leaves open comes from `celery.yaml`."""
@@ -167,6 +180,10 @@ def run_app(config: Mapping[str, Any]) -> Celery:
             f"No broker: set {BROKER_VARIABLE} (compose.yaml does), `broker` in celery.yaml,"
             " or `execution: config: broker:` in the job's config."
         )
+    for name in ("task_time_limit", "task_soft_time_limit"):
+        value = config_source.get(name)
+        if not (value is None or (isinstance(value, int | float) and value is not True and value > 0)):
+            raise SettingsError(f"{name} must be a number of seconds above 0, it is {value!r}.")
     if config.get("broker"):
         # Celery lets this variable win over every configuration; a job's own broker must win over it.
         # It is safe to set: a run has this process to itself.

@@ -33,7 +33,8 @@ EXECUTING = Lock()
 class EagerLink:
     """In place of a run's link to the broker: executes what it is sent while the run waits."""
 
-    def __init__(self, context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
+    def __init__(self, app: Celery, context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
+        self._limits = (app.conf.task_time_limit, app.conf.task_soft_time_limit)
         self._instance = context.instance
         self._planned = PlannedJob.of_plan(context.reconstructable_job, context.dagster_run, plan)
         self._waiting: list[StepMessage] = []
@@ -63,7 +64,11 @@ class EagerLink:
 
     def _execute(self, message: StepMessage) -> bool:
         execution = StepExecution(
-            message, self._holder(), lambda: None, within=(self._instance, self._planned)
+            message,
+            self._holder(),
+            lambda: None,
+            within=(self._instance, self._planned),
+            celery_limits=self._limits,
         )
         with EXECUTING:
             if is_leaving():

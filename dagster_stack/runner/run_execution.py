@@ -34,6 +34,7 @@ from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.isolation import tell_left, undisturbed
+from dagster_stack.worker.losses import KILLED_AT_LIMIT
 from dagster_stack.worker.process import warm_instance
 from dagster_stack.worker.shutdown import is_leaving
 
@@ -170,7 +171,7 @@ class RunExecution:
         recent = [
             each
             for each in self._claim.before
-            if each.reason != STOPPED and each.at > time.time() - LOSSES_SECS
+            if each.reason not in {STOPPED, KILLED_AT_LIMIT} and each.at > time.time() - LOSSES_SECS
         ]
         if len(recent) >= MOST_LOSSES:
             names = "; ".join(map(str, recent))
@@ -191,6 +192,10 @@ class RunExecution:
                 "%s goes on where its earlier process stopped",
                 self._message.work,
                 extra={"action": "run.resumed"},
+            )
+        if tags.TIMEOUT in run.tags and not has_our_executor(job):
+            instance.report_engine_event(
+                f"The tag {tags.TIMEOUT} has no effect on the steps of this job's executor.", run
             )
         try:
             for _ in core_execute_run(job, run, instance, inject_env_vars=True, resume_from_failure=goes_on):

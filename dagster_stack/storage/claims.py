@@ -208,7 +208,11 @@ LOSE = sqlalchemy.text(
         END,
         epoch = CASE WHEN holder = :holder THEN epoch + 1 ELSE epoch END,
         beat_at = CASE WHEN holder = :holder THEN NULL ELSE beat_at END
-    WHERE run_id = :run AND step_key = :step AND attempt = :attempt
+    WHERE run_id = :run AND (
+        step_key = :step AND attempt = :attempt
+        -- With a run, the step that its own process executed.
+        OR CAST(:step AS text) = '' AND holder = :holder AND beat_at IS NOT NULL
+    )
     """
 )
 #: Processes of a worker that was started anew: their last sign of life is older than it.

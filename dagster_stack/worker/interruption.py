@@ -24,6 +24,9 @@ class Interruption:
         self._work = work
         #: Whether somebody else in this process sends the interrupt, for the run that it drives.
         self.is_sent_elsewhere = False
+        #: Whether it has begun since the step takes longer than its limit; the kernel ends the process then.
+        self.is_of_limit = False
+        self._has_begun = False
         self._timer: Timer | None = None
         self._is_over = False
         # What interrupts or ends the process must not do so in the middle of its next step.
@@ -40,15 +43,17 @@ class Interruption:
         if self._timer:
             self._timer.cancel()
 
-    def begin(self, reason: str) -> None:
+    def begin(self, reason: str, of_limit: bool = False) -> None:
         """Interrupt it, the first time: a second one would hit what the step does to end well."""
         with self._lock:
-            if self._timer or self._is_over:
+            if self._has_begun or self._is_over:
                 return
-            self._timer = Timer(GRACE_SECS, in_context(self._end_process))
-            self._timer.daemon, self._timer.name = True, "interruption"
-            self._timer.start()
-            if not self.is_sent_elsewhere:
+            self._has_begun, self.is_of_limit = True, of_limit
+            if not of_limit:
+                self._timer = Timer(GRACE_SECS, in_context(self._end_process))
+                self._timer.daemon, self._timer.name = True, "interruption"
+                self._timer.start()
+            if of_limit or not self.is_sent_elsewhere:
                 os.kill(os.getpid(), signal.SIGINT)
         logger.warning("%s is interrupted: %s", self._work, reason, extra={"action": "step.interrupting"})
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from signal import Signals
+from signal import SIGRTMAX, Signals
 from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 TELL_SECS = 300
 #: The exit code of a process that ends its own step, since that must not go on: no loss.
 ENDED_ITSELF = 113
+#: The signal by which the kernel ends a process whose step takes longer than its limit, and what that is called.
+LIMIT_SIGNAL = SIGRTMAX - 1
+KILLED_AT_LIMIT = "killed at its step's time limit"
 #: What billiard's WorkerLostError says of the process: its exit code, or the signal that ended it.
 STATUS = re.compile(r"(signal|exitcode) (\d+)")
 
@@ -66,6 +69,8 @@ class Causes:
         """Why a process ended with an exit code, in which billiard writes signals as negative numbers."""
         if code >= 0:
             return f"os._exit or sys.exit with code {code}"
+        if -code == LIMIT_SIGNAL:
+            return KILLED_AT_LIMIT
         try:
             name = Signals(-code).name
         except ValueError:

@@ -16,7 +16,7 @@ from dagster import DagsterInstance, DagsterRun, JobDefinition, RepositoryDefini
 from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.events import DagsterEvent
 from dagster._core.execution.api import ExecuteRunWithPlanIterable, create_execution_plan
-from dagster._core.execution.context.system import PlanExecutionContext
+from dagster._core.execution.context.system import PlanExecutionContext, StepExecutionContext
 from dagster._core.execution.context_creation_job import (
     ContextCreationData,
     ExecutionContextManager,
@@ -45,6 +45,7 @@ from dagster._utils.hosted_user_process import recon_job_from_origin
 
 from dagster_stack.broker.messages import upstream_outputs
 from dagster_stack.worker.fresh import fresh_config, fresh_step, kept_definitions
+from dagster_stack.worker.time_limit import Deadline
 
 #: Jobs, as they are configured and selected by runs, that a process keeps: a plan of 1,000 steps takes 10 MB.
 KEPT_JOBS = 8
@@ -168,6 +169,21 @@ class PlannedContext(ContextCreationData):
         return self.planned.repository
 
 
+class StepsContext(PlanExecutionContext):
+    """Dagster's, whose step is launched by its deadline, if it has one."""
+
+    deadline: Deadline | None = None
+
+    def for_step(
+        self, step: ExecutionStep, known_state: KnownExecutionState | None = None
+    ) -> StepExecutionContext:
+        context = super().for_step(step, known_state)
+        if self.deadline:
+            self.deadline.launcher = context.step_launcher
+            context._step_launcher = self.deadline  # type: ignore[assignment]
+        return context
+
+
 class StepContextManager(ExecutionContextManager[PlanExecutionContext]):
     """Sets up and tears down what one step needs; resources live as long as the step, as in every executor."""
 
@@ -178,8 +194,10 @@ class StepContextManager(ExecutionContextManager[PlanExecutionContext]):
         run: DagsterRun,
         instance: DagsterInstance,
         retry_mode: RetryMode,
+        *,
+        deadline: Deadline | None = None,
     ) -> None:
-        super().__init__(_context_events(planned, plan, run, instance, retry_mode))
+        super().__init__(_context_events(planned, plan, run, instance, retry_mode, deadline=deadline))
 
     @property
     def context_type(self) -> type[PlanExecutionContext]:
@@ -192,6 +210,8 @@ def _context_events(
     run: DagsterRun,
     instance: DagsterInstance,
     retry_mode: RetryMode,
+    *,
+    deadline: Deadline | None,
 ) -> Iterator[DagsterEvent | PlanExecutionContext]:
     """Dagster's `execution_context_event_generator` for a job that is already loaded."""
     config = fresh_config(planned.config, run.run_config)
@@ -220,13 +240,15 @@ def _context_events(
             event_loop=event_loop,
         )
         yield from resources.generate_setup_events()
-        yield PlanExecutionContext(
+        context = StepsContext(
             plan_data=create_plan_data(data, False, retry_mode, StepDependencyConfig.default()),
             execution_data=create_execution_data(data, resources.get_object()),
             log_manager=log_manager,
             output_capture=None,
             event_loop=event_loop,
         )
+        context.deadline = deadline
+        yield context
         yield from resources.generate_teardown_events()
     finally:
         # Inside a loop that already runs this is refused, and the step's own loop has nothing to end.
@@ -241,6 +263,8 @@ def step_events(
     run: DagsterRun,
     instance: DagsterInstance,
     retry_mode: RetryMode,
+    *,
+    deadline: Deadline | None = None,
 ) -> Iterator[DagsterEvent]:
     """Execute the one step of `plan`; its events are stored as they come, and yielded."""
     (key,) = plan.step_keys_to_execute
@@ -250,5 +274,7 @@ def step_events(
         yield from ExecuteRunWithPlanIterable(
             execution_plan=plan,
             iterator=inner_plan_execution_iterator,
-            execution_context_manager=StepContextManager(planned, plan, run, instance, retry_mode),
+            execution_context_manager=StepContextManager(
+                planned, plan, run, instance, retry_mode, deadline=deadline
+            ),
         )

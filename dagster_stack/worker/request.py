@@ -9,6 +9,7 @@ from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from celery import Celery
+from celery import signals as celery_signals
 from celery.exceptions import WorkerLostError
 from celery.platforms import signals as signal_names
 from celery.worker import state
@@ -18,12 +19,18 @@ from dagster_stack.broker.tasks import RUN_TASK, STEP_TASK, content
 from dagster_stack.logs.context import bound
 from dagster_stack.worker.losses import Causes, LostProcess, is_wanted, tell
 
+#: Tasks that Celery's time limits don't apply to: those of dagster-celery's launcher drive runs too.
+WITHOUT_LIMIT = {STEP_TASK, RUN_TASK, "execute_job", "resume_job"}
+
 
 class Request(CeleryRequest):
     """Celery's request, which tells when its process is lost, and stays until what was interrupted has ended."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        if self._is_of_stack:
+            # Of a step they are the step's, whose process sees to them; a run has none.
+            self.time_limits = (None, None)
         #: By the monotonic clock.
         self.taken_at = time.monotonic()
         self._is_interrupted = False
@@ -35,7 +42,7 @@ class Request(CeleryRequest):
 
     @property
     def _is_of_stack(self) -> bool:
-        return self.task.name in {STEP_TASK, RUN_TASK}
+        return self.name in {STEP_TASK, RUN_TASK}
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """Send a signal to the process. An interrupt asks it to end: how it does is for its task to say.
@@ -79,6 +86,15 @@ class Request(CeleryRequest):
                 tell(LostProcess(worker=self.hostname, pid=self.worker_pid, reason=reason, **work))
 
 
+def lift_limits(instance: Any, **_: Any) -> None:
+    """Celery's time limits end a process and acknowledge its message: they are for other tasks than runs and steps."""
+    # The pool's would be every task's; Celery gives tasks their own from the same settings.
+    instance.pool.options.update(timeout=None, soft_timeout=None)
+    for name in WITHOUT_LIMIT:
+        task = instance.app.tasks[name]
+        task.time_limit = task.soft_time_limit = None
+
+
 @cache
 def causes() -> Causes:
     """What processes of this container die of, from the worker's start on."""
@@ -88,4 +104,6 @@ def causes() -> Causes:
 def install(app: Celery) -> None:
     """Let the workers of an app tell of what they lose."""
     app.Task.Request = f"{Request.__module__}:{Request.__name__}"
+    # A weak reference would be gone with the caller's frame.
+    celery_signals.celeryd_after_setup.connect(lift_limits, weak=False)
     causes()

@@ -3,7 +3,8 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from celery import Task
@@ -17,7 +18,9 @@ from dagster import (
 )
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.execution.context_creation_job import create_context_free_log_manager
-from dagster._core.execution.plan.objects import StepFailureData
+from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.plan.step import ExecutionStep
 from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster_shared.error import SerializableErrorInfo
 
@@ -27,6 +30,7 @@ from dagster_stack.broker.messages import StepMessage
 from dagster_stack.broker.postponed import refused_for
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, NoSuchJob, NoSuchRun, Refused
+from dagster_stack.executor.termination import GRACE_SECS
 from dagster_stack.logs.context import bound
 from dagster_stack.settings import MAX_DELIVERIES_VARIABLE, Settings
 from dagster_stack.storage.claims import STOPPED, Claim, Sign
@@ -36,11 +40,13 @@ from dagster_stack.storage.sqlstate import is_away
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.interruption import Interruption
 from dagster_stack.worker.isolation import tell_left, undisturbed
+from dagster_stack.worker.losses import KILLED_AT_LIMIT
 from dagster_stack.worker.planned_job import PlannedJob, planned_job, step_events
 from dagster_stack.worker.process import warm_instance
 from dagster_stack.worker.shutdown import is_leaving
 from dagster_stack.worker.standing import ENDED_RUN, standing
 from dagster_stack.worker.step_folder import step_folder
+from dagster_stack.worker.time_limit import Deadline, TimeLimit
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +78,7 @@ def execute_step(task: Task, content: Any) -> None:
         holder,
         wake_run=lambda: wake_up(task.app, message.run_id),
         has_worker_of=lambda code: has_worker_of(task, code),
+        celery_limits=getattr(task.request, "timelimit", None),
     )
     with (
         bound(run=message.run_id, step=message.step_key, task=message.task_id),
@@ -85,6 +92,7 @@ class StepExecution:
 
     `wake_run` is called when its end stands in the log, `has_worker_of` before it fails for want of a code. `within` is
     the job of the run that this process drives itself, and its instance; its claim, if any, decides what counts.
+    `celery_limits` are the seconds, hard and soft, that Celery gives a step without a limit of its own.
     """
 
     def __init__(
@@ -93,13 +101,19 @@ class StepExecution:
         holder: str,
         wake_run: Callable[[], None],
         has_worker_of: Callable[[str], bool] = lambda _: False,
+        *,
         within: tuple[DagsterInstance, PlannedJob] | None = None,
+        celery_limits: Sequence[float | None] | None = None,
     ) -> None:
         self._message = message
         self._holder = holder
         self._wake_run = wake_run
         self._has_worker_of = has_worker_of
         self._within = within
+        self._celery_limits = celery_limits
+        #: Whether this process may be ended: not one of somebody who waits for `execute_job`.
+        self._is_service = within is None
+        self._deadline: Deadline | None = None
         self._claim: Claim | None = None
         self._interruption = Interruption(message.work)
         #: Whether its end stands in the event log.
@@ -124,6 +138,7 @@ class StepExecution:
             return
         # Who drives the run sends the interrupt that ends it.
         self._interruption.is_sent_elsewhere = storage.claim is not None
+        self._is_service = self._within is None or storage.claim is not None
         claim = self._claim = storage.claims.take(self._message.work, self._holder)
         if claim is None:
             raise AlreadyHeld(f"{self._message.work} is with another process, which is alive")
@@ -134,7 +149,9 @@ class StepExecution:
                 return
         with storage.claimed(claim):
             refusal = self._refusal(claim, storage)
-            if refusal:
+            if any(loss.reason == KILLED_AT_LIMIT for loss in claim.losses):
+                self._fail_at_limit(instance, run)
+            elif refusal:
                 self._fail(instance, run, refusal)
             else:
                 signs = SignsOfLife(storage.claims, claim, self._heard, is_leaving)
@@ -208,16 +225,7 @@ class StepExecution:
 
     def _execute(self, instance: DagsterInstance, run: DagsterRun) -> None:
         message, claim = self._message, self._claim
-        try:
-            planned = self._within[1] if self._within else planned_job(instance, run)
-            plan = planned.plan_for(message.step_key, message.unpack_known_state())
-        except Exception as error:
-            if is_away(error):
-                raise
-            self._fail(instance, run, f"It could not be loaded on {self._holder}.")
-            raise NoSuchJob(
-                f"step {message.step_key} of job {run.job_name} can't be loaded: {error}"
-            ) from error
+        planned, plan = self._load(instance, run)
         DagsterEvent.step_worker_started(
             create_context_free_log_manager(instance, run),
             run.job_name,
@@ -232,20 +240,29 @@ class StepExecution:
             },
             step_key=message.step_key,
         )
-        without_resources = False
+        without_resources = is_late = False
         left: list[str] = []
+        limit = self._limit(plan, run)
+        # Without a claim nobody could tell of a process that is killed.
+        kills = self._is_service and claim is not None
+        deadline = self._deadline = Deadline(limit, self._interruption, kills) if limit else None
         try:
-            with undisturbed(left.append), step_folder():
-                for event in step_events(planned, plan, run, instance, message.unpack_retry_mode()):
+            with undisturbed(left.append), step_folder(), deadline or nullcontext():
+                for event in step_events(
+                    planned, plan, run, instance, message.unpack_retry_mode(), deadline=deadline
+                ):
                     without_resources = without_resources or event.is_resource_init_failure
                     if event.event_type in ENDS:
                         self._has_ended = True
+                        if deadline:
+                            deadline.is_met()
                         self.was_interrupted = is_interrupt(event)
                         # At once: hooks and the upload of its output go on while the next step starts.
                         self._wake_run()
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
-            # Its failure event is stored; the message has done its work.
-            self.was_interrupted = True
+            # Its failure event is stored; the message has done its work. Without one its resources took too long.
+            is_late = bool(deadline and deadline.has_passed and not self._has_ended)
+            self.was_interrupted = not is_late
             logger.warning(
                 "step %s of run %s was interrupted",
                 message.step_key,
@@ -266,6 +283,49 @@ class StepExecution:
         finally:
             if left:
                 tell_left(instance, run, f'Step "{message.step_key}"', left, message.step_key)
+        if is_late:
+            self._fail_at_limit(instance, run)
+
+    def _load(self, instance: DagsterInstance, run: DagsterRun) -> tuple[PlannedJob, ExecutionPlan]:
+        """The run's job, and the plan of this step; raises NoSuchJob, and fails the step, when it can't be loaded."""
+        message = self._message
+        try:
+            planned = self._within[1] if self._within else planned_job(instance, run)
+            return planned, planned.plan_for(message.step_key, message.unpack_known_state())
+        except Exception as error:
+            if is_away(error):
+                raise
+            self._fail(instance, run, f"It could not be loaded on {self._holder}.")
+            raise NoSuchJob(
+                f"step {message.step_key} of job {run.job_name} can't be loaded: {error}"
+            ) from error
+
+    def _limit(self, plan: ExecutionPlan, run: DagsterRun) -> TimeLimit | None:
+        step_tags = plan.get_step_by_key(self._message.step_key).tags or {}
+        return TimeLimit.of(step_tags, run.tags, self._celery_limits)
+
+    def _fail_at_limit(self, instance: DagsterInstance, run: DagsterRun) -> None:
+        """Report an execution that took too long, of which Dagster can't tell any more, by the op's retry policy."""
+        message = self._message
+        planned, plan = self._load(instance, run)
+        step = plan.get_step_by_key(message.step_key)
+        assert isinstance(step, ExecutionStep)
+        limit = self._limit(plan, run)
+        why = (
+            f"It took longer than its limit of {limit}, and was interrupted" if limit else "It took too long"
+        )
+        if not (self._deadline and self._deadline.has_passed):
+            why += f". It did not end within {GRACE_SECS} s, and its process was killed"
+        policy = planned.definition.get_retry_policy_for_handle(step.node_handle)
+        is_tried_again = (
+            policy and not message.unpack_retry_mode().disabled and message.attempt <= policy.max_retries
+        )
+        self._fail(
+            instance,
+            run,
+            f"{why}.",
+            tried_again_after=policy.calculate_delay(message.attempt) if policy and is_tried_again else None,
+        )
 
     @staticmethod
     def _flush(instance: DagsterInstance) -> None:
@@ -273,29 +333,44 @@ class StepExecution:
         if isinstance(storage, PooledEventLogStorage):
             storage.flush()
 
-    def _fail(self, instance: DagsterInstance, run: DagsterRun, message: str) -> None:
-        """Report what keeps the step from running as its failure; with the error that is being handled, if any."""
+    def _fail(
+        self, instance: DagsterInstance, run: DagsterRun, message: str, tried_again_after: float | None = None
+    ) -> None:
+        """Report what keeps the step from running as its failure; with the error that is being handled, if any.
+
+        `tried_again_after`: it is tried again after so many seconds.
+        """
         error = (
             serializable_error_info_from_exc_info(sys.exc_info())
             if sys.exc_info()[0]
             else SerializableErrorInfo(message, [], None)
         )
+
+        def end(error: SerializableErrorInfo) -> StepFailureData | StepRetryData:
+            if tried_again_after is None:
+                return StepFailureData(error=error, user_failure_data=None)
+            return StepRetryData(error, tried_again_after)
+
         try:
-            self._report_failure(instance, run, message, error)
+            self._report_failure(instance, run, message, end(error))
         except Refused as refused:
             # Of the same texts, it may be.
-            self._report_failure(instance, run, message, SerializableErrorInfo(str(refused), [], None))
+            self._report_failure(instance, run, message, end(SerializableErrorInfo(str(refused), [], None)))
         self._wake_run()
 
     def _report_failure(
-        self, instance: DagsterInstance, run: DagsterRun, message: str, error: SerializableErrorInfo
+        self, instance: DagsterInstance, run: DagsterRun, message: str, end: StepFailureData | StepRetryData
     ) -> None:
         event = DagsterEvent(
-            event_type_value=DagsterEventType.STEP_FAILURE.value,
+            event_type_value=(
+                DagsterEventType.STEP_FAILURE
+                if isinstance(end, StepFailureData)
+                else DagsterEventType.STEP_UP_FOR_RETRY
+            ).value,
             job_name=run.job_name,
             step_key=self._message.step_key,
             message=f'Step "{self._message.step_key}" failed. {message}',
-            event_specific_data=StepFailureData(error=error, user_failure_data=None),
+            event_specific_data=end,
         )
         instance.report_dagster_event(event, run.run_id, logging.ERROR)
         self._flush(instance)

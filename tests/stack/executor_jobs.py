@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -505,6 +506,66 @@ def own_long() -> None:
     napping_op("long", OWN)()
 
 
+# --- that take longer than they may -----------------------------------------------------------------------
+
+
+def limit(seconds: str) -> dict[str, Any]:
+    """What an op is made with that may take so many seconds."""
+    return {"tags": {"dagster-stack/timeout": seconds}, "out": Out(Nothing)}
+
+
+@op(**limit("1"))
+def sleeps() -> None:
+    time.sleep(100)
+
+
+@op(**limit("1"))
+def ends_well() -> None:
+    """As if nothing had happened."""
+    with suppress(BaseException):
+        time.sleep(100)
+
+
+@op(**limit("1"))
+def goes_on() -> None:
+    while True:
+        with suppress(BaseException):
+            time.sleep(100)
+
+
+@op(**limit("1"), retry_policy=RetryPolicy(max_retries=1))
+def keeps_the_lock(context: OpExecutionContext) -> None:
+    """In one call that ends after years; in its second attempt it ends at once."""
+    if context.retry_number == 0:
+        re.match("(a+)+$", "a" * 60 + "b")
+
+
+@op(**limit("30"))
+def in_time() -> None:
+    time.sleep(1.5)
+
+
+@op(out=Out(Nothing))
+def of_its_run() -> None:
+    """The run's tag limits it."""
+    time.sleep(100)
+
+
+@op(**limit("soon"))
+def mistyped() -> None: ...
+
+
+@job
+def late() -> None:
+    sleeps()
+    ends_well()
+    goes_on()
+    keeps_the_lock()
+    in_time()
+    of_its_run()
+    mistyped()
+
+
 @job
 def shorts() -> None:
     for number in range(3):
@@ -611,6 +672,7 @@ def refused() -> None:
 OURS = [
     fan_in, branching, dynamic, repeatable, chain, nested, failing, retrying, hooked, with_resources, without_resource,
     wide, wide_own, line, waiting_line, alone, single, own_long, shorts, priorities, limited, pooled, leaking, refused,
+    late,
     mixed.to_job("mixed_ours"),
 ]  # fmt: skip
 

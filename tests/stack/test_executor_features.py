@@ -73,15 +73,12 @@ def made(stack: Stack) -> Runs:
         else Spec(spec.job, eagerly(spec.config), spec.tags, spec.ops, again=spec.again and EAGER_REPEATABLE)
         for name, spec in SPECS.items()
     }  # fmt: skip
-    without_resource, *ids = jobs.execute(
-        WITHOUT_RESOURCE, *SPECS.values(), *in_process.values(), *eager.values()
-    )
-    count = len(SPECS)
-    ours = dict(zip(SPECS, ids[:count], strict=True))
+    without_resource, *ids = jobs.execute(WITHOUT_RESOURCE, *SPECS.values(), *in_process.values())
+    ours = dict(zip(SPECS, ids[: len(SPECS)], strict=True))
     return Runs(
         ours | {"without_resource": without_resource},
-        dict(zip(SPECS, ids[count : 2 * count], strict=True)),
-        dict(zip(SPECS, ids[2 * count :], strict=True)),
+        dict(zip(SPECS, ids[len(SPECS) :], strict=True)),
+        dict(zip(SPECS, jobs.execute(*eager.values()), strict=True)),
     )
 
 

@@ -8,6 +8,7 @@ from dagster import (
     DynamicOut,
     DynamicOutput,
     HookContext,
+    InitResourceContext,
     OpExecutionContext,
     Out,
     Output,
@@ -15,6 +16,7 @@ from dagster import (
     in_process_executor,
     job,
     op,
+    resource,
     success_hook,
 )
 
@@ -53,6 +55,31 @@ def eventful_with_a_policy(context: OpExecutionContext) -> int:
 @job(executor_def=celery_executor)
 def with_an_event_and_a_policy() -> None:
     add_one(eventful_with_a_policy())
+
+
+@resource
+def slow_resource(context: InitResourceContext) -> None:
+    pending = happenings.get("resource")
+    if pending:
+        pending.pop(0)(context)
+
+
+@op(required_resource_keys={"slow"})
+def needs_resource() -> None: ...
+
+
+@job(executor_def=celery_executor, resource_defs={"slow": slow_resource})
+def with_a_slow_resource() -> None:
+    needs_resource()
+
+
+@op(tags={"dagster-stack/timeout": "soon"})
+def soon() -> None: ...
+
+
+@job(executor_def=celery_executor, tags={"dagster-stack/timeout": "-5"})
+def with_wrong_timeouts() -> None:
+    soon()
 
 
 @success_hook(name="hook")

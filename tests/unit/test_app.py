@@ -110,7 +110,7 @@ print(json.dumps(Panel.data["revoke"].__module__))
 
 
 def test_a_worker_warms_up_its_processes_and_bounds_its_stop(app: Any) -> None:
-    assert app["at start"] == ["share", "warm_up", "start_drain"]
+    assert app["at start"] == ["lift_limits", "share", "warm_up", "start_drain"]
 
 
 def test_without_a_bucket_or_a_broker_a_worker_listens_to_a_folder(tmp_path: Path) -> None:
