@@ -89,11 +89,13 @@ FENCED_INSERT = sqlalchemy.text(
     ORDER BY place
     """
 )
-#: Events of a run from a row on, without those that are known, and how far transactions were as it was read.
+#: Events of a run from a row on, without those that are known, and how far transactions were as it was read. The next
+#: one to begin is not the snapshot's end, which is the first after the last that has *ended*: newer ones may be under way.
 NEWS = sqlalchemy.text(
     """
     SELECT CAST(CAST(pg_snapshot_xmin(present) AS text) AS bigint),
-        CAST(CAST(pg_snapshot_xmax(present) AS text) AS bigint), found.id, found.event
+        CAST(CAST(pg_snapshot_xmin(present) AS text) AS bigint) + age(CAST(pg_snapshot_xmin(present) AS xid)),
+        found.id, found.event
     FROM pg_current_snapshot() AS present LEFT JOIN (
         SELECT id, event FROM event_logs
         WHERE run_id = :run AND id > :after AND NOT id = ANY(CAST(:known AS bigint[]))

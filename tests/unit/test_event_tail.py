@@ -261,6 +261,20 @@ def test_with_the_stacks_storage_each_read_finds_what_became_visible_late_and_fi
     )
 
 
+def test_of_two_writers_whose_rows_alternate_the_later_ones_come_in_order(writers: Writers) -> None:
+    """The newest transaction is under way, and none that is newer has ended: a snapshot's end is before it."""
+    tail = writers.tail()
+    engine = writers.engine.execution_options(isolation_level="READ COMMITTED")
+    with engine.begin() as first, engine.begin() as second:
+        writers.insert(first, "output of the first")
+        writers.insert(second, "output of the second")
+        writers.insert(first, "success of the first")
+        first.commit()
+        assert steps(tail.read()) == ["output of the first", "success of the first"]
+        writers.insert(second, "success of the second")
+    assert steps(tail.read()) == ["output of the second", "success of the second"]
+
+
 def test_what_one_transaction_holds_back_is_found_while_others_come_and_go(writers: Writers) -> None:
     tail = writers.tail()
     seen: list[str | None] = []
