@@ -25,6 +25,15 @@ UNTRUSTED = (
     "certificate signed by unknown authority",
     "certificate verification failed",
 )
+#: How they say that the proxy is of no use, and that nothing answers.
+REFUSED_BY_PROXY = ("407 Proxy", "Proxy Authentication Required", "proxyconnect", "Cannot connect to proxy")
+UNREACHABLE = (
+    "Temporary failure resolving",
+    "Temporary failure in name resolution",
+    "Network is unreachable",
+    "no such host",
+    "i/o timeout",
+)
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,16 @@ def cure(log: str) -> str:
             "\n\nThe build met a certificate that it does not trust: this network seems to re-sign TLS. Put the"
             f" network's own certificate as a .crt file into {CERTIFICATES_FOLDER} and run `make up` again;"
             " builds get all certificates of that folder."
+        )
+    if any(sign in log for sign in REFUSED_BY_PROXY):
+        return (
+            "\n\nThe network's proxy refused the build, or does not answer. `make up` says above which one it found and"
+            " where; HTTP_PROXY and HTTPS_PROXY in .env go before that, with user:password@ where it wants a login."
+        )
+    if any(sign in log for sign in UNREACHABLE):
+        return (
+            "\n\nThe build could not reach the outside. When this network has a proxy, name it: HTTP_PROXY and"
+            " HTTPS_PROXY in .env."
         )
     if "no space left on device" in log.lower():
         return "\n\nThe disk is full: make room (`docker system df` shows what is there), then run `make up` again."

@@ -29,6 +29,8 @@ ENGINE_FORMAT = (
 )
 #: In the place of a user and password that the engine does not show.
 HIDDEN = "xxxxx"
+#: What containers call this host.
+THIS_HOST = "host.docker.internal"
 #: Seconds that a proxy on this very host has to answer.
 CONNECT_SECS = 2
 
@@ -132,7 +134,10 @@ def reachable(proxies: dict[str, str], place: str) -> dict[str, str]:
     for name, given in proxies.items():
         # What an address says by %27 as well, and a file of variables could not hold.
         value = given.replace("'", "%27")
-        if not is_loopback(value):
+        if host_of(value) == THIS_HOST:
+            # The containers' own name for it: builds don't know that.
+            found[name] = on_bridge(value) or value
+        elif not is_loopback(value):
             found[name] = value
         elif outside := on_bridge(value):
             found[name] = outside

@@ -360,11 +360,13 @@ def test_all_jobs_succeed_on_outside_stores(outsourced: Stack, outside: OutsideS
     assert {"dagster", "heavy"} <= outside.queues()
 
 
-def test_up_and_workers_know_the_outside_stores(outsourced: Stack) -> None:
+def test_up_and_workers_know_the_outside_stores(outsourced: Stack, company: Proxy) -> None:
     # When a user looks who is there, then the outside broker is asked
     assert "dagster@" in outsourced.make("workers").stdout
     # And another up finds that all is as it should be
     assert "nothing to do" in outsourced.make("up").stdout
+    # And what is on this very host was never asked for through the proxy
+    assert not [asked for asked in company.asked if "outside.example" not in asked]
 
 
 # --- the end of the second copy ------------------------------------------------------------------------

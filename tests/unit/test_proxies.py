@@ -232,7 +232,7 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1.2.3", "[::1]"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1.2.3", "[::1]", "host.docker.internal"])
 def test_a_proxy_on_this_host_is_named_by_the_address_that_containers_reach(
     host: str, listening: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +241,18 @@ def test_a_proxy_on_this_host_is_named_by_the_address_that_containers_reach(
     proxies.record()
 
     assert proxies.recorded()["https_proxy"] == f"http://me:secret@127.0.0.2:{listening}"
+
+
+@pytest.mark.usefixtures("listening")
+def test_the_containers_name_for_this_host_stays_where_the_bridge_has_no_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Docker Desktop has it answered elsewhere."""
+    monkeypatch.setenv("HTTP_PROXY", "http://host.docker.internal:1")
+
+    proxies.record()
+
+    assert proxies.recorded()["HTTP_PROXY"] == "http://host.docker.internal:1"
 
 
 @pytest.mark.usefixtures("listening")
