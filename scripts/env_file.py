@@ -154,13 +154,18 @@ def set_value(name: str, value: str, path: Path | None = None) -> None:
 
 def write(path: Path, text: str, like: Path | None = None) -> None:
     """Replace the file at once, readable by its owner alone: that of `like`, or who owned it, or the folder, before."""
-    owner = (like or (path if path.exists() else path.parent)).stat()
+    like = like or (path if path.exists() else path.parent)
     scratch = path.with_name(f"{path.name}.new")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(text.encode(errors="surrogateescape"))
     scratch.chmod(0o600)
-    if os.geteuid() == 0:
-        # `sudo make up` must not take the file away from the user who runs `make ps` next.
-        os.chown(scratch, owner.st_uid, owner.st_gid)
+    give(scratch, like)
     scratch.replace(path)
+
+
+def give(path: Path, like: Path) -> None:
+    """Let the owner of `like` own it: `sudo make up` must not take it away from the user who runs `make ps` next."""
+    if os.geteuid() == 0:
+        owner = like.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)

@@ -43,11 +43,14 @@ def file() -> Path:
 def record() -> None:
     """Find out what builds and containers get, and write it for Compose; say so where there is a proxy."""
     path, (source, values) = file(), found()
+    # Compose looks for the file at every command, also as the user who started the stack by sudo.
+    for folder in (BUILD_FOLDER, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        env_file.give(folder, ROOT)
     if not values:
         path.unlink(missing_ok=True)
         return
     if values != recorded():
-        path.parent.mkdir(parents=True, exist_ok=True)
         # In single quotes a $ of a password stands for itself.
         lines = (f"{name}='{value}'\n" for name, value in values.items())
         env_file.write(path, "".join(lines), like=env_file.env_path())

@@ -73,9 +73,20 @@ def start() -> None:
     except Failure as failure:
         # A one-shot or a store that others wait for: its own words say more than Compose's.
         unwell = [container for container in compose.containers() if container.exit_code]
-        raise unwell_failure(unwell[0]) if unwell else failure from None
+        raise unwell_failure(unwell[0]) if unwell else Failure(f"{failure}{cure(str(failure))}") from None
     wait_until_healthy()
     done(f"all services are healthy ({time.monotonic() - started:.0f} s)")
+
+
+def cure(log: str) -> str:
+    """What to do about a start that failed, where Compose says why."""
+    if "IPv4 address pool" in log or "Pool overlaps" in log:
+        return (
+            "\n\nThe engine has no addresses left for the stack's networks. `docker network ls` shows whose there are"
+            " (`docker network prune` removes those that nobody uses); default-address-pools in /etc/docker/daemon.json"
+            " gives it more, where a VPN takes the usual ones as well."
+        )
+    return ""
 
 
 def remove_replaced_stores() -> None:

@@ -1,6 +1,7 @@
 """What builds and containers get of a network's proxies, and that the stack's own services never go through them."""
 
 import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from requests.utils import should_bypass_proxies
 
 from scripts import engine, env_file, images, proxies
 from scripts.console import ROOT
-from tests.unit.machines import FakeDocker, calls
+from tests.unit.machines import FakeDocker, calls, is_root
 
 PROXY = "http://proxy.example:3128"
 OTHER = "http://other.example:8080"
@@ -71,6 +72,26 @@ def test_without_a_proxy_containers_get_nothing_more(monkeypatch: pytest.MonkeyP
 
 
 # --- places that name a proxy --------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not is_root(), reason="only root can give a folder away")
+def test_after_sudo_the_checkouts_owner_can_still_use_plain_compose(
+    env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks for the file at every command, also where there is no proxy, and under the umask of root."""
+    os.chown(tmp_path, 4711, 4711)
+    os.chown(env, 4711, 4711)
+    monkeypatch.setattr(proxies, "ROOT", tmp_path)
+    umask = os.umask(0o077)
+    try:
+        proxies.record()
+        monkeypatch.setenv("HTTP_PROXY", PROXY)
+        proxies.record()
+    finally:
+        os.umask(umask)
+
+    found = (proxies.file(), *list(proxies.file().parents)[:2])
+    assert [path.stat().st_uid for path in found] == [4711, 4711, 4711]
 
 
 @pytest.mark.parametrize("name", [*proxies.PROXIES, *(name.lower() for name in proxies.PROXIES)])

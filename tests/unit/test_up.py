@@ -217,3 +217,10 @@ def test_what_is_mounted_into_a_container_becomes_readable_for_its_user_and_noth
 
     modes = {path.name: oct(path.stat().st_mode & 0o777) for path in (folder, *folder.rglob("*"))}
     assert modes == {"mounted": "0o755", "inner": "0o755", "a": "0o644", "run": "0o744", "open": "0o664"}
+
+
+def test_a_start_without_addresses_for_networks_says_how_to_have_more() -> None:
+    log = "failed to create network x: could not find an available, non-overlapping IPv4 address pool among the defaults"
+
+    assert "default-address-pools" in up.cure(log)
+    assert up.cure("exec /usr/bin/tini: no such file") == ""
