@@ -42,7 +42,7 @@ class Request(CeleryRequest):
 
     @property
     def _is_of_stack(self) -> bool:
-        return self.name in {STEP_TASK, RUN_TASK}
+        return self.type in {STEP_TASK, RUN_TASK}
 
     def terminate(self, pool: Any, signal: Any = None) -> None:
         """Send a signal to the process. An interrupt asks it to end: how it does is for its task to say.

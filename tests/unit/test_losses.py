@@ -172,10 +172,11 @@ STEP = {"run_id": "run-1", "step_key": "a", "attempt": 2, "code": "x", "version"
 class Taken:
     """A message as a worker has taken it, in the hands of process 17; and what the broker is told of it."""
 
-    def __init__(self, app: Celery, message: Any, name: str = STEP_TASK) -> None:
+    def __init__(self, app: Celery, message: Any, name: str = STEP_TASK, **headers: Any) -> None:
         self.answers: list[str] = []
         body = json.dumps([[], {"message": message}, {}])
-        headers = {"task": name, "id": str(uuid4())}
+        # As steps are shown in lists: Celery calls that the task's name.
+        headers = {"task": name, "id": str(uuid4()), "shadow": "a_job: a", **headers}
         self.request = Request(
             Message(body=body, content_type="application/json", content_encoding="utf-8", headers=headers),
             app=app,
@@ -203,6 +204,13 @@ def test_a_lost_process_is_told_once_and_its_message_goes_back(
 
     assert told == [LostProcess("dagster@host", 17, "of this", "run-1", "a", 2)]
     assert taken.answers == ["requeue True"]
+
+
+def test_celerys_time_limits_do_not_apply_to_a_step(app: Celery) -> None:
+    taken = Taken(app, STEP, timelimit=[60, 30])
+
+    assert tuple(taken.request.time_limits) == (None, None)
+    assert Taken(app, STEP, "execute_plan", timelimit=[60, 30]).request.time_limits == [60, 30]
 
 
 def test_a_lost_runner_is_told_too(app: Celery, told: list[LostProcess]) -> None:

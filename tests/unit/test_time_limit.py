@@ -133,7 +133,7 @@ def test_a_step_that_takes_longer_fails_once_and_says_the_limit_and_who_set_it(
 
     execute_step(Delivery(app), step.to_json())
 
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15
     assert ends(instance, step) == ["STEP_FAILURE"]
     assert any(LIMIT in text for text in texts(end(instance, step)))
     # Its message, which may come again, is done
@@ -170,8 +170,8 @@ def test_a_retry_that_the_step_asks_for_is_made(instance: DagsterInstance, app: 
 def test_a_step_in_time_is_left_alone_and_so_are_its_hooks_and_the_next_step(
     instance: DagsterInstance, app: Celery
 ) -> None:
-    step = limited(instance, eventful_jobs.with_a_hook)
-    eventful_jobs.happenings["hook"] = [lambda _: time.sleep(0.5)]
+    step = limited(instance, eventful_jobs.with_a_hook, seconds="2")
+    eventful_jobs.happenings["hook"] = [lambda _: time.sleep(2.5)]
     execute_step(Delivery(app), step.to_json())
     following = message(instance, started_run(instance, step_jobs.alone), "one")
     execute_step(Delivery(app), following.to_json())
@@ -346,7 +346,7 @@ def test_a_limit_beyond_all_clocks_is_none(instance: DagsterInstance, app: Celer
 
 def test_an_eager_step_has_the_same_limit(instance: DagsterInstance) -> None:
     eventful_jobs.happenings["eventful"] = [takes_long]
-    config = {"config_source": {"task_always_eager": True, "task_time_limit": 0.3}}
+    config = {"config_source": {"task_always_eager": True, "task_time_limit": 2}}
 
     result = executed(instance, eventful_jobs.with_an_event_and_a_policy, config)
 
