@@ -526,14 +526,14 @@ def ends_well() -> None:
         time.sleep(100)
 
 
-@op(**limit("1"))
+@op(**limit("3"))
 def goes_on() -> None:
     while True:
         with suppress(BaseException):
             time.sleep(100)
 
 
-@op(**limit("1"), retry_policy=RetryPolicy(max_retries=1))
+@op(**limit("3"), retry_policy=RetryPolicy(max_retries=1))
 def keeps_the_lock(context: OpExecutionContext) -> None:
     """In one call that ends after years; in its second attempt it ends at once."""
     if context.retry_number == 0:
