@@ -5,6 +5,7 @@ when it crashes, when memory runs out, and by itself when Dagit was silent for 4
 laptop that slept). Dagit then serves its pages and fails every launch until somebody presses Reload.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -34,6 +35,7 @@ WRITE_PATIENCE_SECS = 20
 #: Seconds without a code server after which Dagit exits for a restart. A reload in Dagit starts the new one
 #: before the old one ends.
 EXIT_AFTER_SECS = 20
+REFUSED_HANDSHAKE = "ASGI callable returned without completing handshake."
 
 
 class CodeServerProbe:
@@ -65,6 +67,8 @@ def refuse_foreign_pages(own: OwnNames) -> None:
         return app
 
     replace(cli, "create_app_from_workspace_process_context", make_guarded)
+    # uvicorn takes each handshake that an app answers with a refusal for a mistake of the app.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != REFUSED_HANDSHAKE)
 
 
 def main() -> None:

@@ -15,6 +15,8 @@ SCREENSHOTS = ROOT / ".build" / "screenshots"
 ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
+    # A name of somebody else's that leads to this host.
+    "--host-resolver-rules=MAP evil.example 127.0.0.1",
 ]  # fmt: skip
 VIEWPORT: ViewportSize = {"width": 1440, "height": 900}
 #: Milliseconds that one step of the page may take on a busy machine.

@@ -44,10 +44,15 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def dagit_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def dagit_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the real Dagit has its data and its log."""
+    return tmp_path_factory.mktemp("dagster-home")
+
+
+@pytest.fixture(scope="session")
+def dagit_url(dagit_home: Path) -> Iterator[str]:
     """The address of a real Dagit that also has the name dagit.example.com."""
-    home = tmp_path_factory.mktemp("dagster-home")
-    with real_dagit(home, PUBLIC_HOST="dagit.example.com", BIND_ADDRESS="192.0.2.7") as url:
+    with real_dagit(dagit_home, PUBLIC_HOST="dagit.example.com", BIND_ADDRESS="192.0.2.7") as url:
         yield url
 
 

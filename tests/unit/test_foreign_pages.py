@@ -5,6 +5,7 @@ import http.client
 import json
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -341,6 +342,20 @@ def test_a_foreign_page_opens_no_websocket(client: Client, protocol: str) -> Non
         # Then the handshake is answered with 403 and a reason
         assert refused.value.response.status_code == 403
         assert b"Dagit" in (refused.value.response.body or b"")
+
+
+def test_refusals_do_not_fill_the_log(client: Client, dagit_home: Path) -> None:
+    # Given a page that tries again and again
+    log = dagit_home / "webserver.log"
+    before = len(log.read_text().splitlines())
+    for _ in range(20):
+        assert client.send("GET", "/", {"Origin": FOREIGN}).status == 403
+        with pytest.raises(InvalidStatus), socket(client, "graphql-ws", {"Origin": FOREIGN}):
+            pass
+    # Then a line in 10 s says so, with the reason
+    said = log.read_text().splitlines()
+    assert len(said) - before <= 2, said[before:]
+    assert [line for line in said if "action=http.refused" in line and "a request was refused: " in line]
 
 
 def test_a_socket_under_a_foreign_name_is_refused(client: Client) -> None:
