@@ -1,4 +1,4 @@
-"""Step output in S3, captured without helper processes, with links that open in the user's browser."""
+"""Step output in S3, captured without helper processes of a step's own, with links that open in the user's browser."""
 
 import logging
 import os
@@ -26,6 +26,7 @@ from dagster_stack.errors import OutputUnreadable
 from dagster_stack.storage.capture import captured
 from dagster_stack.storage.output_reading import GONE, OutputReader, OutputSubscription, Subscriptions
 from dagster_stack.storage.output_upload import STREAMS, PartialUpload
+from dagster_stack.storage.pump import NOTE_BYTES
 from dagster_stack.storage.s3 import presigned_link, s3_client
 
 logger = logging.getLogger(__name__)
@@ -84,13 +85,16 @@ class S3ComputeLogs(S3ComputeLogManager):
         upload = PartialUpload(
             lambda stream: self.upload_to_cloud_storage(log_key, stream, partial=True),
             self.upload_interval,
-            kept_bytes(),
+            kept_bytes() + NOTE_BYTES,
         )
+        owner = os.getpid()
         try:
-            with captured(out, err) as streams, upload.while_running(streams):
+            with captured(out, err, kept_bytes()) as streams, upload.while_running(streams):
                 yield CapturedLogContext(log_key)
         finally:
-            self._finish(log_key, upload.uploaded)
+            # A child that the step forked ends its copy of the step here, too.
+            if os.getpid() == owner:
+                self._finish(log_key, upload.uploaded)
 
     def upload_to_cloud_storage(
         self, log_key: Sequence[str], io_type: ComputeIOType, partial: bool = False
@@ -101,7 +105,7 @@ class S3ComputeLogs(S3ComputeLogManager):
         ensure_file(str(path))
         with path.open("rb") as file:
             printed = os.fstat(file.fileno()).st_size
-            size = min(printed, kept_bytes())
+            size = min(printed, kept_bytes() + NOTE_BYTES)
             body = file.read(size) if size <= IN_MEMORY else ReadFileChunk(file, size, printed)
             self._s3_session.put_object(
                 Bucket=self._s3_bucket,
@@ -109,11 +113,13 @@ class S3ComputeLogs(S3ComputeLogManager):
                 Body=body,
                 ContentType="text/plain",
             )
-        if printed > size and not partial:
+        if printed > kept_bytes() and not partial:
             logger.warning(
-                "of %d bytes of %s the first %d are kept", printed, io_type.value, size,
+                "of %s the first %d bytes are kept",
+                io_type.value,
+                kept_bytes(),
                 extra={"action": "output.cut"},
-            )  # fmt: skip
+            )
 
     def _finish(self, log_key: Sequence[str], partial: set[ComputeIOType]) -> None:
         try:

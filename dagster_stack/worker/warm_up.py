@@ -47,6 +47,10 @@ def share(sender: Any, instance: Any, **_: Any) -> None:
     threads and connections that it starts would not survive the fork.
     """
     _worker.name = str(sender)
+    from dagster_stack.storage.capture import PUMP
+
+    # Shared by all its processes, those that come later too.
+    PUMP.start()
     if instance.concurrency > 1:
         for module in SHARED:
             importlib.import_module(module)

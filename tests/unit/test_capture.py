@@ -3,15 +3,19 @@
 import ctypes
 import io
 import os
+import re
+import resource
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from dagster_stack.storage.capture import CapturedStream, captured, descriptor_of
+from dagster_stack.storage.capture import PUMP, CapturedStream, captured, descriptor_of
+from tests.waiting import wait_until
 
 
 class Streams:
@@ -113,9 +117,9 @@ def test_what_is_forwarded_is_forwarded_once(streams: Streams, out: Path, err: P
     streams.begin()
     with captured(out, err) as (stdout, _):
         print("first", flush=True)
+        wait_until(lambda: stdout.size, 10, "it is in its file", until=len("first\n").__eq__, pause=0.01)
         stdout.forward()
         assert streams.out.read_text() == "first\n"
-        assert stdout.size == len("first\n")
         stdout.forward()
         print("second")
 
@@ -252,6 +256,148 @@ def test_a_captured_stream_is_one_for_its_owner_alone(streams: Streams, out: Pat
     """It may hold data of the user's."""
     streams.begin()
     out.parent.mkdir()
-    CapturedStream(sys.stdout, out).restore()
+    CapturedStream(sys.stdout, out, 1000).close()
 
     assert out.stat().st_mode & 0o777 == 0o600
+
+
+# --- much output, and bad times for it ------------------------------------------------------------------------------
+
+
+def test_of_much_output_the_beginning_is_kept_then_a_line_that_says_so(
+    streams: Streams, out: Path, err: Path
+) -> None:
+    streams.begin()
+    with captured(out, err, most=1000):
+        print("x" * 999)
+        print("y" * 1_000_000)
+        print("to stderr", file=sys.stderr)
+
+    note = "[dagster-stack: the first 1,000 bytes are kept, what follows is left out]"
+    assert out.read_text() == streams.out.read_text() == "x" * 999 + f"\n\n{note}\n"
+    assert err.read_text() == "to stderr\n"
+
+
+def test_more_than_any_disk_holds_is_printed_in_one_write_and_by_a_program(
+    streams: Streams, out: Path, err: Path
+) -> None:
+    streams.begin()
+    descriptor = streams.stdout.fileno()
+    with captured(out, err, most=1_000_000):
+        os.write(descriptor, bytes(1_300_000_000))
+        subprocess.run(["head", "-c", "130000000", "/dev/zero"], stdout=descriptor, check=True)
+
+    assert 1_000_000 < out.stat().st_size < 1_001_000
+
+
+def test_a_call_in_c_that_holds_the_global_lock_prints_more_than_a_pipe_holds(
+    streams: Streams, out: Path, err: Path
+) -> None:
+    """As solvers and trainers do: nobody in this process could read meanwhile."""
+    streams.begin()
+    with captured(out, err):
+        ctypes.PyDLL(None).write(streams.stdout.fileno(), b"x" * 5_000_000, ctypes.c_size_t(5_000_000))
+
+    assert out.stat().st_size == 5_000_000
+
+
+def test_a_program_that_goes_on_printing_does_not_keep_the_capture_from_ending(
+    streams: Streams, out: Path, err: Path
+) -> None:
+    """Nor does it fail, or fill the disk."""
+    streams.begin()
+    with captured(out, err, most=100_000_000):
+        program = subprocess.Popen(["yes"], stdout=streams.stdout.fileno())
+    out.unlink()
+    try:
+        sizes = []
+        for _ in range(3):
+            before = printed_by(program)
+            wait_until(
+                partial(printed_by, program),
+                10,
+                "it prints on",
+                until=(before + 3_000_000).__le__,
+                pause=0.01,
+            )
+            sizes.append(held_by_the_pump(out))
+        assert sizes[1] == sizes[2] < 100_000_000
+    finally:
+        program.kill()
+        program.wait()
+
+
+def printed_by(program: "subprocess.Popen[bytes]") -> int:
+    """The bytes that a program has written."""
+    found = re.search(r"wchar: (\d+)", Path(f"/proc/{program.pid}/io").read_text())
+    assert found
+    return int(found[1])
+
+
+def held_by_the_pump(file: Path) -> int:
+    """The size of a file that is deleted."""
+    assert PUMP._process
+    for entry in Path(f"/proc/{PUMP._process.pid}/fd").iterdir():
+        if str(entry.readlink()) == f"{file} (deleted)":
+            return entry.stat().st_size
+    raise AssertionError(f"{file} is not held")
+
+
+def test_a_pump_that_is_killed_is_replaced(streams: Streams, out: Path, err: Path) -> None:
+    streams.begin()
+    with captured(out, err) as (stdout, _):
+        print("before", flush=True)
+        wait_until(lambda: stdout.size, 10, "it is in its file", pause=0.01)
+        assert PUMP._process
+        PUMP._process.kill()
+        PUMP._process.wait()
+        print("meanwhile", flush=True)
+        stdout.forward()
+        print("x" * 1_000_000)
+    with captured(out, err):
+        print("the next one")
+        assert PUMP._process
+        PUMP._process.kill()
+        PUMP._process.wait()
+        print("without any")
+
+    assert out.read_text() == "before\nmeanwhile\n" + "x" * 1_000_000 + "\nthe next one\nwithout any\n"
+
+
+def test_a_forked_child_that_ends_the_capture_leaves_it_to_its_parent(
+    streams: Streams, out: Path, err: Path
+) -> None:
+    streams.begin()
+    parent = os.getpid()
+    try:
+        with captured(out, err):
+            child = os.fork()
+            if child == 0:
+                print("by the child", flush=True)
+                raise RuntimeError
+            os.waitpid(child, 0)
+            print("by the parent")
+    finally:
+        if os.getpid() != parent:
+            os._exit(0)
+
+    assert out.read_text() == streams.out.read_text() == "by the child\nby the parent\n"
+
+
+def test_where_there_is_no_room_printing_goes_on_and_the_file_says_so(
+    streams: Streams, out: Path, err: Path, tmp_path: Path
+) -> None:
+    """A limit for files stands in for a disk that is full: what is beyond it is an error of the write."""
+    streams.begin()
+    with captured(out, err):
+        assert PUMP._process
+        resource.prlimit(PUMP._process.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+        try:
+            print("x" * 1_000_000)
+            print("on it goes", flush=True)
+            wait_until(lambda: "could not be kept" in out.read_text(), 10, "the file says so", pause=0.01)
+        finally:
+            limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+            resource.prlimit(PUMP._process.pid, resource.RLIMIT_FSIZE, limit)
+
+    assert out.stat().st_size <= 100_000
