@@ -120,5 +120,9 @@ class Refused(StackError):
     """Raised when the database does not take an event, and never will."""
 
 
+class NoRoom(StackError):
+    """Raised when a worker's scratch space is too full for the next step."""
+
+
 class AlreadyHeld(StackError):
     """Raised when a message names work that another living process does."""

@@ -57,6 +57,9 @@ def _mend(event: Any, most_text: int, most_value: int, most_entries: int | None)
         node, most, as_json = waiting.pop()
         if isinstance(node, dict):
             kind = str(node.get("__class__", ""))
+            if kind == "AssetKey":
+                # Not a text but a name, by which it is found.
+                continue
             if kind.endswith(("MetadataEntryData", "MetadataValue")):
                 most = most_value
                 _mend_value(node, kind, most_value)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from celery import Celery, Task
@@ -36,7 +37,9 @@ from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, rel
 from dagster_stack.worker.isolation import tell_left, undisturbed
 from dagster_stack.worker.losses import KILLED_AT_LIMIT
 from dagster_stack.worker.process import warm_instance
+from dagster_stack.worker.scratch import has_room, see_to_room
 from dagster_stack.worker.shutdown import is_leaving
+from dagster_stack.worker.step_folder import step_folder
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +90,7 @@ class RunExecution:
         """Drive the run; how it ends stands in the event log.
 
         Raises AlreadyHeld while another process drives it, Fenced when one has taken it over meanwhile, and
-        ForeignCode, NoSuchRun.
+        ForeignCode, NoRoom, NoSuchRun.
         """
         instance = warm_instance()
         storage = instance.event_log_storage
@@ -98,6 +101,11 @@ class RunExecution:
                 # By force, with its runner dead, nobody has called its steps back.
                 call_back(self._task.app, instance, run.run_id, [])
             return
+        if not has_room() and not has_our_executor(loaded_job(instance, run)):
+            # Its steps are executed here.
+            see_to_room(
+                self._message.work, self._holder, lambda text: instance.report_engine_event(text, run)
+            )
         claim = self._claim = storage.claims.take(self._message.work, self._holder)
         if claim is None:
             raise AlreadyHeld(f"{self._message.work} is with another runner, which is alive")
@@ -198,8 +206,11 @@ class RunExecution:
                 f"The tag {tags.TIMEOUT} has no effect on the steps of this job's executor.", run
             )
         try:
-            for _ in core_execute_run(job, run, instance, inject_env_vars=True, resume_from_failure=goes_on):
-                pass
+            with nullcontext() if has_our_executor(job) else step_folder():
+                for _ in core_execute_run(
+                    job, run, instance, inject_env_vars=True, resume_from_failure=goes_on
+                ):
+                    pass
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
             logger.info("%s was interrupted", self._message.work, extra={"action": "run.interrupted"})
         except Exception as error:

@@ -1,6 +1,6 @@
 """Errors as the event log keeps them: of a long chain the first ones, of a long text its beginning, a group with its members."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from traceback import TracebackException
 from typing import Any
 
@@ -14,6 +14,9 @@ MOST_CAUSES = 20
 #: Members of a group that are kept, of each its last so many frames.
 MOST_MEMBERS = 10
 
+#: Called with the message of each error; what they return is added to it.
+explanations: list[Callable[[str], str | None]] = []
+
 _by_dagster = SerializableErrorInfo.from_traceback
 
 
@@ -25,6 +28,9 @@ def use_in_dagster() -> None:
 def _from_traceback(error: TracebackException) -> SerializableErrorInfo:
     shorten(error)
     found = _by_dagster(error)
+    for explain in explanations:
+        if explanation := explain(found.message[:MOST_TEXT]):
+            found = found._replace(message=f"{cut(found.message, MOST_TEXT).rstrip()}\n{explanation}\n")
     if len(found.message) > MOST_TEXT:
         # Dagster would cut it too, without its length.
         found = found._replace(message=cut(found.message, MOST_TEXT))

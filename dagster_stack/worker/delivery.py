@@ -21,6 +21,7 @@ from dagster_stack.errors import (
     Fenced,
     ForeignCode,
     GivenUp,
+    NoRoom,
     NoSuchJob,
     NoSuchRun,
 )
@@ -44,7 +45,7 @@ def handled(
     """Do with a task's message what the error of its work asks for; raises Reject when it is to come again."""
     try:
         yield
-    except (ForeignCode, AlreadyHeld) as error:
+    except (ForeignCode, AlreadyHeld, NoRoom) as error:
         logger.info("%s comes again: %s", message.work, error, extra={"action": "message.postponed"})
         hand_over(str(error))
         with back_to_queue_on_error():

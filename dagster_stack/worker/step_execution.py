@@ -43,6 +43,7 @@ from dagster_stack.worker.isolation import tell_left, undisturbed
 from dagster_stack.worker.losses import KILLED_AT_LIMIT
 from dagster_stack.worker.planned_job import PlannedJob, planned_job, step_events
 from dagster_stack.worker.process import warm_instance
+from dagster_stack.worker.scratch import see_to_room
 from dagster_stack.worker.shutdown import is_leaving
 from dagster_stack.worker.standing import ENDED_RUN, standing
 from dagster_stack.worker.step_folder import step_folder
@@ -126,12 +127,19 @@ class StepExecution:
         """Execute the step unless the event log objects; how it ends stands in the event log.
 
         Raises AlreadyHeld while another process executes it, Fenced when one has taken it over meanwhile, and
-        ForeignCode, NoSuchRun, NoSuchJob.
+        ForeignCode, NoRoom, NoSuchRun, NoSuchJob.
         """
         instance = self._within[0] if self._within else warm_instance()
         run = self._admitted(instance)
         if run is None:
             return
+        if not self._within:
+            step = self._message.step_key
+            see_to_room(
+                self._message.work,
+                self._holder,
+                lambda text: instance.report_engine_event(text, run, step_key=step),
+            )
         storage = instance.event_log_storage
         if not isinstance(storage, PooledEventLogStorage):
             self._execute(instance, run)

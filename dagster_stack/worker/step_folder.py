@@ -100,7 +100,7 @@ def remove(folder: Path) -> None:
                 "%s can't be removed, which is tried again when its process has ended: %s",
                 folder,
                 error,
-                extra={"action": "step_folder.left"},
+                extra={"action": "folder.left"},
             )
 
 

@@ -70,7 +70,10 @@ def warm_up(**_: Any) -> None:
     try:
         use_in_dagster()
         from dagster_stack.storage.event_log import PooledEventLogStorage
+        from dagster_stack.worker import scratch
         from dagster_stack.worker.process import warm_instance
+
+        scratch.use_in_errors()
 
         for module in code_modules(Settings.from_environment().workspace_yaml):
             importlib.import_module(module)

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -23,6 +24,8 @@ from dagster import (
     AssetCheckSeverity,
     AssetExecutionContext,
     AssetKey,
+    AssetMaterialization,
+    AssetObservation,
     AssetsDefinition,
     AssetSpec,
     Config,
@@ -49,6 +52,7 @@ from dagster import (
     RunsFilter,
     SourceAsset,
     StaticPartitionsDefinition,
+    TableRecord,
     asset,
     asset_check,
     define_asset_job,
@@ -669,7 +673,99 @@ def refused() -> None:
     write_long_tag()
 
 
+# --- what a step may say, print and leave ----------------------------------------------------------------
+
+#: What no encoding takes, what Postgres does not know, and what is in order.
+ODD = "file\udcff\0😀"
+
+
+@op
+def talk_oddly(context: OpExecutionContext) -> Iterator[Any]:
+    context.log.info(f"said {ODD}")
+    context.log.info("m" * 10_000_000)
+    context.instance.add_run_tags(context.run_id, {f"tag {ODD}": ODD})
+    print(f"printed {ODD}".encode(errors="surrogateescape").decode(errors="replace"))
+    os.write(1, b"not UTF-8: \xff\n")
+    metadata: dict[str, Any] = {
+        ODD: ODD,
+        "json": {ODD: [ODD, float("nan")]},
+        "long json": {"numbers": list(range(1_000_000))},
+        "table": MetadataValue.table([TableRecord({"text": ODD, "number": float("inf")})]),
+        "path": MetadataValue.path(ODD),
+        "url": MetadataValue.url(ODD),
+        "md": MetadataValue.md(ODD),
+        "number": float("nan"),
+        "large": 10**30,
+        "time": MetadataValue.timestamp(float("nan")),
+    }
+    yield AssetMaterialization(["odd", "materialized"], description=ODD, metadata=metadata)
+    yield AssetObservation(["odd", "observed"], description=ODD, metadata=metadata)
+    yield Output(None, metadata=metadata)
+
+
+@op(ins={"start": In(Nothing)})
+def fail_oddly() -> None:
+    error: Exception = ValueError(ODD)
+    for number in range(1000):
+        effect = ValueError(f"cause {number} {ODD}")
+        effect.__cause__, error = error, effect
+    raise ExceptionGroup("several", [OSError(ODD), error]) from error
+
+
+@job
+def talking_oddly() -> None:
+    fail_oddly(talk_oddly())
+
+
+@op
+def print_much() -> None:
+    os.write(1, bytes(1_300_000_000))
+    subprocess.run("yes | head -c 300000000", shell=True, check=True)
+    print("it goes on", file=sys.stderr)
+
+
+@job
+def printing_much() -> None:
+    print_much()
+
+
+def reserve(file: Path, megabytes: int) -> None:
+    with file.open("wb") as opened:
+        os.posix_fallocate(opened.fileno(), 0, megabytes << 20)
+
+
+@op(tags={QUEUE: "heavy"}, ins={"start": In(Nothing)})
+def leave_file(context: OpExecutionContext) -> None:
+    folder = Path(f"/tmp/left by {context.op_handle.name}")
+    folder.mkdir(exist_ok=True)
+    reserve(folder / "large.csv", 300)
+
+
+@op(tags={QUEUE: "heavy"}, ins={"start": In(Nothing)})
+def fill() -> None:
+    reserve(Path(tempfile.gettempdir()) / "large.bin", 200)
+    reserve(Path(tempfile.gettempdir()) / "larger.bin", 2000)
+
+
+@op(tags={QUEUE: "heavy"})
+def heavy_step() -> None: ...
+
+
+@job
+def leaving_files() -> None:
+    done = heavy_step()
+    for number in range(1, 5):
+        done = leave_file.alias(f"leave_{number}")(done)
+    fill(done)
+
+
+@job
+def heavy_alone() -> None:
+    heavy_step()
+
+
 OURS = [
+    talking_oddly, printing_much, leaving_files, heavy_alone,
     fan_in, branching, dynamic, repeatable, chain, nested, failing, retrying, hooked, with_resources, without_resource,
     wide, wide_own, line, waiting_line, alone, single, own_long, shorts, priorities, limited, pooled, leaking, refused,
     late,

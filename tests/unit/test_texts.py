@@ -157,3 +157,12 @@ def test_what_is_deep_is_mended_too() -> None:
     for _ in range(300):
         (value,) = value
     assert value == "\\udcff"
+
+
+def test_the_key_of_an_asset_stays_what_it_is_found_by() -> None:
+    event = serialize_value(AssetMaterialization(["a\udcff"], description="\udcff"))
+
+    mended = deserialize_value(presentable(event), AssetMaterialization)
+
+    assert mended.asset_key.path == ["a\udcff"]
+    assert mended.description == "\\udcff"
