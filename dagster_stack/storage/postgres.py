@@ -11,6 +11,7 @@ from dagster import DagsterEvent, DagsterRun, DagsterRunStatus, Field, IntSource
 from dagster._core.events import (
     EVENT_TYPE_TO_PIPELINE_RUN_STATUS,
 )
+from dagster._core.execution.backfill import PartitionBackfill
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.config import pg_config
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
@@ -108,6 +109,11 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
             return run if again and self.has_run(run.run_id) else add(run)
 
         return self._store_whole(run.run_id, store, alone=True)
+
+    def add_backfill(self, partition_backfill: PartitionBackfill) -> None:
+        """Dagster's own, as a whole: one whose tags are refused would be executed all the same."""
+        add = super().add_backfill
+        self._store_whole(partition_backfill.backfill_id, lambda _: add(partition_backfill))
 
     def add_run_tags(self, run_id: str, new_tags: Mapping[str, str]) -> None:
         """Dagster's own, as a whole: half of it would pass for done when it is tried again."""

@@ -20,6 +20,7 @@ from dagster import (
     asset,
     materialize,
 )
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from sqlalchemy.exc import DBAPIError
 
 from dagster_stack.errors import Refused
@@ -171,6 +172,22 @@ def test_a_run_whose_tags_are_refused_is_not_there_at_all(database: Database) ->
         storage.run_storage.add_run(DagsterRun("a_job", run_id=run_id, tags={"a": "b", "tag": LONG}))
 
     assert not storage.run_storage.has_run(run_id)
+
+
+def test_a_backfill_whose_tags_are_refused_is_not_there_at_all(database: Database) -> None:
+    storage, backfill_id = database.process(), str(uuid4())[:8]
+    backfill = PartitionBackfill(
+        backfill_id,
+        BulkActionStatus.REQUESTED,
+        from_failure=False,
+        tags={"nul": "a\0b"},
+        backfill_timestamp=1.0,
+    )
+
+    with pytest.raises(ValueError, match="NUL"):
+        storage.run_storage.add_backfill(backfill)
+
+    assert storage.run_storage.get_backfill(backfill_id) is None
 
 
 def test_a_run_whose_planned_assets_are_refused_never_starts(instance: DagsterInstance) -> None:
