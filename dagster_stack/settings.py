@@ -1,6 +1,7 @@
 """What the environment and `celery.yaml` say, read once into frozen objects."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,9 @@ DEFAULT_WORKSPACE_YAML = DEFAULT_CELERY_YAML.with_name("workspace.yaml")
 #: What Celery itself takes from the environment, before any configuration file.
 BROKER_VARIABLE = "CELERY_BROKER_URL"
 BUCKET_VARIABLE = "DAGSTER_STACK_S3_BUCKET"
+PREFIX_VARIABLE = "DAGSTER_STACK_S3_PREFIX"
+#: Bytes of it at most: names of objects need the rest.
+LONGEST_PREFIX = 200
 #: How often a step is given to a worker before it counts as the cause of the workers' deaths.
 MAX_DELIVERIES_VARIABLE = "MAX_DELIVERIES"
 MAX_DELIVERIES = 3
@@ -34,6 +38,8 @@ class S3Settings:
     endpoint_url: str | None
     #: The address under which a user's browser reaches the same store.
     public_url: str | None
+    #: What the keys of all of this stack's objects begin with: empty, or it ends in a slash.
+    key_prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Settings:
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
         bucket = environment.get(BUCKET_VARIABLE)
+        key_prefix = s3_key_prefix(environment) if bucket else ""
         home = Path(environment.get("DAGSTER_HOME") or ".dagster").resolve()
         return Settings(
             s3=S3Settings(
@@ -69,15 +76,34 @@ class Settings:
                 public_url=environment.get("DAGSTER_STACK_S3_PUBLIC_URL")
                 or environment.get("AWS_ENDPOINT_URL_S3")
                 or None,
+                key_prefix=key_prefix,
             )
             if bucket
             else None,
+            data_prefix=f"{key_prefix}{Settings.data_prefix}",
+            log_prefix=f"{key_prefix}{Settings.log_prefix}",
             store_folder=Path(environment.get("DAGSTER_STACK_STORE") or home / "store").resolve(),
             broker_folder=home / "broker",
             celery_yaml=Path(environment.get("DAGSTER_STACK_CELERY_YAML") or DEFAULT_CELERY_YAML),
             max_deliveries=_count(environment, MAX_DELIVERIES_VARIABLE, MAX_DELIVERIES),
             log_format=_choice(environment, LOG_FORMAT_VARIABLE, LOG_FORMATS),
         )
+
+
+def s3_key_prefix(environment: Mapping[str, str] = os.environ) -> str:
+    """What S3_PREFIX says, with a slash at its end; empty without it. Raises SettingsError for what no key can begin with."""
+    text = environment.get(PREFIX_VARIABLE, "").strip("/")
+    parts = text.split("/")
+    if text and (
+        not re.fullmatch(r"[A-Za-z0-9_.=/-]+", text)
+        or not {"", ".", ".."}.isdisjoint(parts)
+        or len(text) > LONGEST_PREFIX
+    ):
+        raise SettingsError(
+            f"S3_PREFIX is {text!r}: it may have letters, digits and _ . = - between single slashes, and"
+            f" {LONGEST_PREFIX} characters. Change it in .env."
+        )
+    return f"{text}/" if text else ""
 
 
 def _count(environment: Mapping[str, str], name: str, default: int) -> int:

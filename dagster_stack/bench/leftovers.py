@@ -19,7 +19,7 @@ def remove() -> int:
             for prefix in (
                 f"{settings.data_prefix}/storage/{run.run_id}/",
                 f"{settings.log_prefix}/storage/{run.run_id}/",
-                f"reports/{run.job_name}/{run.run_id}/",
+                f"{settings.s3.key_prefix}reports/{run.job_name}/{run.run_id}/",
             ):
                 remove_objects(settings.s3, prefix)
             instance.delete_run(run.run_id)

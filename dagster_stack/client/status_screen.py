@@ -54,6 +54,8 @@ class Screen:
         )
         yield top
         yield from alarms(snapshot)
+        for note in snapshot.notes:
+            yield Text(printable(note), style="dim")
         yield Text("")
         if snapshot.queues:
             yield queues(snapshot)

@@ -56,11 +56,14 @@ class Bucket:
 
 
 class Listing(threading.Thread):
-    """Lists a bucket again and again, by the first part of the keys; only `prefixes` are told apart."""
+    """Lists a bucket again and again, by the first part of the keys below `within`; only `prefixes` are told apart."""
 
-    def __init__(self, client: Any, name: str, prefixes: tuple[str, ...], bucket: Bucket) -> None:
+    def __init__(
+        self, client: Any, name: str, prefixes: tuple[str, ...], bucket: Bucket, within: str = ""
+    ) -> None:
         super().__init__(name="bucket-listing", daemon=True)
         self._client, self._name_of_bucket, self._prefixes, self._bucket = client, name, prefixes, bucket
+        self._within = within
 
     def run(self) -> None:
         while True:
@@ -80,9 +83,11 @@ class Listing(threading.Thread):
         """Objects and bytes by prefix. Raises boto's errors."""
         objects: Tally[str] = Tally(dict.fromkeys(self._prefixes, 0))
         size: Tally[str] = Tally()
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._name_of_bucket)
+        pages = self._client.get_paginator("list_objects_v2").paginate(
+            Bucket=self._name_of_bucket, Prefix=self._within
+        )
         for entry in (entry for page in pages for entry in page.get("Contents", ())):
-            folder = entry["Key"].partition("/")[0]
+            folder = entry["Key"].removeprefix(self._within).partition("/")[0]
             prefix = folder if folder in self._prefixes else OTHER
             objects[prefix] += 1
             size[prefix] += entry["Size"]

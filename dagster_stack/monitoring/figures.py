@@ -82,7 +82,8 @@ def figures_of_stack(environment: Mapping[str, str] = os.environ) -> Figures:
     settings = Settings.from_environment(environment)
     if settings.s3:
         bucket = Bucket()
-        prefixes = (settings.data_prefix, settings.log_prefix)
-        Listing(s3_client(settings.s3.endpoint_url), settings.s3.bucket, prefixes, bucket).start()
+        client, within = s3_client(settings.s3.endpoint_url), settings.s3.key_prefix
+        prefixes = (Settings.data_prefix, Settings.log_prefix)
+        Listing(client, settings.s3.bucket, prefixes, bucket, within).start()
         sources.append(bucket.figures)
     return Figures(database(environment), BrokerApi.from_environment(environment), sources)

@@ -82,6 +82,7 @@ def now(snapshot: Snapshot) -> Element:
         "Event log": f"{number(stores.event_log_rows)} rows, {size(stores.event_log_bytes)}",
         "Bucket": f"{size(stores.bucket_bytes)} in {number(stores.bucket_objects)} objects",
         "Code": snapshot.code or "?",
+        **({"Notes": " ".join(snapshot.notes)} if snapshot.notes else {}),
     }  # fmt: skip
     entries = [element("div", element("dt", name), element("dd", words)) for name, words in facts.items()]
     return element("section", element("h2", "Now"), queues(snapshot), element("dl", *entries))

@@ -19,6 +19,9 @@ DAEMON_SILENCE_SECS = 180
 #: The part of Postgres's connections beyond which it is said.
 FULL = 0.9
 
+#: Of a store that does not keep conditions on writes.
+UNFENCED = "The object store can't refuse late writes: a worker that was paused may overwrite an output (docs/reliability.md)."
+
 #: Whose error it is, by the library that raises it.
 STORES = {
     "sqlalchemy": "Postgres", "psycopg2": "Postgres", "requests": "RabbitMQ's management", "kombu": "RabbitMQ",
@@ -111,6 +114,8 @@ class Stores:
     bucket_bytes: float | None
     bucket_objects: float | None
     broker_alarms: dict[str, float] | None
+    #: Whether the object store refuses late writes, by kind of write: 1 is yes.
+    store_fences: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ class Snapshot:
                 bucket_bytes=found.total("dagster_bucket_bytes"),
                 bucket_objects=found.total("dagster_bucket_objects"),
                 broker_alarms=found.by("dagster_broker_alarm", "kind"),
+                store_fences=found.by("dagster_store_fences", "write"),
             ),
             alerts=alerts,
             away=away,
@@ -194,6 +200,13 @@ class Snapshot:
                 f"Postgres has {number(used)} of {number(limit)} connections in use: raise POSTGRES_MAX_CONNECTIONS."
             )
         return tuple(found)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is good to know, and no problem to cure now."""
+        if self.stores.store_fences and not all(self.stores.store_fences.values()):
+            return (UNFENCED,)
+        return ()
 
     @property
     def verdict(self) -> Verdict:

@@ -104,6 +104,11 @@ QUESTIONS = (
         "SELECT pg_total_relation_size('event_logs')",
     ),
     Question(
+        "dagster_store_fences", "Whether the object store keeps conditions on writes, so that late ones are refused.", ("write",),
+        "SELECT kept.key, (kept.value = 'true')::int FROM dagster_stack_facts, jsonb_each(value -> 'kept') AS kept"
+        " WHERE name = 's3.conditions'",
+    ),
+    Question(
         "dagster_database_connections", "Connections to the database.", ("state",),
         "SELECT coalesce(state, 'other'), count(*) FROM pg_stat_activity WHERE datname = current_database() GROUP BY 1",
     ),

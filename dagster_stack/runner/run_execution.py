@@ -30,7 +30,9 @@ from dagster_stack.executor.drive import goes_on_elsewhere
 from dagster_stack.executor.eager import EXECUTING
 from dagster_stack.executor.termination import call_back
 from dagster_stack.logs.context import bound
+from dagster_stack.settings import Settings
 from dagster_stack.storage.claims import STOPPED, Claim, Sign
+from dagster_stack.storage.conditions import UNFENCED, Conditions, place_of
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
@@ -205,6 +207,7 @@ class RunExecution:
             instance.report_engine_event(
                 f"The tag {tags.TIMEOUT} has no effect on the steps of this job's executor.", run
             )
+        say_unfenced(instance, run)
         try:
             with nullcontext() if has_our_executor(job) else step_folder():
                 for _ in core_execute_run(
@@ -223,6 +226,15 @@ class RunExecution:
     def _has_ended(self, instance: DagsterInstance) -> bool:
         run = instance.get_run_by_id(self._message.run_id)
         return run is None or run.is_finished
+
+
+def say_unfenced(instance: DagsterInstance, run: DagsterRun) -> None:
+    """Once in a run's log, that its outputs may be overwritten late, where the S3 store is of that kind."""
+    storage, s3 = instance.event_log_storage, Settings.from_environment().s3
+    if s3 and isinstance(storage, PooledEventLogStorage):
+        conditions = Conditions(place_of(s3.bucket, s3.endpoint_url), storage.facts)
+        if conditions.to_be_told(run.run_id):
+            instance.report_engine_event(UNFENCED, run)
 
 
 def loaded_job(instance: DagsterInstance, run: DagsterRun) -> ReconstructableJob:

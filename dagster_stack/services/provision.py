@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -22,11 +22,16 @@ from urllib3.exceptions import HTTPError
 from dagster_stack import tags
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import ProvisionError
-from dagster_stack.settings import LOG_EXPIRY_DAYS, Settings
+from dagster_stack.services.lifecycle import expire_logs_of_outside_bucket, set_log_expiry
+from dagster_stack.settings import Settings
+from dagster_stack.storage.conditions import TOLD, TOLD_DAYS, UNFENCED, Write, note, place_of, probe
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.postgres import make_tables
+from dagster_stack.storage.s3 import s3_client
 
 logger = logging.getLogger(__name__)
+
+Made = TypeVar("Made")
 
 #: The MinIO policy of the stack's user.
 POLICY_NAME = "dagster-stack"
@@ -55,10 +60,9 @@ def provision() -> None:
     settings = Settings.from_environment()
     if settings.s3 is None:
         raise ProvisionError("There is no bucket to make: DAGSTER_STACK_S3_BUCKET is not set.")
-    bucket = settings.s3.bucket
     root = minio_root()
     if root:
-        patiently("MinIO", lambda: make_bucket(boto3_client(root), bucket, settings.log_prefix))
+        patiently("MinIO", lambda: make_bucket(boto3_client(root), settings))
         patiently("MinIO", lambda: make_user(root, settings))
         patiently("MinIO", lambda: make_monitor(root, settings))
     else:
@@ -66,10 +70,11 @@ def provision() -> None:
             "S3 is an outside store: its keys are used as they are", extra={"action": "store.outside"}
         )
         patiently("the S3 store", lambda: make_outside_bucket(settings))
-    patiently("Postgres", make_schema)
+    kept = patiently("the S3 store", lambda: probed(settings))
+    patiently("Postgres", lambda: make_schema(settings, kept))
 
 
-def patiently(store: str, make: Callable[[], None], attempts: int = 10, pause_secs: float = 2) -> None:
+def patiently(store: str, make: Callable[[], Made], attempts: int = 10, pause_secs: float = 2) -> Made:
     """Try again while a store is still coming up; raises ProvisionError with its last answer."""
     for attempt in range(1, attempts + 1):
         try:
@@ -81,6 +86,7 @@ def patiently(store: str, make: Callable[[], None], attempts: int = 10, pause_se
                 ) from error
             logger.info("waiting for %s (%s)", store, error, extra={"action": "store.awaited"})
             time.sleep(pause_secs)
+    raise AssertionError("it returns, or raises")
 
 
 def minio_root() -> MinioRoot | None:
@@ -96,31 +102,17 @@ def boto3_client(root: MinioRoot) -> Any:
     return boto3.client("s3", aws_access_key_id=root.access_key, aws_secret_access_key=root.secret_key)
 
 
-def make_bucket(client: Any, bucket: str, log_prefix: str) -> None:
+def make_bucket(client: Any, settings: Settings) -> None:
     """The bucket, unversioned, with an expiry rule for step logs."""
+    assert settings.s3 is not None
+    bucket = settings.s3.bucket
     existing = {entry["Name"] for entry in client.list_buckets()["Buckets"]}
     if bucket in existing:
         logger.info("bucket %s is there", bucket, extra={"action": "bucket.found"})
     else:
         client.create_bucket(Bucket=bucket)
         logger.info("bucket %s made", bucket, extra={"action": "bucket.made"})
-    set_log_expiry(client, bucket, log_prefix)
-
-
-def set_log_expiry(client: Any, bucket: str, log_prefix: str) -> None:
-    rule = {
-        "ID": "expire-step-logs",
-        "Status": "Enabled",
-        "Filter": {"Prefix": f"{log_prefix}/"},
-        "Expiration": {"Days": LOG_EXPIRY_DAYS},
-    }
-    client.put_bucket_lifecycle_configuration(Bucket=bucket, LifecycleConfiguration={"Rules": [rule]})
-    logger.info(
-        "step logs under %s/ expire after %d days",
-        log_prefix,
-        LOG_EXPIRY_DAYS,
-        extra={"action": "bucket.expiry_set"},
-    )
+    set_log_expiry(client, bucket, settings.log_prefix, settings.s3.key_prefix)
 
 
 def make_outside_bucket(settings: Settings) -> None:
@@ -128,21 +120,27 @@ def make_outside_bucket(settings: Settings) -> None:
     assert settings.s3 is not None
     client = boto3.client("s3")
     bucket = settings.s3.bucket
+    was_made = False
     try:
         client.head_bucket(Bucket=bucket)
     except ClientError as error:
         if error.response["Error"]["Code"] not in ("404", "NoSuchBucket"):
             raise
         client.create_bucket(Bucket=bucket)
+        was_made = True
         logger.info("bucket %s made", bucket, extra={"action": "bucket.made"})
-    try:
-        set_log_expiry(client, bucket, settings.log_prefix)
-    except (ClientError, BotoCoreError) as error:
-        logger.warning(
-            "the outside store takes no expiry rule, old step logs stay until you delete them: %s",
-            error,
-            extra={"action": "bucket.expiry_refused"},
-        )
+    expire_logs_of_outside_bucket(client, bucket, settings.log_prefix, settings.s3.key_prefix, was_made)
+
+
+def probed(settings: Settings) -> dict[Write, bool]:
+    """Whether the store keeps conditions on writes, as the stack's own user sees it."""
+    assert settings.s3 is not None
+    kept = probe(s3_client(settings.s3.endpoint_url), settings.s3.bucket, settings.data_prefix)
+    if all(kept.values()):
+        logger.info("the store keeps conditions on writes", extra={"action": "store.fences"})
+    else:
+        logger.warning("%s", UNFENCED, extra={"action": "store.does_not_fence"})
+    return kept
 
 
 def make_user(root: MinioRoot, settings: Settings) -> None:
@@ -155,7 +153,7 @@ def make_user(root: MinioRoot, settings: Settings) -> None:
         "Version": "2012-10-17",
         "Statement": [
             {"Effect": "Allow", "Action": BUCKET_ACTIONS, "Resource": [arn]},
-            {"Effect": "Allow", "Action": OBJECT_ACTIONS, "Resource": [f"{arn}/*"]},
+            {"Effect": "Allow", "Action": OBJECT_ACTIONS, "Resource": [f"{arn}/{settings.s3.key_prefix}*"]},
         ],
     }
     user = os.environ["AWS_ACCESS_KEY_ID"]
@@ -200,12 +198,15 @@ def attach_policy(admin: MinioAdmin, user: str, policy: str) -> None:
     admin.attach_policy([policy], user=user)
 
 
-def make_schema() -> None:
+def make_schema(settings: Settings, kept: dict[Write, bool]) -> None:
     """Dagster's tables: made when missing, migrated when they are of an older version."""
     with DagsterInstance.get() as instance:
         storage = instance.event_log_storage
         if isinstance(storage, PooledEventLogStorage):
             patiently("Postgres", lambda: make_tables(storage.postgres_url))
+            assert settings.s3 is not None
+            note(storage.facts, place_of(settings.s3.bucket, settings.s3.endpoint_url), kept)
+            storage.facts.forget(TOLD, TOLD_DAYS)
         instance.upgrade(print_fn=lambda line: logger.debug("%s", line, extra={"action": "schema.migrated"}))
         give_runs_this_code(instance)
     logger.info("the database schema is up to date", extra={"action": "schema.ready"})

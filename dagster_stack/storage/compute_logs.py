@@ -23,6 +23,7 @@ from dagster_aws.s3.compute_log_manager import S3ComputeLogManager
 from s3transfer.utils import ReadFileChunk
 
 from dagster_stack.errors import OutputUnreadable
+from dagster_stack.settings import s3_key_prefix
 from dagster_stack.storage.capture import captured
 from dagster_stack.storage.output_reading import GONE, OutputReader, OutputSubscription, Subscriptions
 from dagster_stack.storage.output_upload import STREAMS, PartialUpload
@@ -58,7 +59,8 @@ class S3ComputeLogs(S3ComputeLogManager):
         super(S3ComputeLogManager, self).__init__()  # type: ignore[no-untyped-call]
         self._s3_session = s3_client(endpoint_url or None)
         self._s3_bucket = bucket
-        self._s3_prefix = prefix
+        # The stack's own place in the bucket comes first.
+        self._s3_prefix = f"{s3_key_prefix()}{prefix}"
         self._public_url = public_url or endpoint_url or None
         self._upload_interval = upload_interval
         self._local_manager = LocalComputeLogManager(local_dir)

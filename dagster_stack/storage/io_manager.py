@@ -1,11 +1,13 @@
 """What one step hands to the next: pickled objects in S3, streamed, on the process's own client."""
 
 import io
+import logging
 import pickle
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
+from hashlib import md5
 from typing import Any
 
 from botocore.exceptions import ClientError
@@ -14,9 +16,20 @@ from dagster._core.storage.upath_io_manager import UPathIOManager
 from dagster_aws.s3.io_manager import PickledObjectS3IOManager
 from upath import UPath
 
+from dagster_stack.storage.conditions import (
+    ABSENT,
+    REFUSED,
+    UNFENCED,
+    Conditions,
+    Write,
+    is_unknown,
+    place_of,
+)
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.pickles import PICKLE_PROTOCOL, Pickles
 from dagster_stack.storage.s3 import s3_client
+
+logger = logging.getLogger(__name__)
 
 #: Bytes from which an object is sent in parts, and the size of a part. S3 allows 10,000 parts: 160 GB.
 PART_SIZE = 16 << 20
@@ -24,9 +37,6 @@ PART_SIZE = 16 << 20
 PARTS_AT_ONCE = 3
 #: Bytes that one read of a download asks for.
 READ_SIZE = 1 << 20
-#: What S3 answers when nothing is there, and when something else is there than was expected.
-ABSENT = {"404", "NoSuchKey", "NotFound"}
-REFUSED = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 #: Times that an object is written before its place counts as fought for.
 MOST_TRIES = 5
 
@@ -57,20 +67,34 @@ class S3IOManager(ConfigurableIOManager):
 class PickledObjects(Pickles):
     """One place in the bucket."""
 
-    def __init__(self, bucket: str, prefix: str, client: Any) -> None:
+    def __init__(self, bucket: str, prefix: str, client: Any, place: str = "") -> None:
         prefix = "/".join(part for part in prefix.split("/") if part)
         super().__init__(prefix, FormerNames(prefix))
         self.bucket = bucket
         self.s3 = client
+        self._place = place
+        self._conditions: Conditions | None = None
 
     def dump(self, context: OutputContext, obj: Any, key: str) -> None:
-        fence = claim_check(context)
-        target = FencedObject(self.s3, self.bucket, key, fence) if fence else None
+        storage = claimed_storage(context)
+        target = self._fenced(key, storage, context) if storage else None
         if target and context.has_asset_key:
             # An asset's object is there already, as a rule: to learn that by a refused upload would cost one.
             target.expect_what_is_there()
         with S3Writer(self.s3, self.bucket, key, target) as file:
             pickle.dump(obj, file, PICKLE_PROTOCOL)
+
+    def _fenced(self, key: str, storage: PooledEventLogStorage, context: OutputContext) -> "FencedObject":
+        if self._conditions is None:
+            # Once a process: whatever it can do, the store does for years.
+            self._conditions = Conditions(self._place, storage.facts)
+        conditions = self._conditions
+
+        def tell(text: str) -> None:
+            if conditions.to_be_told(context.run_id):
+                context.log.warning(text)
+
+        return FencedObject(self.s3, self.bucket, key, storage.check_claim, conditions=conditions, tell=tell)
 
     def load(self, key: str) -> Any:
         try:
@@ -99,11 +123,11 @@ class FormerNames(PickledObjectS3IOManager):
         UPathIOManager.__init__(self, base_path=UPath(prefix))
 
 
-def claim_check(context: OutputContext) -> Callable[[], None] | None:
-    """What raises Fenced when the step has gone to another process; None where nobody claims steps."""
+def claimed_storage(context: OutputContext) -> PooledEventLogStorage | None:
+    """The storage that knows whether the step is still this process's; None where nobody claims steps."""
     step = context._step_context
     storage = step.instance.event_log_storage if step else None
-    return storage.check_claim if isinstance(storage, PooledEventLogStorage) and storage.claim else None
+    return storage if isinstance(storage, PooledEventLogStorage) and storage.claim else None
 
 
 class FencedObject:
@@ -111,32 +135,55 @@ class FencedObject:
 
     It expects no object there, or the very one that was there before it asked whether the step is still its own:
     one that was frozen in between finds another. https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
+    Where the store does not keep conditions, it asks before it writes, and `tell` gets a warning.
     """
 
-    def __init__(self, client: Any, bucket: str, key: str, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        client: Any,
+        bucket: str,
+        key: str,
+        check: Callable[[], None],
+        *,
+        conditions: Conditions | None = None,
+        tell: Callable[[str], None] = logger.warning,
+    ) -> None:
         self._client = client
         self._where = {"Bucket": bucket, "Key": key}
         self._check = check
+        self._conditions = conditions or Conditions(place_of(bucket, None))
+        self._tell = tell
         self._expected: dict[str, str] = {"IfNoneMatch": "*"}
 
     def expect_what_is_there(self) -> None:
         """Overwrite what is there now; raises Fenced."""
-        try:
-            self._expected = {"IfMatch": self._client.head_object(**self._where)["ETag"]}
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in ABSENT:
-                raise
-            self._expected = {"IfNoneMatch": "*"}
+        if self._conditions.keeps_any:
+            try:
+                self._expected = {"IfMatch": self._client.head_object(**self._where)["ETag"]}
+            except ClientError as error:
+                if error.response["Error"]["Code"] not in ABSENT:
+                    raise
+                self._expected = {"IfNoneMatch": "*"}
         self._check()
 
-    def write(self, send: Callable[..., Any]) -> None:
+    def write(self, send: Callable[..., Any], kind: Write = Write.PUT) -> None:
         """Call `send` with the condition under which it may write; raises Fenced."""
         for _ in range(MOST_TRIES):
+            if not self._conditions.keeps(kind):
+                self._check()
+                send()
+                return
             try:
                 send(**self._expected)
                 return
             except ClientError as error:
-                if error.response["Error"]["Code"] not in REFUSED:
+                if is_unknown(error):
+                    self._conditions.lose(kind)
+                    self._tell(f"{UNFENCED} It said: {error}")
+                    continue
+                code = error.response["Error"]["Code"]
+                # Absent: somebody has deleted what was there.
+                if code not in REFUSED and not (code in ABSENT and "IfMatch" in self._expected):
                     raise
             # A lost execution wrote it, or this one, by a request whose answer was lost.
             self.expect_what_is_there()
@@ -145,7 +192,7 @@ class FencedObject:
 
 @lru_cache
 def pickled_objects(bucket: str, prefix: str, endpoint_url: str | None) -> PickledObjects:
-    return PickledObjects(bucket, prefix, s3_client(endpoint_url))
+    return PickledObjects(bucket, prefix, s3_client(endpoint_url), place_of(bucket, endpoint_url))
 
 
 class RawBody(io.RawIOBase):
@@ -169,8 +216,8 @@ class S3Writer(io.RawIOBase):
     def __init__(self, client: Any, bucket: str, key: str, fenced: FencedObject | None = None) -> None:
         self._client = client
         self._where = {"Bucket": bucket, "Key": key}
-        self._write_fenced: Callable[[Callable[..., Any]], Any] = (
-            fenced.write if fenced else lambda send: send()
+        self._write_fenced: Callable[[Callable[..., Any], Write], Any] = (
+            fenced.write if fenced else lambda send, _: send()
         )
         self._buffer = bytearray()
         self._upload: MultipartUpload | None = None
@@ -196,7 +243,7 @@ class S3Writer(io.RawIOBase):
         if self._upload is None:
             if kind is None:
                 put = partial(self._client.put_object, **self._where, Body=bytes(self._buffer))
-                self._write_fenced(put)
+                self._write_fenced(put, Write.PUT)
         elif kind is None:
             self._upload.add(bytes(self._buffer))
             self._upload.complete(self._write_fenced)
@@ -226,16 +273,31 @@ class MultipartUpload:
         answer = self._client.upload_part(**self._upload, PartNumber=number, Body=data)
         return {"PartNumber": number, "ETag": answer["ETag"]}
 
-    def complete(self, write: Callable[[Callable[..., Any]], Any]) -> None:
+    def complete(self, write: Callable[[Callable[..., Any], Write], Any]) -> None:
         """Make the parts an object; `write` calls what does it."""
         try:
             self._parts += [part.result() for part in self._on_their_way]
-            parts = {"Parts": self._parts}
-            write(partial(self._client.complete_multipart_upload, **self._upload, MultipartUpload=parts))
+            write(self._complete, Write.MULTIPART)
         except BaseException:
             self.abort()
             raise
         self._threads.shutdown()
+
+    def _complete(self, **condition: str) -> None:
+        parts = {"Parts": self._parts}
+        try:
+            self._client.complete_multipart_upload(**self._upload, MultipartUpload=parts, **condition)
+        except ClientError as error:
+            # The client has tried it again after an answer that was lost, or that said 503 of what was done.
+            if error.response["Error"]["Code"] != "NoSuchUpload" or not self._is_complete():
+                raise
+
+    def _is_complete(self) -> bool:
+        """Whether the object is there that these parts are."""
+        hashes = b"".join(bytes.fromhex(part["ETag"].strip('"')) for part in self._parts)
+        whole = f"{md5(hashes, usedforsecurity=False).hexdigest()}-{len(self._parts)}"
+        where = {"Bucket": self._upload["Bucket"], "Key": self._upload["Key"]}
+        return bool(self._client.head_object(**where)["ETag"].strip('"') == whole)
 
     def abort(self) -> None:
         self._threads.shutdown(cancel_futures=True)

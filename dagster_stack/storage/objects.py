@@ -82,18 +82,20 @@ class S3ObjectStore(ObjectStore):
     bucket: str
     endpoint_url: str | None = None
     public_url: str | None = None
+    #: What the keys begin with in the bucket, and not for who uses this store.
+    key_prefix: str = ""
 
     def put(self, key: str, data: bytes | BinaryIO, content_type: str = "application/octet-stream") -> None:
-        require_storable(key)
+        require_storable(key, self._key(key))
         client = s3_client(self.endpoint_url)
         if isinstance(data, bytes):
-            client.put_object(Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
+            client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, ContentType=content_type)
         else:
-            client.upload_fileobj(data, self.bucket, key, ExtraArgs={"ContentType": content_type})
+            client.upload_fileobj(data, self.bucket, self._key(key), ExtraArgs={"ContentType": content_type})
 
     def download(self, key: str, file: IO[bytes]) -> None:
         try:
-            s3_client(self.endpoint_url).download_fileobj(self.bucket, key, file)
+            s3_client(self.endpoint_url).download_fileobj(self.bucket, self._key(key), file)
         except ClientError as error:
             if error.response["Error"]["Code"] in ("404", "NoSuchKey") or keys.problem(key):
                 raise ObjectNotFound(f"There is no {self.uri(key)}.") from error
@@ -101,18 +103,22 @@ class S3ObjectStore(ObjectStore):
 
     def list(self, prefix: str) -> Iterator[StoredObject]:
         pages = s3_client(self.endpoint_url).get_paginator("list_objects_v2")
-        for page in pages.paginate(Bucket=self.bucket, Prefix=prefix):
+        for page in pages.paginate(Bucket=self.bucket, Prefix=self._key(prefix)):
             for entry in page.get("Contents", []):
-                yield StoredObject(entry["Key"], entry["Size"], entry["ETag"].strip('"'))
+                key = entry["Key"].removeprefix(self.key_prefix)
+                yield StoredObject(key, entry["Size"], entry["ETag"].strip('"'))
 
     def delete(self, key: str) -> None:
-        s3_client(self.endpoint_url).delete_object(Bucket=self.bucket, Key=key)
+        s3_client(self.endpoint_url).delete_object(Bucket=self.bucket, Key=self._key(key))
 
     def uri(self, key: str) -> str:
-        return f"s3://{self.bucket}/{key}"
+        return f"s3://{self.bucket}/{self._key(key)}"
 
     def link(self, key: str) -> str:
-        return presigned_link(self.public_url, self.bucket, key)
+        return presigned_link(self.public_url, self.bucket, self._key(key))
+
+    def _key(self, key: str) -> str:
+        return f"{self.key_prefix}{key}"
 
 
 class LocalObjectStore(ObjectStore):
@@ -184,9 +190,9 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     Path(file.name).replace(path)
 
 
-def require_storable(key: str) -> None:
-    """Raise InvalidKey when not every store can hold an object of that name."""
-    if problem := keys.problem(key):
+def require_storable(key: str, whole: str = "") -> None:
+    """Raise InvalidKey when not every store can hold an object of that name, which is `whole` in the bucket."""
+    if problem := keys.problem(key) or keys.problem(whole or key):
         raise InvalidKey(f"The key {key!r} can't be an object's: {problem}. Choose another one.")
 
 
@@ -219,5 +225,6 @@ def stack_resources(settings: Settings | None = None) -> dict[str, Any]:
             bucket=settings.s3.bucket,
             endpoint_url=settings.s3.endpoint_url,
             public_url=settings.s3.public_url,
+            key_prefix=settings.s3.key_prefix,
         ),
     }

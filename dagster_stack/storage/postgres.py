@@ -25,7 +25,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack.logs.context import bound
 from dagster_stack.logs.libraries import replace
-from dagster_stack.storage import claims, error_chains
+from dagster_stack.storage import claims, error_chains, facts
 from dagster_stack.storage.database import (
     DEFAULT_CONNECTIONS,
     patient_connection,
@@ -49,7 +49,7 @@ def make_tables(url: str) -> None:
     """Dagster's tables and the index of this stack; what is there stays as it is."""
     DagsterPostgresStorage(url, should_autocreate_tables=True)
     with patient_connection(pooled_engine(url, DEFAULT_CONNECTIONS)) as connection:
-        for statement in (STEP_ENDS_INDEX, claims.TABLE, claims.COLUMN):
+        for statement in (STEP_ENDS_INDEX, claims.TABLE, claims.COLUMN, facts.TABLE):
             connection.execute(sqlalchemy.text(statement))
 
 

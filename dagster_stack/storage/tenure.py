@@ -14,6 +14,7 @@ from dagster_stack.errors import GivenUp
 from dagster_stack.storage import claims, database
 from dagster_stack.storage.claims import Claim, Claims, fenced
 from dagster_stack.storage.database import patient_connection, patiently
+from dagster_stack.storage.facts import Facts
 from dagster_stack.storage.sqlstate import is_away
 
 Result = TypeVar("Result")
@@ -56,6 +57,10 @@ class PooledStorage:
     @property
     def claims(self) -> Claims:
         return Claims(self._engine)
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(self._engine)
 
     @contextmanager
     def _connection(self) -> Iterator[Connection]:

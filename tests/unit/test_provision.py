@@ -32,6 +32,8 @@ RULE = {
     },
 }
 
+NO_RULES = ("get_bucket_lifecycle_configuration", "NoSuchLifecycleConfiguration")
+
 
 @pytest.fixture
 def s3() -> Any:
@@ -98,17 +100,19 @@ def test_a_missing_bucket_is_made_with_its_expiry_rule(s3: Any) -> None:
     client, stubber = s3
     stubber.add_response("list_buckets", {"Buckets": [{"Name": "another"}]})
     stubber.add_response("create_bucket", {}, {"Bucket": "dagster"})
+    stubber.add_client_error(*NO_RULES)
     stubber.add_response("put_bucket_lifecycle_configuration", {}, RULE)
 
-    provision.make_bucket(client, "dagster", "logs")
+    provision.make_bucket(client, INSIDE)
 
 
 def test_a_bucket_that_is_there_stays_and_its_rule_is_kept_up_to_date(s3: Any) -> None:
     client, stubber = s3
     stubber.add_response("list_buckets", {"Buckets": [{"Name": "dagster"}]})
+    stubber.add_client_error(*NO_RULES)
     stubber.add_response("put_bucket_lifecycle_configuration", {}, RULE)
 
-    provision.make_bucket(client, "dagster", "logs")
+    provision.make_bucket(client, INSIDE)
 
 
 @pytest.fixture
@@ -122,6 +126,9 @@ def outside(s3: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Stubber, Settings
 def test_an_outside_bucket_is_used_as_it_is(outside: tuple[Stubber, Settings]) -> None:
     stubber, settings = outside
     stubber.add_response("head_bucket", {}, {"Bucket": "dagster"})
+    stubber.add_response("list_objects_v2", {})
+    stubber.add_response("list_objects_v2", {})
+    stubber.add_client_error(*NO_RULES)
     stubber.add_response("put_bucket_lifecycle_configuration", {}, RULE)
 
     provision.make_outside_bucket(settings)
@@ -131,17 +138,26 @@ def test_an_outside_bucket_that_is_missing_is_made(outside: tuple[Stubber, Setti
     stubber, settings = outside
     stubber.add_client_error("head_bucket", "404", http_status_code=404)
     stubber.add_response("create_bucket", {}, {"Bucket": "dagster"})
+    stubber.add_client_error(*NO_RULES)
     stubber.add_response("put_bucket_lifecycle_configuration", {}, RULE)
 
     provision.make_outside_bucket(settings)
 
 
+@pytest.mark.parametrize(
+    "refused", ["get_bucket_lifecycle_configuration", "put_bucket_lifecycle_configuration"]
+)
 def test_an_outside_store_without_expiry_rules_is_used_all_the_same_and_that_is_said(
-    outside: tuple[Stubber, Settings], caplog: pytest.LogCaptureFixture
+    outside: tuple[Stubber, Settings], caplog: pytest.LogCaptureFixture, refused: str
 ) -> None:
+    """One whose rules can't be read keeps them: to write ours would take them away."""
     stubber, settings = outside
     stubber.add_response("head_bucket", {}, {"Bucket": "dagster"})
-    stubber.add_client_error("put_bucket_lifecycle_configuration", "AccessDenied")
+    for _ in range(2):
+        stubber.add_response("list_objects_v2", {})
+    if refused.startswith("put"):
+        stubber.add_client_error(*NO_RULES)
+    stubber.add_client_error(refused, "AccessDenied")
     caplog.set_level(logging.WARNING)
 
     provision.make_outside_bucket(settings)

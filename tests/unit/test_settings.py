@@ -175,3 +175,19 @@ def test_the_committed_file_names_no_broker_and_no_secret() -> None:
     assert config.broker is None
     assert config.backend == "rpc://"
     assert "@" not in DEFAULT_CELERY_YAML.read_text()
+
+
+@pytest.mark.parametrize(("text", "prefix"), [("", ""), ("team-a", "team-a/"), ("/a/b/", "a/b/"), ("/", "")])
+def test_a_prefix_stands_before_all_that_the_stack_stores(text: str, prefix: str) -> None:
+    settings = Settings.from_environment({"DAGSTER_STACK_S3_BUCKET": "b", "DAGSTER_STACK_S3_PREFIX": text})
+
+    assert settings.s3
+    assert settings.s3.key_prefix == prefix
+    assert settings.data_prefix == f"{prefix}storage"
+    assert settings.log_prefix == f"{prefix}logs"
+
+
+@pytest.mark.parametrize("text", ["a//b", "../a", "a b", "a/.", "x" * 201, "ü", "@assets"])
+def test_a_prefix_that_no_key_can_begin_with_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="S3_PREFIX"):
+        Settings.from_environment({"DAGSTER_STACK_S3_BUCKET": "b", "DAGSTER_STACK_S3_PREFIX": text})

@@ -218,3 +218,16 @@ def test_numbers_in_words() -> None:
     assert (number(None), number(1234567.0), counted(1, "step"), counted(None, "step"), percent(0.5), percent(None)) == (
         "?", "1,234,567", "1 step", "? steps", "50 %", "?",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("put", "multipart", "is_said"), [(1, 1, False), (0, 1, True), (1, 0, True)])
+def test_a_store_that_can_not_refuse_late_writes_is_noted_and_no_alarm(
+    put: float, multipart: float, is_said: bool
+) -> None:
+    fences: Rows = [({"write": "put"}, put), ({"write": "multipart"}, multipart)]
+
+    noted = snapshot(dagster_store_fences=fences)
+
+    assert noted.verdict is Verdict.WELL
+    assert any("may overwrite" in note for note in noted.notes) == is_said
+    assert noted.as_json()["stores"]["store_fences"] == {"put": put, "multipart": multipart}

@@ -310,3 +310,22 @@ def test_with_a_bucket_everything_is_in_it(tmp_path: Path) -> None:
     assert resources["io_manager"].bucket == "b"
     assert resources["io_manager"].prefix == "storage"
     assert resources["io_manager"].endpoint_url == "http://minio:9000"
+
+
+def test_two_stacks_share_a_bucket_by_their_prefixes(s3_url: str) -> None:
+    """Who uses a store does not see its prefix; addresses have it."""
+    one, other = (
+        S3ObjectStore(bucket=BUCKET, endpoint_url=s3_url, public_url=s3_url, key_prefix=prefix)
+        for prefix in ("one/", "other/")
+    )
+    for store in (one, other):
+        store.put("inbox/a", store.key_prefix.encode())
+
+    for store in (one, other):
+        assert store.get("inbox/a") == store.key_prefix.encode()
+        assert [entry.key for entry in store.list("inbox/")] == ["inbox/a"]
+        assert store.uri("inbox/a") == f"s3://{BUCKET}/{store.key_prefix}inbox/a"
+        assert f"/{store.key_prefix}inbox/a?" in store.link("inbox/a")
+    one.delete("inbox/a")
+    assert list(one.list("")) == []
+    assert other.get("inbox/a") == b"other/"
