@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+import socket
 from pathlib import Path
 
 from scripts.console import ROOT, Failure, done
@@ -23,6 +24,7 @@ SECRETS = (
     "FLOWER_PASSWORD",
     "S3_SECRET_KEY",
     "GRAFANA_PASSWORD",
+    "STACK_ID",
 )
 #: Profiles of the stack's own stores. Naming an outside store switches its own off, not leaving its profile out.
 STORES = ("postgres", "rabbitmq", "minio")
@@ -104,7 +106,7 @@ def complete(path: Path | None = None, example: Path = EXAMPLE) -> None:
     present = read(path)
     for name in SECRETS:
         if present.get(name) == "":
-            set_value(name, secrets.token_hex(SECRET_BYTES), path)
+            set_value(name, generated(name), path)
             done(f"{path.name} had an empty {name}: generated")
     missing = [name for name in read(example) if name not in present]
     if missing:
@@ -131,8 +133,14 @@ def filled(line: str) -> str:
     """A line of the example, with a fresh secret where it wants one."""
     match = ASSIGNMENT.fullmatch(line)
     if match and match[2] in SECRETS and not match[3]:
-        return f"{match[1]}{secrets.token_hex(SECRET_BYTES)}{match[4]}"
+        return f"{match[1]}{generated(match[2])}{match[4]}"
     return line
+
+
+def generated(name: str) -> str:
+    """A fresh secret; of the stack's id a part, after this machine's name: people read it."""
+    text = secrets.token_hex(SECRET_BYTES)
+    return f"{re.sub('[^A-Za-z0-9.-]', '-', socket.gethostname())}-{text[:8]}" if name == "STACK_ID" else text
 
 
 def set_value(name: str, value: str, path: Path | None = None) -> None:

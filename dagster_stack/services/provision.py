@@ -23,11 +23,12 @@ from dagster_stack import tags
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import ProvisionError
 from dagster_stack.services.lifecycle import expire_logs_of_outside_bucket, set_log_expiry
+from dagster_stack.services.ownership import own_places
 from dagster_stack.settings import Settings
 from dagster_stack.storage.conditions import TOLD, TOLD_DAYS, UNFENCED, Write, note, place_of, probe
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.postgres import make_tables
-from dagster_stack.storage.s3 import s3_client
+from dagster_stack.storage.s3 import CLOCKS, s3_client
 
 logger = logging.getLogger(__name__)
 
@@ -81,9 +82,10 @@ def patiently(store: str, make: Callable[[], Made], attempts: int = 10, pause_se
             return make()
         except TRANSIENT as error:
             if attempt == attempts:
-                raise ProvisionError(
-                    f"{store} could not be prepared: {error}. Check its address and keys in .env."
-                ) from error
+                cure = "Check its address and keys in .env."
+                if "RequestTimeTooSkewed" in str(error):
+                    cure = f"That is, {CLOCKS}"
+                raise ProvisionError(f"{store} could not be prepared: {error}. {cure}") from error
             logger.info("waiting for %s (%s)", store, error, extra={"action": "store.awaited"})
             time.sleep(pause_secs)
     raise AssertionError("it returns, or raises")
@@ -205,6 +207,7 @@ def make_schema(settings: Settings, kept: dict[Write, bool]) -> None:
         if isinstance(storage, PooledEventLogStorage):
             patiently("Postgres", lambda: make_tables(storage.postgres_url))
             assert settings.s3 is not None
+            patiently("the stores", lambda: own_places(settings, storage.facts, storage.engine))
             note(storage.facts, place_of(settings.s3.bucket, settings.s3.endpoint_url), kept)
             storage.facts.forget(TOLD, TOLD_DAYS)
         instance.upgrade(print_fn=lambda line: logger.debug("%s", line, extra={"action": "schema.migrated"}))

@@ -10,7 +10,7 @@ from dagster._core.storage.compute_log_manager import CapturedLogData, CapturedL
 
 from dagster_stack.errors import OutputUnreadable
 from dagster_stack.settings import LOG_EXPIRY_DAYS
-from dagster_stack.storage.s3 import s3_client
+from dagster_stack.storage.s3 import CLOCKS, s3_client
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,8 @@ class OutputReader:
             return (
                 f"The bucket {self._bucket} is not there. `make up` makes it, or S3_BUCKET in .env is wrong."
             )
+        if told["Code"] == "RequestTimeTooSkewed":
+            return f"The S3 store refuses to show this output: {CLOCKS}"
         if status == 403:
             return (
                 f"The S3 store refuses to show this output ({told['Code']}). Either S3_ACCESS_KEY in .env lacks"

@@ -8,6 +8,8 @@ from botocore.config import Config
 
 #: Seconds that a link given to a browser stays valid: the longest that S3 signatures allow, 7 days.
 LINK_LIFETIME_SECS = 7 * 24 * 3600
+#: Of a request that S3 takes for too old or too new.
+CLOCKS = "this machine's clock and the store's differ by more than 15 minutes. Set both by NTP."
 
 
 @cache

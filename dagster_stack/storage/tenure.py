@@ -59,6 +59,10 @@ class PooledStorage:
         return Claims(self._engine)
 
     @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    @property
     def facts(self) -> Facts:
         return Facts(self._engine)
 

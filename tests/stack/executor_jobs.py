@@ -26,6 +26,7 @@ from dagster import (
     AssetKey,
     AssetMaterialization,
     AssetObservation,
+    AssetOut,
     AssetsDefinition,
     AssetSpec,
     Config,
@@ -407,7 +408,30 @@ def from_graph() -> Any:
     return follow(source())
 
 
+#: Partitions that once shared objects, or had none. `tests/stack/test_keys.py` has them too.
+AWKWARD = StaticPartitionsDefinition(["a/b", "a//b", "2024", "2024/", "./a", "a", "s3://bucket/in/a.csv"])
+NESTED = [["b29"], ["b29", "orders"], ["b29/orders"]]
+
+
+@asset(partitions_def=AWKWARD)
+def awkward(context: AssetExecutionContext) -> str:
+    return str(context.partition_key)
+
+
+@asset
+def awkward_together(context: AssetExecutionContext, awkward: dict[str, str]) -> None:
+    context.add_output_metadata({"loaded": awkward})
+
+
+@multi_asset(outs={f"nested_{place}": AssetOut(key=AssetKey(key)) for place, key in enumerate(NESTED)})
+def nested_names():  # type: ignore[no-untyped-def]
+    return tuple(range(len(NESTED)))
+
+
 ASSETS: list[AssetsDefinition | SourceAsset] = [
+    awkward,
+    awkward_together,
+    nested_names,
     region,
     region_report,
     family,
@@ -425,6 +449,9 @@ ASSET_JOBS = [
     define_asset_job("checked", ["suspicious", "built_on_suspicious", "noted", "built_on_noted"]),
     define_asset_job("observing", ["watched"]),
     define_asset_job("graph_assets", ["from_graph"]),
+    define_asset_job("awkward_parts", [awkward]),
+    define_asset_job("awkward_whole", [awkward_together]),
+    define_asset_job("nested_names", [nested_names]),
 ]
 
 # --- time, queues, limits ------------------------------------------------------------------------------

@@ -84,6 +84,13 @@ def test_a_store_that_never_comes_up_is_named_with_its_last_answer_and_the_cure(
     assert store.attempts == 3
 
 
+def test_clocks_that_differ_are_named() -> None:
+    error = ClientError({"Error": {"Code": "RequestTimeTooSkewed", "Message": "too large"}}, "HeadBucket")
+
+    with pytest.raises(ProvisionError, match="differ by more than 15 minutes"):
+        provision.patiently("the S3 store", Store(99, error), attempts=2, pause_secs=0)
+
+
 def test_a_defect_is_not_tried_again() -> None:
     store = Store(99, TypeError("a defect"))
 

@@ -1,0 +1,156 @@
+"""Whose database, bucket prefix and vhost these are: a second stack on one of them is refused, with both names.
+
+A stack is known by its project's name and the STACK_ID of its `.env`, and by its database, which may move with it.
+"""
+
+import json
+import logging
+import os
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+from uuid import uuid4
+
+import amqp
+import sqlalchemy
+from botocore.exceptions import ClientError
+from kombu.connection import Connection
+from sqlalchemy.engine import Engine
+
+from dagster_stack.errors import ProvisionError
+from dagster_stack.settings import BROKER_VARIABLE, Settings
+from dagster_stack.storage.conditions import ABSENT
+from dagster_stack.storage.facts import Facts
+from dagster_stack.storage.s3 import s3_client
+
+logger = logging.getLogger(__name__)
+
+#: The fact, the object below `storage/` and the exchange that say whose this is.
+FACT = "stack"
+OBJECT = "@stack/owner.json"
+EXCHANGE = "dagster.stack"
+#: Seconds since its daemon's last sign of life for which another stack on the database counts as running.
+ALIVE_SECS = 60
+LAST_BEAT = sqlalchemy.text(
+    "SELECT extract(epoch FROM now() AT TIME ZONE 'utc' - max(timestamp)) FROM daemon_heartbeats"
+)
+#: What RabbitMQ answers to who declares an exchange otherwise than it is.
+CURRENT = re.compile(r"but current is the value '([^']*)'")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A stack: its project, the STACK_ID of its `.env` (empty in older ones), its database."""
+
+    project: str
+    id: str = ""
+    database: str = ""
+
+    @staticmethod
+    def of(found: dict[str, Any]) -> "Owner":
+        return Owner(**{name: str(found.get(name, "")) for name in ("project", "id", "database")})
+
+    def is_same(self, other: "Owner") -> bool:
+        return self.has_name_of(other) or bool(self.database and self.database == other.database)
+
+    def has_name_of(self, other: "Owner") -> bool:
+        return self.project == other.project and (self.id == other.id or not self.id or not other.id)
+
+    def __str__(self) -> str:
+        return f"{self.project} ({self.id or 'no STACK_ID'})"
+
+
+@dataclass(frozen=True)
+class Claimant:
+    """This stack, which may take over what was another's."""
+
+    owner: Owner
+    takes_over: bool
+
+    def refuse(self, what: str, other: Owner, cure: str) -> None:
+        """Raise ProvisionError unless it takes over."""
+        if not self.takes_over:
+            raise ProvisionError(
+                f"{what} belongs to the stack {other}, and this is {self.owner}. {cure} in .env."
+                " If the other one is gone for good, or was moved here, take over once: TAKE_OVER=1 make up"
+            )
+        logger.warning(
+            "%s was of the stack %s and is of %s now", what, other, self.owner, extra={"action": "stack.taken_over"}
+        )  # fmt: skip
+
+
+def own_places(settings: Settings, facts: Facts, engine: Engine) -> None:
+    """Mark database, bucket prefix and outside vhost as this stack's; raises ProvisionError for one that is another's."""
+    claimant = Claimant(
+        Owner(os.environ.get("DAGSTER_STACK_PROJECT", ""), os.environ.get("DAGSTER_STACK_ID", "")),
+        bool(os.environ.get("DAGSTER_STACK_TAKE_OVER")),
+    )
+    if not claimant.owner.project:
+        return
+    claimant = own_database(claimant, facts, engine)
+    own_prefix(claimant, settings)
+    if url := os.environ.get(BROKER_VARIABLE):
+        own_vhost(claimant, url)
+
+
+def own_database(claimant: Claimant, facts: Facts, engine: Engine) -> Claimant:
+    """One whose stack is not running is this one's: it was renamed, moved or restored."""
+    found = facts.read(FACT)
+    before = Owner.of(found) if found else None
+    if before and not before.has_name_of(claimant.owner):
+        with engine.connect() as connection:
+            age = connection.execute(LAST_BEAT).scalar()
+        if age is not None and age < ALIVE_SECS:
+            claimant.refuse(
+                "The database", before, "Stop that one and wait a minute, or set a POSTGRES_DB of its own"
+            )
+    database = before.database if before else str(uuid4())
+    owner = Owner(claimant.owner.project, claimant.owner.id, database)
+    facts.note(FACT, asdict(owner))
+    return Claimant(owner, claimant.takes_over)
+
+
+def own_prefix(claimant: Claimant, settings: Settings) -> None:
+    assert settings.s3 is not None
+    client = s3_client(settings.s3.endpoint_url)
+    where = {"Bucket": settings.s3.bucket, "Key": f"{settings.data_prefix}/{OBJECT}"}
+    try:
+        before = Owner.of(json.loads(client.get_object(**where)["Body"].read()))
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in ABSENT:
+            raise
+        before = None
+    # In the stack's own MinIO it is at home.
+    if before and not claimant.owner.is_same(before) and os.environ.get("DAGSTER_STACK_OUTSIDE_S3"):
+        place = f"s3://{settings.s3.bucket}/{settings.s3.key_prefix}"
+        claimant.refuse(place, before, "Set a S3_PREFIX or S3_BUCKET of its own")
+    if before != claimant.owner:
+        client.put_object(**where, Body=json.dumps(asdict(claimant.owner)).encode())
+
+
+def own_vhost(claimant: Claimant, url: str) -> None:
+    """The mark is an exchange that nobody uses; whose it is stands in the name of its alternate."""
+    mark = json.dumps(asdict(claimant.owner), separators=(",", ":"))
+    with Connection(url, connect_timeout=5) as connection:
+        try:
+            declare(connection, mark)
+            return
+        except amqp.exceptions.PreconditionFailed as error:
+            found = CURRENT.search(str(error))
+            before = Owner.of(json.loads(found[1])) if found else Owner("another stack")
+        except amqp.exceptions.AccessRefused as error:
+            logger.warning(
+                "the vhost can't be marked as this stack's: %s", error, extra={"action": "vhost.not_marked"}
+            )
+            return
+    if not claimant.owner.is_same(before):
+        claimant.refuse(f"The vhost {connection.virtual_host}", before, "Set a RABBITMQ_VHOST of its own")
+    with Connection(url, connect_timeout=5) as connection:
+        connection.default_channel.exchange_delete(EXCHANGE)
+        declare(connection, mark)
+
+
+def declare(connection: Connection, mark: str) -> None:
+    connection.channel().exchange_declare(
+        EXCHANGE, "fanout", durable=True, auto_delete=False, arguments={"alternate-exchange": mark}
+    )
