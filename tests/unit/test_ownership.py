@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import amqp
@@ -10,8 +11,10 @@ import pytest
 from dagster_stack.errors import ProvisionError
 from dagster_stack.services import ownership
 from dagster_stack.services.ownership import Owner, own_places
+from dagster_stack.services.provision import provision
 from dagster_stack.settings import Settings
 from dagster_stack.storage.s3 import s3_client
+from tests.unit import conftest
 from tests.unit.holders import Database
 from tests.unit.seaweed import BUCKET
 
@@ -180,3 +183,40 @@ def test_in_its_own_minio_a_stack_is_at_home(start: Start, database_url: str) ->
     forget(database_url)
 
     start("copy", id="host-2", outside=False)
+
+
+@pytest.fixture
+def whole(
+    s3_url: str, database_url: str, broker: Broker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., None]:
+    """The whole of `init`."""
+    (tmp_path / "dagster.yaml").write_text(
+        conftest.DAGSTER_YAML + conftest.ON_POSTGRES.format(url=database_url)
+    )
+    forget(database_url)
+    values = {
+        "DAGSTER_HOME": str(tmp_path), "DAGSTER_STACK_S3_BUCKET": "whole", "AWS_ENDPOINT_URL_S3": s3_url,
+        "DAGSTER_STACK_S3_PREFIX": "team", "DAGSTER_STACK_OUTSIDE_S3": s3_url, "CELERY_BROKER_URL": "amqp://x",
+        "DAGSTER_STACK_PROJECT": "one", "DAGSTER_STACK_ID": "host-1",
+    }  # fmt: skip
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    return provision
+
+
+def test_init_prepares_outside_stores_as_often_as_it_is_started(
+    whole: Callable[[], None], s3_url: str, database_url: str, broker: Broker
+) -> None:
+    for _ in range(2):
+        whole()
+
+    client = s3_client(s3_url)
+    listed = [entry["Key"] for entry in client.list_objects_v2(Bucket="whole")["Contents"]]
+    assert listed == ["team/storage/@stack/owner.json"]
+    ((kept,),) = Database(database_url).execute(
+        "SELECT value -> 'kept' FROM dagster_stack_facts WHERE name = 's3.conditions'"
+    )
+    assert set(kept) == {"put", "multipart"}
+    assert broker.mark
+    (rule,) = client.get_bucket_lifecycle_configuration(Bucket="whole")["Rules"]
+    assert rule.get("Filter", {}).get("Prefix", rule.get("Prefix")) == "team/logs/"
