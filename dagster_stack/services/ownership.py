@@ -34,8 +34,9 @@ ALIVE_SECS = 60
 LAST_BEAT = sqlalchemy.text(
     "SELECT extract(epoch FROM now() AT TIME ZONE 'utc' - max(timestamp)) FROM daemon_heartbeats"
 )
-#: What RabbitMQ answers to who declares an exchange otherwise than it is.
-CURRENT = re.compile(r"but current is the value '([^']*)'")
+#: What RabbitMQ answers to who declares an exchange otherwise than it is, with an alternate that is no stack's: of
+#: 255 bytes in all.
+CURRENT, NOBODY = re.compile(r"but current is '([^']*)"), "?"
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,15 @@ class Owner:
         return Owner(**{name: str(found.get(name, "")) for name in ("project", "id", "database")})
 
     def is_same(self, other: "Owner") -> bool:
-        return self.has_name_of(other) or bool(self.database and self.database == other.database)
+        return self.has_name_of(other) or bool(other.database and self.database.startswith(other.database))
 
     def has_name_of(self, other: "Owner") -> bool:
         return self.project == other.project and (self.id == other.id or not self.id or not other.id)
+
+    @property
+    def mark(self) -> str:
+        """In few letters; of the database the beginning."""
+        return f"{self.project}|{self.id}|{self.database[:8]}"
 
     def __str__(self) -> str:
         return f"{self.project} ({self.id or 'no STACK_ID'})"
@@ -130,24 +136,36 @@ def own_prefix(claimant: Claimant, settings: Settings) -> None:
 
 def own_vhost(claimant: Claimant, url: str) -> None:
     """The mark is an exchange that nobody uses; whose it is stands in the name of its alternate."""
-    mark = json.dumps(asdict(claimant.owner), separators=(",", ":"))
     with Connection(url, connect_timeout=5) as connection:
         try:
-            declare(connection, mark)
-            return
-        except amqp.exceptions.PreconditionFailed as error:
-            found = CURRENT.search(str(error))
-            before = Owner.of(json.loads(found[1])) if found else Owner("another stack")
-        except amqp.exceptions.AccessRefused as error:
+            before = marked(connection, claimant.owner.mark)
+            if before is None:
+                return
+            if not claimant.owner.is_same(before):
+                claimant.refuse(
+                    f"The vhost {connection.virtual_host}", before, "Set a RABBITMQ_VHOST of its own"
+                )
+            connection.channel().exchange_delete(EXCHANGE)
+            declare(connection, claimant.owner.mark)
+        except amqp.exceptions.AMQPError as error:
             logger.warning(
                 "the vhost can't be marked as this stack's: %s", error, extra={"action": "vhost.not_marked"}
             )
-            return
-    if not claimant.owner.is_same(before):
-        claimant.refuse(f"The vhost {connection.virtual_host}", before, "Set a RABBITMQ_VHOST of its own")
-    with Connection(url, connect_timeout=5) as connection:
-        connection.default_channel.exchange_delete(EXCHANGE)
+
+
+def marked(connection: Connection, mark: str) -> Owner | None:
+    """None when the vhost has this mark by now; else whose mark it has."""
+    try:
         declare(connection, mark)
+        return None
+    except amqp.exceptions.PreconditionFailed:
+        pass
+    try:
+        declare(connection, NOBODY)
+    except amqp.exceptions.PreconditionFailed as error:
+        if found := CURRENT.search(str(error)):
+            return Owner(*[*found[1].split("|"), "", ""][:3])
+    return Owner("of an unknown name")
 
 
 def declare(connection: Connection, mark: str) -> None:

@@ -207,7 +207,10 @@ def make_schema(settings: Settings, kept: dict[Write, bool]) -> None:
         if isinstance(storage, PooledEventLogStorage):
             patiently("Postgres", lambda: make_tables(storage.postgres_url))
             assert settings.s3 is not None
-            patiently("the stores", lambda: own_places(settings, storage.facts, storage.engine))
+            patiently(
+                "a store (Postgres, S3 or RabbitMQ)",
+                lambda: own_places(settings, storage.facts, storage.engine),
+            )
             note(storage.facts, place_of(settings.s3.bucket, settings.s3.endpoint_url), kept)
             storage.facts.forget(TOLD, TOLD_DAYS)
         instance.upgrade(print_fn=lambda line: logger.debug("%s", line, extra={"action": "schema.migrated"}))
