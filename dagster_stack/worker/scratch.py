@@ -33,6 +33,8 @@ VARIABLE = "DAGSTER_STACK_SCRATCH"
 SETTING = "WORKER_TMP"
 #: Parts of the space that are to be free before a step: below the first leftovers go, below the second it waits.
 ENOUGH, LEAST = 0.5, 0.1
+#: Further part that is used before leftovers are looked at again.
+CHANGE = 0.05
 #: What of a container's scratch space is the platform's.
 OWN = {HEARTBEAT_FILE.name, "dagster"}
 PRINTED = "compute-logs"
@@ -72,6 +74,8 @@ class Scratch:
         self.folder = folder
         self._usage = usage
         self._running = running or running_steps
+        #: What was free after the last look: below that there is something new to remove, else a look costs a step time.
+        self._left = 1.0
 
     @property
     def free(self) -> float:
@@ -83,10 +87,15 @@ class Scratch:
     @property
     def has_room(self) -> bool:
         """Whether a step may begin, after what earlier ones have left is removed if that is needed."""
-        if self.free >= ENOUGH:
+        free = self.free
+        if free >= ENOUGH:
+            self._left = 1.0
             return True
-        self._clear()
-        return self.free >= LEAST
+        if free < max(LEAST, self._left - CHANGE):
+            self._clear()
+            free = self.free
+            self._left = free
+        return free >= LEAST
 
     def describe(self) -> str:
         """How much is free, and who has the most."""

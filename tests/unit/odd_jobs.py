@@ -15,6 +15,7 @@ from dagster import (
     MetadataValue,
     OpExecutionContext,
     Output,
+    TableRecord,
     asset,
     define_asset_job,
     job,
@@ -66,6 +67,18 @@ def talks(context: OpExecutionContext) -> Iterator[Any]:
 def says_much(context: OpExecutionContext) -> None:
     context.log.info("m" * 10_000_000)
     context.add_output_metadata({"text": "t" * 10_000_000, "json": {"numbers": list(range(1_000_000))}})
+
+
+@op(config_schema=str)
+def counts(context: OpExecutionContext) -> Iterator[Any]:
+    """A number of more digits than Python writes, in what is stored in a batch, or by itself."""
+    context.log.info("before")
+    number: dict[str, Any] = {"n": 10**5000}
+    if context.op_config == "asset":
+        yield AssetMaterialization("counted", metadata=number)
+    if context.op_config == "table":
+        yield AssetMaterialization("counted", metadata={"n": MetadataValue.table([TableRecord(number)])})
+    yield Output(None, metadata=number if context.op_config == "output" else {})
 
 
 @op(config_schema=str)
@@ -126,6 +139,11 @@ def talking() -> None:
 @job(executor_def=celery_executor)
 def saying_much() -> None:
     says_much()
+
+
+@job(executor_def=celery_executor)
+def counting() -> None:
+    counts()
 
 
 @job(executor_def=celery_executor)

@@ -124,3 +124,14 @@ def test_a_run_may_be_launched_with_odd_tags(instance: DagsterInstance) -> None:
     )
 
     assert instance.get_run_by_id(launched.run_id).tags[SHOWN] == SHOWN  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("place", ["output", "asset", "table"])
+def test_a_number_that_python_does_not_write_is_no_end_of_the_log(
+    instance: DagsterInstance, place: str
+) -> None:
+    run = run_of(instance, odd_jobs.counting, "counts", run_config={"ops": {"counts": {"config": place}}})
+
+    assert kinds(instance, run.run_id, "counts")[-1] in {"STEP_SUCCESS", "STEP_FAILURE"}
+    assert kinds(instance, run.run_id, "counts").count("STEP_START") == 1
+    assert "before" in said(instance, run.run_id)

@@ -140,6 +140,28 @@ def test_a_folder_has_a_time_of_birth_where_the_system_says_so(tmp_path: Path) -
     assert scratch_module.born_at(tmp_path / "none") == 0
 
 
+def test_what_can_not_be_removed_is_not_looked_at_before_each_step(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    clear = Scratch._clear
+
+    def look(self: Scratch) -> None:
+        looks.append(self.free)
+        clear(self)
+
+    monkeypatch.setattr(Scratch, "_clear", look)
+    with space.leave("cache.bin", 60).open():
+        for _ in range(5):
+            assert space.scratch.has_room
+        assert len(looks) == 1
+        # But what steps add is
+        space.leave("new.csv", 10)
+        assert space.scratch.has_room
+        assert len(looks) == 2
+    assert space.names == {"cache.bin"}
+
+
 # --- what a step and its run see of it --------------------------------------------------------------------------------
 
 
