@@ -90,6 +90,20 @@ def test_what_an_image_is_built_from_is_its_dockerfiles_context(env: Path) -> No
     assert all(any(Path(source).is_relative_to(name) for name in dagster.inputs) for source in copied)
 
 
+@pytest.mark.parametrize("dockerfile", sorted((ROOT / "docker").glob("*/Dockerfile")), ids=str)
+def test_every_file_of_the_checkout_gets_a_mode_of_the_image(dockerfile: Path) -> None:
+    """Under `umask 077` a checkout's own modes close files to the image's user; some file systems have none."""
+    copies = [line for line in dockerfile.read_text().splitlines() if line.startswith(("COPY", "ADD"))]
+
+    for line in copies:
+        assert "--from=" in line or "--chmod=0755 " in line or "--chmod=0644 " in line, line
+
+
+def test_scripts_of_images_have_unix_line_ends_whatever_git_is_told() -> None:
+    assert "* text=auto eol=lf" in (ROOT / ".gitattributes").read_text().splitlines()
+    assert not [path for path in (ROOT / "docker").glob("*/start") if b"\r" in path.read_bytes()]
+
+
 def test_the_image_with_the_users_code_belongs_to_one_copy_of_the_stack(env: Path) -> None:
     env.write_text("COMPOSE_PROJECT_NAME=second\n")
 
