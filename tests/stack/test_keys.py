@@ -60,3 +60,16 @@ def test_the_store_of_the_stack_refuses_late_writes(stack: Stack) -> None:
 
     assert json.loads(kept) == {"put": True, "multipart": True}
     assert not stack.keys("storage/@probe/")
+
+
+def test_another_stack_on_these_stores_is_refused_with_both_names(stack: Stack) -> None:
+    # Given another project's init on this stack's database, while this one runs
+    other = ("-e", "DAGSTER_STACK_PROJECT=intruder", "-e", "DAGSTER_STACK_ID=elsewhere-1")
+    refused = stack.compose("run", "--rm", "--no-deps", *other, "init", check=False)
+
+    # Then it ends with both names and the cure, and what is its own again starts as ever
+    assert refused.returncode == 1
+    said = refused.stdout + refused.stderr
+    for words in (stack.project, "intruder (elsewhere-1)", "POSTGRES_DB", "TAKE_OVER=1 make up"):
+        assert words in said
+    assert stack.compose("run", "--rm", "--no-deps", "init", check=False).returncode == 0
