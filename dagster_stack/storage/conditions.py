@@ -48,7 +48,9 @@ class Conditions:
     def __init__(self, place: str, facts: Facts | None = None) -> None:
         self._place, self._facts = place, facts
         fact = facts.read(FACT) if facts else None
-        found = fact["kept"] if fact and fact["place"] == place else {}
+        #: Of another store the user's own IO manager may find out: that is no fact of the stack's.
+        self._is_the_stacks = fact is None or fact["place"] == place
+        found = fact["kept"] if fact and self._is_the_stacks else {}
         self._kept = {kind: bool(found.get(kind, True)) for kind in Write}
 
     def keeps(self, kind: Write) -> bool:
@@ -61,7 +63,8 @@ class Conditions:
     def lose(self, kind: Write) -> None:
         """The store has just said that it does not keep them: let everybody know."""
         self._kept[kind] = False
-        note(self._facts, self._place, self._kept)
+        if self._is_the_stacks:
+            note(self._facts, self._place, self._kept)
 
     def to_be_told(self, run_id: str) -> bool:
         """Whether a run's log must say that its outputs are not fenced, and does not yet."""

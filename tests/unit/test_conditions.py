@@ -214,3 +214,13 @@ def test_what_was_found_of_another_store_does_not_count(facts: Facts) -> None:
 
     assert Conditions(place_of(BUCKET, "http://another"), facts).keeps(Write.PUT)
     assert not Conditions(place_of(BUCKET, None), facts).keeps(Write.PUT)
+
+
+def test_what_a_step_finds_out_is_known_to_all_of_the_stacks_store_alone(facts: Facts) -> None:
+    note(facts, PLACE, KEPT)
+
+    Conditions("the user's own", facts).lose(Write.PUT)
+    assert Conditions(PLACE, facts).keeps(Write.PUT)
+
+    Conditions(PLACE, facts).lose(Write.PUT)
+    assert not Conditions(PLACE, facts).keeps(Write.PUT)
