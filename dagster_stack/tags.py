@@ -16,11 +16,14 @@ from dagster_celery.tags import (
 __all__ = [
     "CODE",
     "HIGHEST",
+    "ISOLATION",
+    "ISOLATIONS",
     "PRIORITY",
     "QUEUE",
     "REDELIVER",
     "RUN_PRIORITY",
     "TIMEOUT",
+    "isolation",
     "may_be_redelivered",
     "seconds",
     "step_priority",
@@ -33,6 +36,10 @@ CODE = "dagster-stack/code"
 REDELIVER = "dagster-stack/redeliver"
 #: On an op, a job or a run: the seconds that an attempt of a step may take.
 TIMEOUT = "dagster-stack/timeout"
+#: On an op, a job or a run: in which process a step is executed.
+ISOLATION = "dagster-stack/isolation"
+#: One that is warm and was there before, or one of its own.
+WARM, PROCESS = ISOLATIONS = ("warm", "process")
 
 #: The range of every queue: AMQP's lowest, and `task_queue_max_priority` of celery.yaml.
 LOWEST, HIGHEST = 0, 10
@@ -69,6 +76,14 @@ def seconds(text: str | None) -> float | None:
     """A number of seconds above 0, such as "600" or "0.5"; None for anything else."""
     value = float(text) if text and re.fullmatch(r"\s*[0-9]{1,12}(\.[0-9]+)?\s*", text) else 0.0
     return value or None
+
+
+def isolation(step_tags: Mapping[str, str], run_tags: Mapping[str, str]) -> str:
+    """One of ISOLATIONS; a step's own tag wins over its run's. Any other counts as not set; the run's log warns of it."""
+    for found in (step_tags, run_tags):
+        if (value := found.get(ISOLATION, "").strip().lower()) in ISOLATIONS:
+            return value
+    return WARM
 
 
 def _number(text: str | None, default: int) -> int:

@@ -79,6 +79,7 @@ class CeleryExecutor(StepDelegatingExecutor):
         run = plan_context.dagster_run
         warn_of_foreign_priorities(plan_context, execution_plan)
         warn_of_wrong_timeouts(plan_context, execution_plan)
+        warn_of_unknown_isolation(plan_context, execution_plan)
         sent = sent_before(plan_context.instance, run.run_id) if plan_context.resume_from_failure else {}
         known = set(sent.values())
         reported: defaultdict[str, list[DagsterEvent]] = defaultdict(list)
@@ -148,6 +149,18 @@ def warn_of_wrong_timeouts(context: PlanOrchestrationContext, plan: ExecutionPla
             context.log.warning(
                 f"The tag {tags.TIMEOUT} of {owner} is {text!r}, which is no number of seconds above 0, such as"
                 ' "600" or "0.5": it has no effect.'
+            )
+
+
+def warn_of_unknown_isolation(context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
+    """A step that relies on a process of its own must not go without unnoticed."""
+    owners = {f'step "{key}"': plan.get_step_by_key(key).tags or {} for key in plan.step_keys_to_execute}
+    for owner, found in {"the run": context.dagster_run.tags, **owners}.items():
+        value = found.get(tags.ISOLATION)
+        if value is not None and value.strip().lower() not in tags.ISOLATIONS:
+            context.log.warning(
+                f"The tag {tags.ISOLATION} of {owner} is {value!r}, which is none of"
+                f" {', '.join(tags.ISOLATIONS)}: it has no effect."
             )
 
 

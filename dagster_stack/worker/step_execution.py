@@ -41,6 +41,7 @@ from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, rel
 from dagster_stack.worker.interruption import Interruption
 from dagster_stack.worker.isolation import tell_left, undisturbed
 from dagster_stack.worker.losses import KILLED_AT_LIMIT
+from dagster_stack.worker.own_process import Order, execute_apart
 from dagster_stack.worker.planned_job import PlannedJob, planned_job, step_events
 from dagster_stack.worker.process import warm_instance
 from dagster_stack.worker.scratch import see_to_room
@@ -105,6 +106,7 @@ class StepExecution:
         *,
         within: tuple[DagsterInstance, PlannedJob] | None = None,
         celery_limits: Sequence[float | None] | None = None,
+        is_in_own_process: bool = False,
     ) -> None:
         self._message = message
         self._holder = holder
@@ -115,10 +117,11 @@ class StepExecution:
         #: Whether this process may be ended: not one of somebody who waits for `execute_job`.
         self._is_service = within is None
         self._deadline: Deadline | None = None
+        self._is_in_own_process = is_in_own_process
         self._claim: Claim | None = None
         self._interruption = Interruption(message.work)
         #: Whether its end stands in the event log.
-        self._has_ended = False
+        self.has_ended = False
         #: Whether it was interrupted from outside, or not begun since its run is to end.
         self.was_interrupted = False
         self._foreign_code: ForeignCode | None = None
@@ -166,6 +169,20 @@ class StepExecution:
                 with self._interruption, signs, storage.batching():
                     self._execute(instance, run)
         storage.claims.release(claim)
+
+    def execute_claimed(self, claim: Claim | None) -> None:
+        """Execute the step in its own process, whose parent holds its claim; raises what `run` does."""
+        self._claim = claim
+        instance = warm_instance()
+        run = instance.get_run_by_id(self._message.run_id)
+        if run is None:
+            raise NoSuchRun(f"nobody knows run {self._message.run_id}: it was deleted meanwhile")
+        storage = instance.event_log_storage
+        if claim and isinstance(storage, PooledEventLogStorage):
+            with storage.claimed(claim), self._interruption, storage.batching():
+                self._execute(instance, run)
+        else:
+            self._execute(instance, run)
 
     def hand_over(self, reason: str) -> None:
         """Let whoever gets the message next begin at once."""
@@ -228,12 +245,22 @@ class StepExecution:
             self._interruption.begin("another process has taken it over")
         elif status is None:
             self._interruption.begin("its run was deleted")
-        elif status in ENDED_RUN and not (self._has_ended and status in ENDED_BY_ITSELF):
+        elif status in ENDED_RUN and not (self.has_ended and status in ENDED_BY_ITSELF):
             self._interruption.begin(f"its run is {status.value}")
 
     def _execute(self, instance: DagsterInstance, run: DagsterRun) -> None:
-        message, claim = self._message, self._claim
         planned, plan = self._load(instance, run)
+        if self._wants_own_process(run, plan):
+            epoch = self._claim.epoch if self._claim else None
+            order = Order(self._message, self._holder, epoch, self._celery_limits)
+            self.was_interrupted = execute_apart(order, ended=self._note_end, woken=self._wake_run)
+        else:
+            self._execute_here(instance, run, planned, plan)
+
+    def _execute_here(
+        self, instance: DagsterInstance, run: DagsterRun, planned: PlannedJob, plan: ExecutionPlan
+    ) -> None:
+        message, claim = self._message, self._claim
         DagsterEvent.step_worker_started(
             create_context_free_log_manager(instance, run),
             run.job_name,
@@ -261,7 +288,7 @@ class StepExecution:
                 ):
                     without_resources = without_resources or event.is_resource_init_failure
                     if event.event_type in ENDS:
-                        self._has_ended = True
+                        self.has_ended = True
                         if deadline:
                             deadline.is_met()
                         self.was_interrupted = is_interrupt(event)
@@ -269,7 +296,7 @@ class StepExecution:
                         self._wake_run()
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
             # Its failure event is stored; the message has done its work. Without one its resources took too long.
-            is_late = bool(deadline and deadline.has_passed and not self._has_ended)
+            is_late = bool(deadline and deadline.has_passed and not self.has_ended)
             self.was_interrupted = not is_late
             logger.warning(
                 "step %s of run %s was interrupted",
@@ -334,6 +361,15 @@ class StepExecution:
             f"{why}.",
             tried_again_after=policy.calculate_delay(message.attempt) if policy and is_tried_again else None,
         )
+
+    def _wants_own_process(self, run: DagsterRun, plan: ExecutionPlan) -> bool:
+        if self._within or self._is_in_own_process:
+            return False
+        step_tags = plan.get_step_by_key(self._message.step_key).tags or {}
+        return tags.isolation(step_tags, run.tags) == tags.PROCESS
+
+    def _note_end(self) -> None:
+        self.has_ended = True
 
     @staticmethod
     def _flush(instance: DagsterInstance) -> None:

@@ -68,15 +68,10 @@ def warm_up(**_: Any) -> None:
     A failure here is only logged. A step that meets it again fails with it, where people look.
     """
     try:
-        use_in_dagster()
+        load()
         from dagster_stack.storage.event_log import PooledEventLogStorage
-        from dagster_stack.worker import scratch
         from dagster_stack.worker.process import warm_instance
 
-        scratch.use_in_errors()
-
-        for module in code_modules(Settings.from_environment().workspace_yaml):
-            importlib.import_module(module)
         storage = warm_instance().event_log_storage
         if isinstance(storage, PooledEventLogStorage):
             # Whatever an earlier worker of this name executed: it is dead.
@@ -87,6 +82,16 @@ def warm_up(**_: Any) -> None:
         logger.warning("this process starts cold", exc_info=True, extra={"action": "process.cold"})
     # What is loaded by now stays: the garbage collector need not look at it again.
     gc.freeze()
+
+
+def load() -> None:
+    """Load Dagster as services log it, and the code of the workspace."""
+    from dagster_stack.worker import scratch
+
+    use_in_dagster()
+    scratch.use_in_errors()
+    for module in code_modules(Settings.from_environment().workspace_yaml):
+        importlib.import_module(module)
 
 
 def code_modules(workspace: Path) -> list[str]:

@@ -3,8 +3,10 @@
 import asyncio
 import io
 import json
+import logging
 import os
 import re
+import resource as resource_limits
 import shutil
 import signal
 import socket
@@ -647,6 +649,11 @@ def process_state() -> dict[str, Any]:
         "home": os.environ.get("HOME"),
         "path": sys.path,
         "umask": umask,
+        "zone": time.tzname,
+        "alarm": signal.getitimer(signal.ITIMER_REAL),
+        "silenced": logging.root.manager.disable,
+        "patience": socket.getdefaulttimeout(),
+        "open files": resource_limits.getrlimit(resource_limits.RLIMIT_NOFILE)[0],
         "handlers": {
             signal.Signals(number).name: str(
                 getattr(signal.getsignal(number), "__qualname__", signal.getsignal(number))
@@ -659,12 +666,13 @@ def process_state() -> dict[str, Any]:
 @op(tags={QUEUE: "heavy"})
 def before_leak(context: OpExecutionContext) -> None:
     show(context, json.dumps(process_state()))
+    context.instance.add_run_tags(context.run_id, {"test/rows": "5"})
 
 
 @op(tags={QUEUE: "heavy"}, ins={"start": In(Nothing)})
 def leak() -> None:
-    threading.Thread(target=threading.Event().wait, daemon=False).start()
     folder = tempfile.mkdtemp()
+    Path(tempfile.mkdtemp(), "file").write_text("left")
     os.chdir(folder)
     shutil.rmtree(folder)
     os.environ["LEAK"] = "everywhere"
@@ -673,6 +681,14 @@ def leak() -> None:
     os.umask(0o777)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    os.environ["TZ"] = "Asia/Tokyo"
+    time.tzset()
+    signal.alarm(1)
+    logging.disable()
+    socket.setdefaulttimeout(0.001)
+    resource_limits.setrlimit(
+        resource_limits.RLIMIT_NOFILE, (100, resource_limits.getrlimit(resource_limits.RLIMIT_NOFILE)[1])
+    )
     sys.stdout, sys.stderr = io.StringIO(), io.StringIO()
     sys.stdout.close()
 
@@ -680,13 +696,50 @@ def leak() -> None:
 @op(tags={QUEUE: "heavy"}, ins={"start": In(Nothing)})
 def after_leak(context: OpExecutionContext) -> None:
     print("stdout is heard again", flush=True)
+    time.sleep(1.1)
     Path(tempfile.mkdtemp(), "file").write_text("can be written")
     show(context, json.dumps(process_state()))
+    context.add_output_metadata(
+        {
+            "rows": MetadataValue.text(context.run.tags.get("test/rows", "none")),
+            "left": MetadataValue.text(" ".join(os.listdir(Path(tempfile.gettempdir()).parent))),
+        }
+    )
+
+
+@op(tags={QUEUE: "heavy"}, ins={"start": In(Nothing)})
+def leave_thread() -> None:
+    threading.Thread(target=threading.Event().wait, name="poller", daemon=False).start()
+
+
+@op(tags={QUEUE: "heavy"}, ins={"start": In(Nothing)})
+def after_thread(context: OpExecutionContext) -> None:
+    show(context, " ".join(each.name for each in threading.enumerate()))
+
+
+@op(tags={QUEUE: "heavy", "dagster-stack/isolation": "process"}, ins={"start": In(Nothing)})
+def killed_once(context: OpExecutionContext) -> None:
+    """In a process of its own, which is killed the first time."""
+    print("printed apart", flush=True)
+    show(context, os.getpid())
+    if "test/killed" not in context.run.tags:
+        context.instance.add_run_tags(context.run_id, {"test/killed": str(os.getpid())})
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@op(tags={QUEUE: "heavy", "dagster-stack/isolation": "process"}, ins={"start": In(Nothing)})
+def nap_apart(context: OpExecutionContext) -> None:
+    time.sleep(300)
 
 
 @job
 def leaking() -> None:
-    after_leak(leak(before_leak()))
+    killed_once(after_thread(leave_thread(after_leak(leak(before_leak())))))
+
+
+@job
+def apart() -> None:
+    nap_apart()
 
 
 @op
@@ -794,8 +847,8 @@ def heavy_alone() -> None:
 OURS = [
     talking_oddly, printing_much, leaving_files, heavy_alone,
     fan_in, branching, dynamic, repeatable, chain, nested, failing, retrying, hooked, with_resources, without_resource,
-    wide, wide_own, line, waiting_line, alone, single, own_long, shorts, priorities, limited, pooled, leaking, refused,
-    late,
+    wide, wide_own, line, waiting_line, alone, single, own_long, shorts, priorities, limited, pooled, leaking, apart,
+    refused, late,
     mixed.to_job("mixed_ours"),
 ]  # fmt: skip
 

@@ -80,23 +80,53 @@ def test_a_run_from_dagit_keeps_two_connections_at_most(stack: Stack) -> None:
 
 
 def test_what_a_step_does_to_its_process_does_not_reach_the_next(stack: Stack, jobs: AdHoc) -> None:
-    # Given three steps on one worker process, of which the second one spoils whatever a process has
+    # Given three steps on one worker process, of which the second one spoils whatever a process has; one that leaves a
+    # thread; and one in a process of its own, which is killed the first time
     (run_id,) = jobs.execute(Spec("leaking"))
 
     # When they have ended
-    # Then all of them succeeded, in the same process
+    # Then all of them succeeded, the first three in the same process
     assert stack.run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
-    assert len({(entry.worker, entry.pid) for entry in runs.executions(stack, run_id)}) == 1
-    # And the third found folder, environment, path, umask and signals as the first did
+    pids: dict[str, list[int]] = {}
+    for entry in runs.executions(stack, run_id):
+        pids.setdefault(entry.step, []).append(entry.pid)
+    warm = {pids[step][0] for step in ("before_leak", "leak", "after_leak", "leave_thread")}
+    assert len(warm) == 1
+    # And the third found folder, environment, time zone, timers, limits and signals as the first did
     before, after = (
         json.loads(stack.metadata(run_id, step)["value"]) for step in ("before_leak", "after_leak")
     )
     assert after == before
+    # And its run with the tag that the first gave it, and no temporary file but its own
+    told = stack.metadata(run_id, "after_leak")
+    assert told["rows"] == "5"
+    assert len(told["left"].split()) == 1
     # And what it printed was captured
     output = runs.output(stack, run_id, "after_leak")
     assert output
     assert "stdout is heard again" in output.stdout
-    # And a thread that still runs keeps the worker from nothing
+    # And a process with a thread that still runs is replaced, and the run's log says whose it was
+    assert pids["after_thread"][0] not in warm
+    assert "poller" not in stack.metadata(run_id, "after_thread")["value"]
+    runs.wait_until_told(stack, run_id, 'Step "leave_thread" left threads that still run ("poller"')
+    # And the step in a process of its own was lost with its holder, and executed again in another one
+    runs.wait_until_told(stack, run_id, 'while it executed step "killed_once": killed by SIGKILL')
+    assert len(set(pids["killed_once"])) == 2
+    assert stack.metadata(run_id, "killed_once")["value"] == str(pids["killed_once"][1])
+    output = runs.output(stack, run_id, "killed_once")
+    assert output
+    assert "printed apart" in output.stdout
+
+
+def test_a_step_in_a_process_of_its_own_is_terminated_as_any_other(stack: Stack, jobs: AdHoc) -> None:
+    (run_id,) = jobs.begin(Spec("apart"))
+    runs.wait_for_event(stack, run_id, "STEP_START")
+
+    runs.terminate(stack, run_id)
+
+    wait_until(lambda: stack.run(run_id)["status"] == "CANCELED", 60, "the end of the run")
+    assert runs.count_events(stack, run_id, "STEP_FAILURE").total() == 1
+    # And its worker takes the next one
     assert stack.run(jobs.execute(Spec("alone"))[0])["status"] == "SUCCESS"
 
 

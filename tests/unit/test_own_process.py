@@ -1,0 +1,211 @@
+"""A step in a process of its own: whatever it ends of, it is as with a step in a process that was there before."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from dagster import DagsterInstance, DagsterRun
+
+from dagster_stack import tags
+from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.worker import own_process
+from dagster_stack.worker.step_execution import StepExecution
+from tests.unit import own_process_jobs as jobs
+from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
+from tests.waiting import wait_until
+
+
+class Died(BaseException):
+    """In place of this process's own death."""
+
+
+@pytest.fixture
+def died(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    codes: list[int] = []
+
+    def die(code: int) -> NoReturn:
+        codes.append(code)
+        raise Died
+
+    monkeypatch.setattr(own_process, "die_likewise", die)
+    return codes
+
+
+def begun(instance: DagsterInstance, how: str, **run_tags: str) -> DagsterRun:
+    run = started_run(instance, jobs.apart, {"ops": {"end": {"config": {"how": how}}}})
+    instance.add_run_tags(run.run_id, run_tags)
+    return run
+
+
+def output(instance: DagsterInstance, run: DagsterRun, key: str) -> dict[str, Any]:
+    (found,) = (
+        event
+        for event in events(instance, run.run_id)
+        if event.is_successful_output and event.step_key == key
+    )
+    return {name: entry.value for name, entry in found.step_output_data.metadata.items()}
+
+
+def pid_of(instance: DagsterInstance, run: DagsterRun, key: str) -> int:
+    (found,) = (
+        event for event in events(instance, run.run_id)
+        if event.event_type_value == "STEP_WORKER_STARTED" and event.step_key == key
+    )  # fmt: skip
+    return int(str(found.engine_event_data.metadata["pid"].value))
+
+
+def test_each_step_finds_a_fresh_process_which_ends_with_it(postgres_instance: DagsterInstance) -> None:
+    found = []
+    for _ in range(2):
+        run = begun(postgres_instance, "well")
+        woken = execute(message(postgres_instance, run, "end"), holder="worker@here (process 1)")
+        assert set(woken) == {"woken"}
+        found.append(output(postgres_instance, run, "end"))
+        # Its events are those of a step, and say who holds it
+        told = [kind for kind in kinds(postgres_instance, run.run_id, "end") if kind.startswith("STEP_")]
+        assert told == ["STEP_WORKER_STARTED", "STEP_START", "STEP_OUTPUT", "STEP_SUCCESS"]
+        assert 'Executing step "end" on worker@here (process 1).' in said(postgres_instance, run.run_id)
+        # And the claim is given back
+        storage = postgres_instance.event_log_storage
+        assert isinstance(storage, PooledEventLogStorage)
+        assert storage.claims.alive([run.run_id]) == set()
+
+    assert [each["state"] for each in found] == ["fresh", "fresh"]
+    pids = {os.getpid(), *(each["pid"] for each in found)}
+    assert len(pids) == 3
+    for pid in pids - {os.getpid()}:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_it_is_so_in_the_embedded_mode(instance: DagsterInstance) -> None:
+    run = begun(instance, "well")
+
+    execute(message(instance, run, "end"))
+
+    assert "STEP_SUCCESS" in kinds(instance, run.run_id, "end")
+    assert pid_of(instance, run, "end") != os.getpid()
+
+
+def test_a_run_or_job_can_ask_for_it_and_an_ops_own_tag_wins(postgres_instance: DagsterInstance) -> None:
+    run = started_run(postgres_instance, jobs.all_apart)
+
+    for key in ("plain", "warm"):
+        execute(message(postgres_instance, run, key))
+
+    assert pid_of(postgres_instance, run, "plain") != os.getpid()
+    assert pid_of(postgres_instance, run, "warm") == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("step", "run", "expected"),
+    [
+        ({}, {}, "warm"),
+        ({tags.ISOLATION: "process"}, {}, "process"),
+        ({}, {tags.ISOLATION: " Process "}, "process"),
+        ({tags.ISOLATION: "warm"}, {tags.ISOLATION: "process"}, "warm"),
+        ({tags.ISOLATION: "container"}, {}, "warm"),
+    ],
+)
+def test_what_the_tag_says(step: dict[str, str], run: dict[str, str], expected: str) -> None:
+    assert tags.isolation(step, run) == expected
+
+
+@pytest.mark.parametrize("how", ["by an error", "by exit"])
+def test_an_error_is_the_steps_failure(postgres_instance: DagsterInstance, died: list[int], how: str) -> None:
+    run = begun(postgres_instance, how)
+
+    execute(message(postgres_instance, run, "end"))
+
+    assert "STEP_FAILURE" in kinds(postgres_instance, run.run_id, "end")
+    assert died == []
+
+
+@pytest.mark.parametrize(("how", "code"), [("by a signal", -9), ("by a code", 7)])
+def test_what_it_dies_of_its_parent_dies_of(
+    postgres_instance: DagsterInstance, died: list[int], how: str, code: int
+) -> None:
+    """So that its worker tells of the loss, and the step is executed again, as without a process of its own."""
+    run = begun(postgres_instance, how)
+
+    with pytest.raises(Died):
+        execute(message(postgres_instance, run, "end"))
+
+    assert died == [code]
+    assert "STEP_START" in kinds(postgres_instance, run.run_id, "end")
+
+
+@pytest.mark.parametrize(
+    "code", [0, 7, -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGTERM, -(signal.SIGRTMAX - 1)]
+)
+def test_a_process_dies_likewise(code: int) -> None:
+    child = os.fork()
+    if child == 0:
+        own_process.die_likewise(code)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+
+
+def test_a_step_that_closes_all_descriptors_is_no_riddle(
+    postgres_instance: DagsterInstance, died: list[int]
+) -> None:
+    run = begun(postgres_instance, "with all closed")
+
+    with pytest.raises(Died):
+        execute(message(postgres_instance, run, "end"))
+
+    assert len(died) == 1
+
+
+def test_an_interrupt_is_forwarded_and_ends_it(
+    postgres_instance: DagsterInstance, tmp_path: Path, died: list[int]
+) -> None:
+    # Given a step that works on
+    file = tmp_path / "pid"
+    run = begun(postgres_instance, "by no end", **{"test/file": str(file)})
+
+    def interrupt() -> None:
+        wait_until(lambda: file.exists() and file.read_text(), 60, "the step")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    before = signal.getsignal(signal.SIGINT)
+
+    # When its holder is interrupted, as `terminate` does
+    execution = StepExecution(message(postgres_instance, run, "end"), "worker@here", lambda: None)
+    execution.run()
+
+    # Then it ends, with its failure in the log, and its holder goes on
+    thread.join()
+    assert "STEP_FAILURE" in kinds(postgres_instance, run.run_id, "end")
+    assert execution.was_interrupted
+    assert died == []
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_it_ends_with_its_parent(postgres_instance: DagsterInstance, tmp_path: Path) -> None:
+    """Whatever that dies of, a kill above all."""
+    file = tmp_path / "pid"
+    run = begun(postgres_instance, "by no end", **{"test/file": str(file)})
+    step = message(postgres_instance, run, "end")
+    parent = os.fork()
+    if parent == 0:
+        # Connections are its own: warm ones are forgotten by a fork.
+        try:
+            execute(step)
+        finally:
+            os._exit(99)
+    pid = int(wait_until(lambda: file.exists() and file.read_text(), 60, "the step"))
+
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+
+    wait_until(
+        lambda: not Path(f"/proc/{pid}").exists() or "Z (" in Path(f"/proc/{pid}/status").read_text(),
+        5,
+        "its end",
+    )
