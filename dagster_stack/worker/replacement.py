@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from billiard.pool import EX_RECYCLE
+from billiard.pool import Pool as BlockingPool
 from celery import Celery
 from celery.concurrency.asynpool import AsynPool, Worker
 from celery.concurrency.prefork import TaskPool
@@ -27,11 +28,13 @@ def is_to_be_replaced() -> bool:
     return _Process.is_to_be_replaced
 
 
-class ReplaceableWorker(Worker):
-    """Celery's pool process; leaves after a task that asked for it. Non-daemonic threads do not keep it."""
+class Replaceable:
+    """A pool's process that leaves after a task that asked for it. Non-daemonic threads do not keep it."""
+
+    wait_for_job: Callable[[], Any]
 
     def on_loop_start(self, pid: int) -> None:
-        wait_for_job: Callable[[], Any] = self.wait_for_job  # type: ignore[has-type]
+        wait_for_job = self.wait_for_job
 
         def wait_unless_replaced() -> Any:
             if is_to_be_replaced():
@@ -40,15 +43,28 @@ class ReplaceableWorker(Worker):
             return wait_for_job()
 
         self.wait_for_job = wait_unless_replaced
-        super().on_loop_start(pid)
+        super().on_loop_start(pid)  # type: ignore[misc]
+
+
+class ReplaceableWorker(Replaceable, Worker):
+    """Celery's."""
+
+
+class BlockingWorker(Replaceable, BlockingPool.Worker):
+    """The same on a broker without an event loop, as the embedded mode has."""
 
 
 class Processes(AsynPool):
     Worker = ReplaceableWorker
 
 
+class BlockingProcesses(BlockingPool):
+    Worker = BlockingWorker
+
+
 class Pool(TaskPool):
     Pool = Processes
+    BlockingPool = BlockingProcesses
 
 
 def install(app: Celery) -> None:
