@@ -23,9 +23,11 @@ from dagster_stack.broker.messages import RunMessage
 from dagster_stack.broker.tasks import RUN_TASK
 from dagster_stack.executor import eager
 from dagster_stack.runner import run_execution
+from dagster_stack.runner.run_execution import MOST_LOSSES
 from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import life
 from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.worker.losses import KILLED_AT_LIMIT
 from tests.unit import eventful_jobs, step_jobs
 from tests.unit.clock import Clock
 from tests.unit.deliveries import Delivery, empty_the_memory, memory_app
@@ -333,3 +335,17 @@ def test_a_run_that_is_canceled_interrupts_the_step_that_its_runner_executes(
     found = instance.get_run_by_id(run.run_id)
     assert found
     assert found.status == DagsterRunStatus.CANCELED
+
+
+def test_a_runner_that_died_of_a_steps_limit_does_not_count_against_its_run(
+    instance: DagsterInstance, runner_app: Celery, database: Database
+) -> None:
+    run = started_run(instance, step_jobs.linear, CONFIG)
+    for number in range(MOST_LOSSES):
+        holder = f"runner@{number} (process 1)"
+        database.taken(Work(run.run_id), holder)
+        database.claims.lose(Work(run.run_id), holder, KILLED_AT_LIMIT)
+
+    drives(runner_app, run)
+
+    assert Result(instance, run.run_id, []).status == DagsterRunStatus.SUCCESS
