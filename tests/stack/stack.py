@@ -52,6 +52,7 @@ query Events($id: ID!, $cursor: String) {
         __typename
         ... on MessageEvent { message timestamp stepKey eventType }
         ... on ExecutionStepFailureEvent { error { message className causes { message className } } }
+        ... on ExecutionStepUpForRetryEvent { error { message className causes { message className } } }
         ... on RunFailureEvent { error { message } }
         ... on LogsCapturedEvent { fileKey stepKeys }
         ... on DisplayableEvent {
