@@ -1,5 +1,6 @@
 """Jobs for the tests of the executor and its workers: each step is small, and every shape of a plan is there."""
 
+import logging
 import os
 import threading
 import time
@@ -285,6 +286,7 @@ def disturb() -> None:
     """Leave the process as badly behaved user code does."""
     os.environ["LEFT_BY_A_STEP"] = "1"
     os.chdir("/")
+    logging.disable()
 
 
 @job(executor_def=celery_executor)

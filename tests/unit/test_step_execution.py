@@ -1,6 +1,7 @@
 """One delivery of a step message, from the message to the wake-up, on an instance in local files."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -152,6 +153,7 @@ def test_a_step_leaves_its_process_as_it_was(instance: DagsterInstance) -> None:
 
     assert kinds(instance, run.run_id, "disturb")[-1] == "STEP_SUCCESS"
     assert Path.cwd() == before
+    assert logging.root.manager.disable == logging.NOTSET
 
 
 def test_the_log_says_whose_threads_still_run_and_that_their_process_is_replaced(
