@@ -16,6 +16,7 @@ from kombu.exceptions import OperationalError
 
 from dagster_stack.broker.tasks import STEP_TASK
 from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.forks import keep_from_children
 
 if TYPE_CHECKING:
     from dagster_stack.broker.messages import StepMessage
@@ -249,13 +250,17 @@ class BrokerLink:
 
 
 def bound_waits(connection: Connection) -> None:
-    """Let no call wait for ever for a broker that is frozen, or behind a cut network: it raises TimeoutError."""
+    """Let no call wait for ever for a broker that is frozen, or behind a cut network: it raises TimeoutError.
+
+    What is used from here on is this process's alone: py-amqp shuts down what it collects, also in a forked child.
+    """
     if connection.transport.driver_type == "amqp":
         # The pool closes a connection after an error, and such a one stays closed until it is told to connect.
         transport = connection.connect().transport
         # None: it ended meanwhile, and whoever uses it next is told.
         if transport is not None:
             transport.sock.settimeout(CONNECT_TIMEOUT_SECS)
+            keep_from_children(transport.sock)
 
 
 def wake_up(app: Celery, run_id: str) -> None:

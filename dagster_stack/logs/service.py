@@ -35,6 +35,7 @@ class ServiceLog:
         #: Lines of a running step that are still to be written: each write wakes the engine, which takes a processor
         #: from the steps.
         self._pending: deque[str] = deque()
+        self._at_once = False
 
     @property
     def is_copied(self) -> bool:
@@ -72,8 +73,13 @@ class ServiceLog:
 
     def _put(self, text: str) -> None:
         self._pending.append(text)
-        if self._step is None:
+        if self._step is None or self._at_once:
             self.flush()
+
+    def after_fork(self) -> None:
+        """In a child: what waits is its parent's, and a step's child has nobody who flushes."""
+        self._pending.clear()
+        self._at_once = self._step is not None
 
     @contextmanager
     def copied(self, descriptor: int) -> Iterator[None]:
@@ -107,6 +113,14 @@ class ServiceHandler(logging.Handler):
 
 
 _active: ServiceLog | None = None
+
+
+def _after_fork() -> None:
+    if _active:
+        _active.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def active() -> ServiceLog | None:

@@ -5,16 +5,17 @@ import os
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from celery import Celery, Task
 from celery.exceptions import Reject
 from celery.result import allow_join_result
-from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.errors import DagsterExecutionInterruptedError
-from dagster._core.events import JobFailureData
+from dagster._core.events import EngineEventData, JobFailureData
 from dagster._grpc.impl import core_execute_run
 from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster._utils.hosted_user_process import recon_job_from_origin
@@ -29,13 +30,17 @@ from dagster_stack.executor.celery_executor import celery_executor, sent_before
 from dagster_stack.executor.drive import goes_on_elsewhere
 from dagster_stack.executor.eager import EXECUTING
 from dagster_stack.executor.termination import call_back
+from dagster_stack.forks import leave
 from dagster_stack.logs.context import bound
 from dagster_stack.settings import Settings
 from dagster_stack.storage.claims import STOPPED, Claim, Sign
 from dagster_stack.storage.conditions import UNFENCED, Conditions, place_of
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
+from dagster_stack.worker import shared_memory
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
+from dagster_stack.worker.descendants import Descendants
+from dagster_stack.worker.interruption import Interruption
 from dagster_stack.worker.isolation import tell_left, undisturbed
 from dagster_stack.worker.losses import KILLED_AT_LIMIT
 from dagster_stack.worker.process import warm_instance
@@ -85,6 +90,10 @@ class RunExecution:
         self._claim: Claim | None = None
         #: Whether the run may be interrupted: it is being driven, and was not told to stop so far.
         self._is_interruptible = False
+        #: Ends a run whose steps are executed by another executor, hence within this runner; None for all others.
+        self._interruption: Interruption | None = None
+        #: What this process has started for the run.
+        self._started = Descendants()
         #: Whether this process stops, and has let go of the run.
         self.is_handed_over = False
 
@@ -116,6 +125,8 @@ class RunExecution:
             storage.claimed(claim),
             SignsOfLife(storage.claims, claim, self._heard, is_leaving),
             undisturbed(left.append),
+            shared_memory.cleared(),
+            self._started,
             capture_interrupts(),
         ):
             self._is_interruptible = True
@@ -168,7 +179,12 @@ class RunExecution:
         status = DagsterRunStatus(sign.run_status) if sign and sign.run_status else None
         if status not in GOING_ON:
             self._is_interruptible = False
-            os.kill(os.getpid(), signal.SIGINT)
+            if self._interruption:
+                self._interruption.begin(
+                    f"it is {status.value}" if status else "this runner does not drive it any more"
+                )
+            else:
+                os.kill(os.getpid(), signal.SIGINT)
 
     def _drive(self, instance: DagsterInstance, run: DagsterRun) -> None:
         assert self._claim
@@ -188,8 +204,8 @@ class RunExecution:
             instance.report_run_failed(run, f"It lost its runner {len(recent)} times within a day: {names}.")
             return
         job = loaded_job(instance, run)
-        goes_on = run.status == DagsterRunStatus.STARTED
-        if goes_on and not has_our_executor(job):
+        goes_on, is_ours = run.status == DagsterRunStatus.STARTED, has_our_executor(job)
+        if goes_on and not is_ours:
             reason = f"Its runner was lost: {losses[-1]}." if losses else "Its runner was stopped."
             instance.report_run_failed(
                 run,
@@ -209,11 +225,14 @@ class RunExecution:
             )
         say_unfenced(instance, run)
         try:
-            with nullcontext() if has_our_executor(job) else step_folder():
-                for _ in core_execute_run(
+            with ExitStack() as within:
+                if not is_ours:
+                    within.enter_context(step_folder())
+                    within.enter_context(self._interruptible())
+                for event in core_execute_run(
                     job, run, instance, inject_env_vars=True, resume_from_failure=goes_on
                 ):
-                    pass
+                    tell_error(instance, run, event)
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
             logger.info("%s was interrupted", self._message.work, extra={"action": "run.interrupted"})
         except Exception as error:
@@ -222,6 +241,20 @@ class RunExecution:
             # Dagster has failed the run, and its log says of what. Now nobody goes on with it.
             logger.exception("%s failed", self._message.work, extra={"action": "run.failed"})
             call_back(self._task.app, instance, run.run_id, list(sent_before(instance, run.run_id)))
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """For steps within this process, which is ended when they work on after an interrupt; so are its children."""
+        process = os.getpid()
+        with Interruption(self._message.work) as interruption:
+            interruption.before_end = self._started.kill
+            self._interruption = interruption
+            try:
+                yield
+            finally:
+                if os.getpid() != process:
+                    leave()
+                self._interruption = None
 
     def _has_ended(self, instance: DagsterInstance) -> bool:
         run = instance.get_run_by_id(self._message.run_id)
@@ -250,6 +283,15 @@ def loaded_job(instance: DagsterInstance, run: DagsterRun) -> ReconstructableJob
         instance.report_run_failed(run, f"Job {run.job_name} can't be loaded by the runner.", failure)
         raise NoSuchJob(f"job {run.job_name} of run {run.run_id} can't be loaded: {error}") from error
     return job
+
+
+def tell_error(instance: DagsterInstance, run: DagsterRun, event: DagsterEvent) -> None:
+    """What ended a run, if it was no step: in the run's failure Dagit shows only that there was an error."""
+    if event.event_type == DagsterEventType.PIPELINE_FAILURE:
+        error = event.job_failure_data.error
+        if error:
+            text = f"The run failed, and not by a step: {error.message.strip()}"
+            instance.report_engine_event(text, run, EngineEventData.engine_error(error))
 
 
 def has_our_executor(job: ReconstructableJob) -> bool:

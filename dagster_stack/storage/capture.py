@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from dagster_stack.forks import own_children
 from dagster_stack.logs.service import ServiceLog, active
 from dagster_stack.storage import pump
 
@@ -33,6 +34,7 @@ class Pump:
         if self._socket:
             self._socket.close()
         if self._process:
+            own_children.discard(self._process.pid)
             self._process.poll()
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with there:
@@ -41,6 +43,7 @@ class Pump:
                 [sys.executable, "-I", "-S", pump.__file__, str(there.fileno())],
                 stdin=subprocess.DEVNULL, pass_fds=[there.fileno()], start_new_session=True, cwd="/",
             )  # fmt: skip
+        own_children.add(self._process.pid)
         self._socket = here
 
     @property

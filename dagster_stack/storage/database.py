@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import sqlalchemy
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import Pool, QueuePool
 
 from dagster_stack.errors import UsageError
+from dagster_stack.forks import keep_from_children
 from dagster_stack.storage.sqlstate import NOT_SENT, OURS, READ_ONLY, Kind, is_undone, kind_of
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ def pooled_engine(url: str, connections: int) -> Engine:
         },
     )
     sqlalchemy.event.listen(engine, "handle_error", note_error)
+    sqlalchemy.event.listen(engine, "connect", lambda connection, _: keep_from_children(connection))
+    _engines.append(engine)
     return engine
 
 
@@ -84,8 +87,20 @@ def note_error(context: ExceptionContext) -> None:
         setattr(error, NOT_SENT, context.connection is None)
 
 
-# A forked process must not share its parent's connections.
-os.register_at_fork(after_in_child=pooled_engine.cache_clear)
+_engines: list[Engine] = []
+#: Pools of this process's ancestors: one that were collected here would end its connections.
+_inherited: list[Pool] = []
+
+
+def _leave_connections_to_parent() -> None:
+    """In a forked child: also what holds an engine of its parent opens connections of its own, when it needs them."""
+    pooled_engine.cache_clear()
+    for engine in _engines:
+        _inherited.append(engine.pool)
+        engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_leave_connections_to_parent)
 
 
 def limit_writes(patience: float) -> None:

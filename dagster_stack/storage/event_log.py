@@ -4,13 +4,15 @@ Dagster's own opens a connection for every event (20 ms over a container network
 itself.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any
+from weakref import WeakSet
 
 import sqlalchemy
 from dagster import DagsterEvent, DagsterRun, DagsterRunStatus
@@ -26,9 +28,11 @@ from dagster._serdes import deserialize_value, serialize_value
 from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack import tags
-from dagster_stack.errors import Refused
+from dagster_stack.errors import Fenced, Refused
+from dagster_stack.forks import leave
 from dagster_stack.storage import database
 from dagster_stack.storage.attempt import INDEXED_EVENTS, REPORTED, STARTS, Reported, discounted
+from dagster_stack.storage.child_events import ChildEvents
 from dagster_stack.storage.claims import Claim, Work, fenced
 from dagster_stack.storage.database import PATIENCE_SECS, patient_connection, patiently
 from dagster_stack.storage.event_batch import EventBatch
@@ -53,6 +57,10 @@ ENDS = {
     DagsterEventType.STEP_SKIPPED,
     DagsterEventType.STEP_UP_FOR_RETRY,
 }
+#: Events by which an attempt of a step ends so that another one may follow at once.
+UNSUCCESSFUL = {DagsterEventType.STEP_FAILURE, DagsterEventType.STEP_UP_FOR_RETRY}
+#: What only Dagster reports, and of these a step's whole process: its user code, in a forked child too, is over by then.
+BY_DAGSTER = ("STEP_", "HANDLED_OUTPUT", "HOOK_", "RESOURCE_INIT_", "LOGS_CAPTURED")
 #: Answered from the index that `init` makes (STEP_ENDS_INDEX), however many events a run has.
 STANDING = sqlalchemy.text(
     """
@@ -142,6 +150,12 @@ class PooledEventLogStorage(FencedSlots):
         self._writing = threading.Lock()
         #: What executions of the same step attempt that were lost have stored in Dagster's asset tables.
         self._reported: list[Reported] = []
+        #: How forked children report to this process; made before the first of them.
+        self._children: ChildEvents | None = None
+        #: Whether this process is a child of the one that has the claim.
+        self._is_child = False
+        #: Called before it is stored that an attempt did not succeed: what it has started must not outlive it.
+        self._before_failure: Callable[[EventLogEntry], EventLogEntry] | None = None
 
     def _connect(self) -> AbstractContextManager[Connection]:
         return self._connection()
@@ -152,14 +166,19 @@ class PooledEventLogStorage(FencedSlots):
         return self._tenure.claim
 
     @contextmanager
-    def batching(self) -> Iterator[EventBatch]:
-        """Collect this process's events while the context lasts; whatever somebody awaits is written at once."""
+    def batching(
+        self, before_failure: Callable[[EventLogEntry], EventLogEntry] | None = None
+    ) -> Iterator[EventBatch]:
+        """Collect this process's events while the context lasts; whatever somebody awaits is written at once.
+
+        `before_failure` gets the event that says that an attempt did not succeed, and returns what is stored.
+        """
         batch = EventBatch(self._write)
-        self._batch = batch
+        self._batch, self._before_failure = batch, before_failure
         try:
             yield batch
         finally:
-            self._batch = None
+            self._batch = self._before_failure = None
             batch.close()
 
     @contextmanager
@@ -171,13 +190,50 @@ class PooledEventLogStorage(FencedSlots):
         outer = self._tenure.claim
         if outer is None:
             self._tenure.claim, self._tenure.given_up, self._writes = claim, False, 0
+            self._is_child = False
+            _claimed.add(self)
         self._reported = []
         try:
             if claim.work.step_key and claim.epoch > 1:
                 self._take_over(claim.work)
             yield
+            if outer is None:
+                self._close_to_children()
         finally:
+            if outer is None:
+                with suppress(Exception):
+                    self._close_to_children()
+                _claimed.discard(self)
             self._tenure.claim, self._reported = outer, []
+
+    # --- forked children: they report to the process that has the claim -----------------------------------
+
+    def listen_to_children(self) -> None:
+        """Before a fork."""
+        if self._children is None and not self._is_child:
+            self._children = ChildEvents(self._store_of_child)
+
+    def become_child(self) -> None:
+        """After a fork, in the child: batch, count of writes and locks are its parent's."""
+        self._is_child = True
+        if self._children:
+            self._children.leave_to_parent()
+
+    def _close_to_children(self) -> None:
+        children, self._children = self._children, None
+        if children:
+            children.close()
+
+    def _report_to_parent(self, event: EventLogEntry) -> None:
+        kind = event.get_dagster_event().event_type_value if event.is_dagster_event else ""
+        if kind.startswith(BY_DAGSTER) and kind != DagsterEventType.STEP_EXPECTATION_RESULT.value:
+            leave()
+        if self._children is None:
+            raise Fenced("this child has no way to report: its parent could not make one before the fork")
+        self._children.send(event)
+
+    def _store_of_child(self, event: EventLogEntry) -> None:
+        self._store(event, event.dagster_event_type if event.is_dagster_event else None)
 
     def check_claim(self) -> None:
         """Raise Fenced when what this process works for has gone to another; nothing without a claim."""
@@ -186,7 +242,18 @@ class PooledEventLogStorage(FencedSlots):
                 self.claims.check(self.claim)
 
     def store_event(self, event: EventLogEntry) -> None:
+        if self._is_child:
+            self._report_to_parent(event)
+            return
         kind = event.dagster_event_type if event.is_dagster_event else None
+        if kind in UNSUCCESSFUL and self._before_failure:
+            event = self._before_failure(event)
+        if self._children:
+            # What children have said before stands before it.
+            self._children.drain()
+        self._store(event, kind)
+
+    def _store(self, event: EventLogEntry, kind: DagsterEventType | None) -> None:
         batch = self._batch
         if kind in INDEXED_EVENTS:
             if batch:
@@ -294,6 +361,10 @@ class PooledEventLogStorage(FencedSlots):
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         """Dagster's own, for materialisations if DAGSTER_EVENT_BATCH_SIZE is set; they are fenced like all others."""
+        if self._is_child:
+            for event in events:
+                self._report_to_parent(event)
+            return
         if self._batch:
             self._batch.flush()
         for run_id, group in groupby(events, lambda event: event.run_id):
@@ -302,6 +373,10 @@ class PooledEventLogStorage(FencedSlots):
 
     def flush(self) -> None:
         """Return when everything that was reported so far is stored."""
+        if self._is_child:
+            return
+        if self._children:
+            self._children.drain()
         if self._batch:
             self._batch.flush()
 
@@ -383,8 +458,9 @@ class PooledEventLogStorage(FencedSlots):
         with self._writing:
             self._writes += 1
             values = {**claim.key, "writes": self._writes, **columns}
-            if self._patiently(FENCED_INSERT, values).rowcount == 0:
-                # Another process has the work now, or the first of two tries went through.
+            if self._patiently(FENCED_INSERT, values).rowcount != len(rows):
+                # Another process has the work now, or the first of two tries went through: the count tells, since
+                # nobody but this process counts for this epoch. Children report to it.
                 found = self._patiently(WRITES, claim.key).first()
                 if found is None or found[0] != self._writes:
                     raise fenced(claim)
@@ -409,3 +485,20 @@ def as_shown(event: EventLogEntry) -> EventLogEntry:
 def in_place_of(event: EventLogEntry, error: Exception) -> EventLogEntry:
     """What stands in the log for a line that the database does not take."""
     return event._replace(user_message=f"A line that was logged here could not be stored: {sentence(error)}")
+
+
+#: Those whose process works for a claim.
+_claimed: WeakSet[PooledEventLogStorage] = WeakSet()
+
+
+def _before_fork() -> None:
+    for storage in list(_claimed):
+        storage.listen_to_children()
+
+
+def _in_child() -> None:
+    for storage in list(_claimed):
+        storage.become_child()
+
+
+os.register_at_fork(before=_before_fork, after_in_child=_in_child)

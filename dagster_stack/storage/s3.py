@@ -1,10 +1,12 @@
 """The process's S3 client, without Dagster: a process that only looks at the bucket stays small."""
 
+import os
 from functools import cache
 from typing import Any, cast
 
 import boto3
 from botocore.config import Config
+from urllib3 import PoolManager
 
 #: Seconds that a link given to a browser stays valid: the longest that S3 signatures allow, 7 days.
 LINK_LIFETIME_SECS = 7 * 24 * 3600
@@ -30,7 +32,27 @@ def s3_client(endpoint_url: str | None, impatient: bool = False) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return boto3.client("s3", endpoint_url=endpoint_url, config=config)
+    client = boto3.client("s3", endpoint_url=endpoint_url, config=config)
+    _clients.append(client)
+    return client
+
+
+_clients: list[Any] = []
+#: Connections of this process's ancestors, never used and never closed here.
+_inherited: list[Any] = []
+
+
+def _leave_connections_to_parent() -> None:
+    """In a forked child: the clients, which are costly, stay; their connections, and the locks of these, do not."""
+    for client in _clients:
+        session = client._endpoint.http_session
+        _inherited.append((session._manager, session._proxy_managers))
+        session._manager = PoolManager(**session._get_pool_manager_kwargs())
+        session._manager.pool_classes_by_scheme = session._pool_classes_by_scheme
+        session._proxy_managers = {}
+
+
+os.register_at_fork(after_in_child=_leave_connections_to_parent)
 
 
 def presigned_link(public_url: str | None, bucket: str, key: str) -> str:

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+from collections.abc import Callable
 from threading import Lock, Timer
 from types import TracebackType
 
@@ -29,6 +30,8 @@ class Interruption:
         self._has_begun = False
         self._timer: Timer | None = None
         self._is_over = False
+        #: Called before the process ends.
+        self.before_end: Callable[[], None] = lambda: None
         # What interrupts or ends the process must not do so in the middle of its next step.
         self._lock = Lock()
 
@@ -67,4 +70,7 @@ class Interruption:
                 GRACE_SECS,
                 extra={"action": "step.killed"},
             )
-            os._exit(ENDED_ITSELF)
+            try:
+                self.before_end()
+            finally:
+                os._exit(ENDED_ITSELF)

@@ -10,7 +10,7 @@ from pathlib import Path
 GRACE_SECS = 0.1
 LOOK_SECS = 0.005
 #: Threads of the platform, by their names, which it starts during a step.
-OWN = ("signs-of-life", "event-batch", "step-output", "s3-part", "interruption")
+OWN = ("signs-of-life", "event-batch", "child-events", "step-output", "s3-part", "interruption")
 #: Idle helpers that well-known libraries start once for a process, and that run no code of a step: of fsspec, of tqdm.
 HELPERS = ("fsspecIO", "TMonitor")
 TASKS = "/proc/self/task"

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 from dagster_stack.logs.context import bound, in_context
 from dagster_stack.logs.service import configure
+from dagster_stack.worker import shared_memory
+from dagster_stack.worker.descendants import own_child
 from dagster_stack.worker.memory import CGROUPS, Memory
 
 if TYPE_CHECKING:
@@ -81,6 +83,8 @@ class Causes:
                 if memory.kills > self._explained:
                     self._explained += 1
                     return ", ".join(part for part in ("killed (out of memory?)", str(memory)) if part)
+        if name == "SIGBUS":
+            return f"killed by SIGBUS (shared memory is full? {shared_memory.described()})"
         return f"killed by {name}"
 
     def of_error(self, error: BaseException) -> str:
@@ -111,7 +115,13 @@ def tell(lost: LostProcess) -> Thread:
 def _tell(lost: LostProcess) -> None:
     command = [sys.executable, "-m", __name__, json.dumps(asdict(lost))]
     try:
-        subprocess.run(command, stdin=subprocess.DEVNULL, timeout=TELL_SECS, check=True)
+        with own_child(lambda: subprocess.Popen(command, stdin=subprocess.DEVNULL)) as process:
+            try:
+                if process.wait(TELL_SECS):
+                    raise subprocess.CalledProcessError(process.returncode, command)
+            finally:
+                process.kill()
+                process.wait()
     except (OSError, subprocess.SubprocessError) as error:
         logger.error(
             "run %s could not be told that %s: %s",

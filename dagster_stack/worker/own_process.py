@@ -186,10 +186,12 @@ def _execute(order: dict[str, Any], early: list[int], tell: Callable[..., None])
     from dagster_stack.logs.service import configure
     from dagster_stack.storage.claims import Claim
     from dagster_stack.storage.sqlstate import is_away
+    from dagster_stack.worker.descendants import adopt_orphans
     from dagster_stack.worker.step_execution import StepExecution
     from dagster_stack.worker.warm_up import load
 
     configure("worker")
+    adopt_orphans()
     message = StepMessage.from_json(order["message"])
     claim = Claim(message.work, order["epoch"], order["holder"]) if order["epoch"] else None
     execution = StepExecution(

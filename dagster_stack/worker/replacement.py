@@ -11,8 +11,10 @@ from typing import Any
 from billiard.pool import EX_RECYCLE
 from billiard.pool import Pool as BlockingPool
 from celery import Celery
-from celery.concurrency.asynpool import AsynPool, Worker
+from celery.concurrency.asynpool import Worker
 from celery.concurrency.prefork import TaskPool
+
+from dagster_stack.worker.pool import TidyPool
 
 
 class _Process:
@@ -54,7 +56,7 @@ class BlockingWorker(Replaceable, BlockingPool.Worker):
     """The same on a broker without an event loop, as the embedded mode has."""
 
 
-class Processes(AsynPool):
+class Processes(TidyPool):
     Worker = ReplaceableWorker
 
 

@@ -3,8 +3,8 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from celery import Task
@@ -17,6 +17,7 @@ from dagster import (
     MetadataValue,
 )
 from dagster._core.errors import DagsterExecutionInterruptedError
+from dagster._core.events.log import EventLogEntry
 from dagster._core.execution.context_creation_job import create_context_free_log_manager
 from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
 from dagster._core.execution.plan.plan import ExecutionPlan
@@ -31,17 +32,22 @@ from dagster_stack.broker.postponed import refused_for
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, NoSuchJob, NoSuchRun, Refused
 from dagster_stack.executor.termination import GRACE_SECS
+from dagster_stack.forks import leave
 from dagster_stack.logs.context import bound
 from dagster_stack.settings import MAX_DELIVERIES_VARIABLE, Settings
+from dagster_stack.storage.attempt import STARTS
 from dagster_stack.storage.claims import STOPPED, Claim, Sign
 from dagster_stack.storage.event_log import ENDS, PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.storage.sqlstate import is_away
+from dagster_stack.worker import shared_memory
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
+from dagster_stack.worker.descendants import Descendants
 from dagster_stack.worker.interruption import Interruption
 from dagster_stack.worker.isolation import tell_left, undisturbed
 from dagster_stack.worker.losses import KILLED_AT_LIMIT
 from dagster_stack.worker.own_process import Order, execute_apart
+from dagster_stack.worker.pids import naming_limit
 from dagster_stack.worker.planned_job import PlannedJob, planned_job, step_events
 from dagster_stack.worker.process import warm_instance
 from dagster_stack.worker.scratch import see_to_room
@@ -120,6 +126,9 @@ class StepExecution:
         self._is_in_own_process = is_in_own_process
         self._claim: Claim | None = None
         self._interruption = Interruption(message.work)
+        #: What the step's process has started, and of that what the op has, not its resources.
+        self._started = Descendants()
+        self._started_by_op = Descendants()
         #: Whether its end stands in the event log.
         self.has_ended = False
         #: Whether it was interrupted from outside, or not begun since its run is to end.
@@ -166,7 +175,7 @@ class StepExecution:
                 self._fail(instance, run, refusal)
             else:
                 signs = SignsOfLife(storage.claims, claim, self._heard, is_leaving)
-                with self._interruption, signs, storage.batching():
+                with self._interruption, signs, storage.batching(self._before_failure):
                     self._execute(instance, run)
         storage.claims.release(claim)
 
@@ -179,7 +188,7 @@ class StepExecution:
             raise NoSuchRun(f"nobody knows run {self._message.run_id}: it was deleted meanwhile")
         storage = instance.event_log_storage
         if claim and isinstance(storage, PooledEventLogStorage):
-            with storage.claimed(claim), self._interruption, storage.batching():
+            with storage.claimed(claim), self._interruption, storage.batching(self._before_failure):
                 self._execute(instance, run)
         else:
             self._execute(instance, run)
@@ -253,7 +262,8 @@ class StepExecution:
         if self._wants_own_process(run, plan):
             epoch = self._claim.epoch if self._claim else None
             order = Order(self._message, self._holder, epoch, self._celery_limits)
-            self.was_interrupted = execute_apart(order, ended=self._note_end, woken=self._wake_run)
+            with self._started:
+                self.was_interrupted = execute_apart(order, ended=self._note_end, woken=self._wake_run)
         else:
             self._execute_here(instance, run, planned, plan)
 
@@ -282,10 +292,14 @@ class StepExecution:
         kills = self._is_service and claim is not None
         deadline = self._deadline = Deadline(limit, self._interruption, kills) if limit else None
         try:
-            with undisturbed(left.append), step_folder(), deadline or nullcontext():
-                for event in step_events(
-                    planned, plan, run, instance, message.unpack_retry_mode(), deadline=deadline
-                ):
+            with (
+                undisturbed(left.append),
+                step_folder(),
+                shared_memory.cleared(),
+                deadline or nullcontext(),
+                self._ended_with_step(instance, run),
+            ):
+                for event in self._events(planned, plan, run, instance, deadline):
                     without_resources = without_resources or event.is_resource_init_failure
                     if event.event_type in ENDS:
                         self.has_ended = True
@@ -370,6 +384,52 @@ class StepExecution:
 
     def _note_end(self) -> None:
         self.has_ended = True
+
+    def _events(
+        self,
+        planned: PlannedJob,
+        plan: ExecutionPlan,
+        run: DagsterRun,
+        instance: DagsterInstance,
+        deadline: Deadline | None,
+    ) -> Iterator[DagsterEvent]:
+        """The step's events, as they come; a forked child that comes back to here ends."""
+        process = os.getpid()
+        retry_mode = self._message.unpack_retry_mode()
+        for event in step_events(planned, plan, run, instance, retry_mode, deadline=deadline):
+            if os.getpid() != process:
+                leave()
+            if event.event_type in STARTS:
+                # What runs by now belongs to the step's resources, which outlive the op.
+                self._started_by_op.__enter__()
+            yield event
+
+    @contextmanager
+    def _ended_with_step(self, instance: DagsterInstance, run: DagsterRun) -> Iterator[None]:
+        process = os.getpid()
+        self._interruption.before_end = self._started.kill
+        try:
+            with self._started:
+                try:
+                    yield
+                except BaseException:
+                    if os.getpid() != process:
+                        leave()
+                    raise
+        finally:
+            told = [*self._started_by_op.told, *self._started.told]
+            if told:
+                with suppress(Exception):
+                    instance.report_engine_event(
+                        f"Processes that the step had left running were ended: {'; '.join(told)}.",
+                        run,
+                        step_key=self._message.step_key,
+                    )
+
+    def _before_failure(self, entry: EventLogEntry) -> EventLogEntry:
+        """What the op has started is gone before another execution may begin; its resources still need theirs."""
+        self._started_by_op.end()
+        return naming_limit(entry)
 
     @staticmethod
     def _flush(instance: DagsterInstance) -> None:

@@ -13,6 +13,8 @@ from celery import signals
 
 from dagster_stack.logs.libraries import use_in_dagster
 from dagster_stack.settings import Settings
+from dagster_stack.worker import pool
+from dagster_stack.worker.descendants import adopt_orphans, allow_children
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,7 @@ def share(sender: Any, instance: Any, **_: Any) -> None:
     threads and connections that it starts would not survive the fork.
     """
     _worker.name = str(sender)
+    pool.prepare(instance.concurrency)
     from dagster_stack.storage.capture import PUMP
 
     # Shared by all its processes, those that come later too.
@@ -67,6 +70,8 @@ def warm_up(**_: Any) -> None:
 
     A failure here is only logged. A step that meets it again fails with it, where people look.
     """
+    adopt_orphans()
+    allow_children()
     try:
         load()
         from dagster_stack.storage.event_log import PooledEventLogStorage

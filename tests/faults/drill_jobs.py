@@ -8,6 +8,8 @@ import ctypes
 import hashlib
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -93,6 +95,11 @@ def make(context: OpExecutionContext, trouble: Trouble) -> None:
         os._exit(3)
     elif trouble.how == "segfault":
         ctypes.string_at(0)
+    elif trouble.how == "fork":
+        fork(context)
+    elif trouble.how == "orphan":
+        leave_marking(context)
+        time.sleep(trouble.seconds)
     elif trouble.how == "sleep":
         time.sleep(trouble.seconds)
     elif trouble.how == "stubborn":
@@ -103,6 +110,48 @@ def make(context: OpExecutionContext, trouble: Trouble) -> None:
                 time.sleep(until - time.monotonic())
     else:
         raise ValueError(trouble.how)
+
+
+def fork(context: OpExecutionContext) -> None:
+    """Children that log and leave, and one that comes back from the op as its parent does."""
+    children = []
+    for number in range(4):
+        child = os.fork()
+        if not child:
+            for line in range(300):
+                context.log.info(f"child {number} line {line}")
+            os._exit(0)
+        children.append(child)
+    if child := os.fork():
+        children.append(child)
+    for each in children if child else []:
+        os.waitpid(each, 0)
+
+
+#: Goes on when its parent is gone, in a session of its own, whatever it is asked; says in which file that it lives.
+MARKING = """
+import os, signal, sys, time
+if os.fork(): os._exit(0)
+os.setsid()
+if os.fork(): os._exit(0)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)
+file = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+while True:
+    os.write(file, f"tool {sys.argv[2]} {sys.argv[3]} {os.getpid()} {time.time():.3f}\\n".encode())
+    time.sleep(0.05)
+"""
+
+
+def leave_marking(context: OpExecutionContext) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        MARKING,
+        str(MARKS / context.run_id),
+        step_key(context),
+        socket.gethostname(),
+    ]
+    subprocess.run(command, check=True)
 
 
 # --- load ------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Mark(NamedTuple):
-    """The begin or the end of one execution of a step."""
+    """The begin or the end of one execution of a step; or a sign of life of a tool that it started."""
 
     run_id: str
     what: str
@@ -34,5 +34,5 @@ def _of(folder: Path, run_id: str) -> list[Mark]:
 
 def under_way(marks: Iterable[Mark]) -> bool:
     """Whether an execution has begun and not ended."""
-    marks = list(marks)
-    return 2 * sum(mark.what == "end" for mark in marks) < len(marks)
+    kinds = [mark.what for mark in marks]
+    return kinds.count("end") < kinds.count("begin")

@@ -34,6 +34,36 @@ def test_the_step_of_a_killed_pool_process_is_executed_again(drill: Drill) -> No
     assert drill.executions(SLOW_STEP) == 2
 
 
+@pytest.mark.quick
+def test_a_forking_step_reports_what_its_children_log_and_ends_once(drill: Drill) -> None:
+    # Given a load in which one step forks children that log, and one that comes back from the op
+    drill.steps_in_flight({VICTIM: {"how": "fork"}})
+    # When it does so
+    drill.harm_of_its_own("a step forks", VICTIM)
+    # Then nothing was executed twice
+    assert drill.nothing_is_lost().run_twice == 0
+    # And each line of a child is in the run's log, once
+    (run_id,) = drill.run_ids
+    said = [str(event["message"]) for event in drill.stack.events(run_id)]
+    lines = sorted(line for line in said if line.startswith("child "))
+    assert lines == sorted(f"child {child} line {line}" for child in range(4) for line in range(300))
+
+
+@pytest.mark.quick
+def test_a_child_that_ignores_signals_does_not_outlive_its_steps_killed_process(drill: Drill) -> None:
+    # Given a step that has started a tool which only SIGKILL ends, in a session of its own
+    drill.steps_in_flight({SLOW_STEP: {"how": "orphan", "seconds": 6}})
+    container = drill.container_executing(SLOW_STEP)
+    # When its process is killed
+    drill.strike(faults.pool_process_killed(container))
+    # Then the step was executed again, by when that tool was gone: it has left no sign of life since
+    assert drill.nothing_is_lost().run_twice == 1
+    marks = [mark for mark in drill.marks() if mark.step == SLOW_STEP]
+    second = [mark.at for mark in marks if mark.what == "begin"][1]
+    assert [mark.at for mark in marks if mark.what == "tool"]
+    assert not [mark for mark in marks if mark.what == "tool" and mark.at > second]
+
+
 @pytest.mark.parametrize(
     ("how", "name"),
     [

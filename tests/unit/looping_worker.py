@@ -12,13 +12,13 @@ from queue import Empty
 from typing import Any
 from uuid import uuid4
 
-from celery import Celery
+from celery import Celery, signals
 from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
 from dagster_stack.broker.app_factory import use_folder_as_broker
 from dagster_stack.broker.tasks import STEP_TASK
-from dagster_stack.worker import request, revocation
+from dagster_stack.worker import pool, replacement, request, revocation
 
 #: Where the folder is, and where tasks say what happens to them.
 FOLDER_VARIABLE = "TEST_FOLDER"
@@ -56,8 +56,11 @@ def make_app(folder: Path) -> Celery:
     app.conf.update(broker_url=None, broker_transport="tests.unit.looping_worker:Transport")
     for name in ("work", STEP_TASK):
         app.task(work, name=name, ignore_result=True)
+    app.task(leave, name="leave", ignore_result=True)
     request.install(app)
     revocation.install()
+    replacement.install(app)
+    signals.celeryd_after_setup.connect(prepare, weak=False)
     return app
 
 
@@ -80,6 +83,37 @@ def work(name: str, on_interrupt: str = "", seconds: float = 0) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     say(name, "ended")
+
+
+def prepare(instance: Any, **_: Any) -> None:
+    pool.prepare(instance.concurrency)
+
+
+def leave(name: str) -> None:
+    """The first time: start processes that go on, say which, and be killed. Then say which of them are there."""
+    children = Path(os.environ[FOLDER_VARIABLE]) / f"{name}-children"
+    if children.exists():
+        left = [pid for pid in children.read_text().split() if Path("/proc", pid).exists()]
+        say(name, f"again, with {left}")
+        return
+    found = []
+    for gets_away in (False, True):
+        reads, writes = os.pipe()
+        if not (child := os.fork()):
+            if gets_away and os.fork():
+                os._exit(0)
+            os.setsid()
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                signal.signal(number, signal.SIG_IGN)
+            os.write(writes, f"{os.getpid()}".encode())
+            time.sleep(600)
+            os._exit(0)
+        found.append(os.read(reads, 20).decode())
+        if gets_away:
+            os.waitpid(child, 0)
+    children.write_text(" ".join(found))
+    say(name, f"leaves {time.monotonic()}")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def say(name: str, what: str) -> None:

@@ -391,10 +391,12 @@ def test_telling_that_fails_is_logged_and_harms_nobody(
 def test_telling_starts_this_module_with_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
 
-    def run(command: list[str], **_: Any) -> None:
-        started.append(command)
+    class Teller(subprocess.Popen[bytes]):
+        def __init__(self, command: list[str], **named: Any) -> None:
+            started.append(command)
+            super().__init__(["true"], **named)
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "Popen", Teller)
 
     losses.tell(LOST).join(10)
 

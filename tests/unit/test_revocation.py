@@ -92,6 +92,16 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
             app.close()
 
 
+def test_what_a_killed_process_has_started_is_gone_before_its_task_is_executed_again(worker: Worker) -> None:
+    """Also what has forked twice, ignores signals, and holds all that tells a parent of its child's end."""
+    worker.sends("leaving", task="leave")
+
+    worker.wait_for("leaving", "leaves")
+
+    assert worker.wait_for("leaving", "again") == "again, with []"
+    assert "has left others, which are killed" in worker.log.read_text()
+
+
 def is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 

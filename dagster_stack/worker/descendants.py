@@ -1,0 +1,319 @@
+"""What a step has started, however it was started: found, and ended before anything else is executed.
+
+A pool's process and its worker's main process are subreapers (prctl(2)): a process whose parent ends becomes the child
+of the nearest of them, so that nobody gets away by forking twice or by a session of its own. A control group for each
+step would do the same, but a container may not make any, unless it is given the right to its host's.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing import process as process_module
+from threading import Lock, Thread, current_thread, main_thread
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from dagster_stack.forks import own_children
+
+if TYPE_CHECKING:
+    from psutil import Process
+
+logger = logging.getLogger(__name__)
+
+SET_CHILD_SUBREAPER = 36
+#: Seconds that a process gets to end after it was asked to; then it is killed.
+ASKED_SECS = 1.0
+#: Seconds that what a killed process kept in named shared memory gets to be removed by those who track it.
+TRACKERS_SECS = 1.0
+#: Seconds after which the end of killed processes is not waited for any more: the kernel has them in a call.
+KILLED_SECS = 5.0
+#: Seconds for what multiprocessing does at a program's end: pools, managers and queues of the step end theirs.
+FINALIZERS_SECS = 2.0
+LOOK_SECS = 0.005
+#: Processes by which Python removes what others leave in shared memory: they end by themselves after all others.
+TRACKER = "resource_tracker import main"
+#: Others by which libraries start processes: nobody asks for them by name.
+HELPERS = (TRACKER, "multiprocessing.forkserver import main", "loky.backend")
+
+
+def adopt_orphans() -> None:
+    """Let descendants of this process whose parents end become its children."""
+    if ctypes.CDLL(None, use_errno=True).prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        logger.warning(
+            "processes that a step leaves behind may not be found: %s",
+            os.strerror(ctypes.get_errno()),
+            extra={"action": "process.no_subreaper"},
+        )
+
+
+def has_children() -> bool:
+    """Whether this process has any, ended ones included: a microsecond, before each look that costs more."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+class Descendants:
+    """What this process starts while the context lasts; ended with it, unless it was ended before."""
+
+    def __init__(self) -> None:
+        self._kept: set[Process] = set()
+        self._finalizers: set[Any] = set()
+        #: Processes that had to be ended, for people.
+        self.told: list[str] = []
+
+    def __enter__(self) -> "Descendants":
+        self._kept = set(children()) if has_children() else set()
+        self._finalizers = set(finalizers())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Return when all that was started since the context's begin is gone."""
+        if has_children():
+            with default_sigchld():
+                self._finalize()
+                self.told += end(self._found, ASKED_SECS, self._kept)
+            forget_helpers(self._kept)
+        # Its folder for sockets is among the step's temporary files.
+        config().pop("tempdir", None)
+
+    def kill(self) -> None:
+        """The same at once, for a process that is about to end."""
+        if has_children():
+            end(self._found, 0, self._kept)
+
+    def _found(self) -> "list[Process]":
+        return descendants(
+            each for each in children() if each not in self._kept and each.pid not in own_children
+        )
+
+    def _finalize(self) -> None:
+        """What multiprocessing does at a program's end: a pool that goes on would replace each process of its own."""
+        registry = finalizers()
+        new = [key for key in registry if key not in self._finalizers and key[0] is not None]
+
+        def run() -> None:
+            for key in sorted(new, reverse=True):
+                with suppress(Exception):
+                    finalizer = registry.get(key)
+                    if finalizer:
+                        finalizer()
+
+        if new:
+            # Beside: one that waits for a process that is stuck goes on when that is killed.
+            thread = Thread(target=run, name="end-of-multiprocessing", daemon=True)
+            thread.start()
+            thread.join(FINALIZERS_SECS)
+
+
+def end_orphans(kept: Collection[int]) -> list[str]:
+    """End the children of this process, and theirs, but for those with these ids and the platform's own: what a process
+    of the pool that is gone has left. They are killed at once. Returns what they were."""
+    if not has_children():
+        return []
+    with _starting:
+        spared = {*kept, *own_children}
+        return end(lambda: descendants(each for each in children() if each.pid not in spared), 0)
+
+
+_starting = Lock()
+
+
+@contextmanager
+def own_child(start: Callable[[], Any]) -> Iterator[Any]:
+    """A process (an object with `pid`) that the platform itself starts in a worker's main process: no orphan."""
+    with _starting:
+        process = start()
+        own_children.add(process.pid)
+    try:
+        yield process
+    finally:
+        own_children.discard(process.pid)
+
+
+# --- how they are found and ended ------------------------------------------------------------------------
+
+
+def children() -> "list[Process]":
+    import psutil
+
+    return psutil.Process().children()
+
+
+def descendants(roots: "Iterable[Process]") -> "list[Process]":
+    import psutil
+
+    found = []
+    for root in roots:
+        found.append(root)
+        with suppress(psutil.NoSuchProcess):
+            found += root.children(recursive=True)
+    return found
+
+
+def end(
+    find: "Callable[[], list[Process]]", asked_secs: float, kept: "Collection[Process]" = ()
+) -> list[str]:
+    """End what `find` finds until it finds nothing any more: asked first, then killed, trackers of memory last."""
+    told: dict[Process, str] = {}
+    began = time.monotonic()
+    asked: set[Process] = set()
+    killed_at = began + asked_secs
+    while found := alive(find()):
+        now = time.monotonic()
+        others = [each for each in found if not is_tracker(each)]
+        for each in others:
+            told.setdefault(each, name(each))
+        if now > killed_at + KILLED_SECS:
+            logger.error(
+                "processes that were killed are still there: %s",
+                ", ".join(map(name, found)),
+                extra={"action": "process.not_ended"},
+            )
+            break
+        if not others:
+            # Each ends when nobody is left who could use what it tracks: this process too must let go of it.
+            let_go_of_trackers(kept)
+        for each in others or (found if now > killed_at + TRACKERS_SECS else []):
+            if now >= killed_at:
+                send(each, signal.SIGKILL)
+            elif each not in asked:
+                asked.add(each)
+                send(each, signal.SIGTERM)
+        time.sleep(LOOK_SECS)
+    return [text for text in told.values() if not any(helper in text for helper in HELPERS)]
+
+
+def alive(processes: "list[Process]") -> "list[Process]":
+    """Those that have not ended; children of this process among the others are reaped."""
+    import psutil
+
+    # Its objects learn how their processes ended, before anybody else may ask for that.
+    if (module := sys.modules.get("multiprocessing")) and processes:
+        module.active_children()
+    found = []
+    for each in processes:
+        with suppress(psutil.NoSuchProcess):
+            if each.status() != psutil.STATUS_ZOMBIE:
+                found.append(each)
+                continue
+        with suppress(ChildProcessError):
+            os.waitpid(each.pid, os.WNOHANG)
+    return found
+
+
+def send(process: "Process", number: int) -> None:
+    import psutil
+
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        process.send_signal(number)
+
+
+def name(process: "Process") -> str:
+    import psutil
+
+    try:
+        command = " ".join(process.cmdline()) or process.name()
+    except psutil.Error:
+        command = "?"
+    return f"{process.pid} ({command[:100]})"
+
+
+def is_tracker(process: "Process") -> bool:
+    import psutil
+
+    with suppress(psutil.Error):
+        return TRACKER in " ".join(process.cmdline())
+    return False
+
+
+@contextmanager
+def default_sigchld() -> Iterator[None]:
+    """PyTorch's handler raises an error for each process of a data loader that is killed."""
+    if current_thread() is not main_thread() or signal.getsignal(signal.SIGCHLD) is None:
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+# --- multiprocessing, as the next step needs it ----------------------------------------------------------
+
+
+#: What multiprocessing has for a program, from before any pool.
+_program = process_module.current_process()
+
+
+def allow_children() -> None:
+    """Let this process be to multiprocessing what any program is. billiard's are daemons there, which may start none."""
+    module: Any = process_module
+    module._current_process = _program
+
+
+def config() -> dict[str, Any]:
+    module: Any = process_module
+    return module._current_process._config  # type: ignore[no-any-return]
+
+
+def finalizers() -> dict[Any, Any]:
+    module: Any = sys.modules.get("multiprocessing.util")
+    return module._finalizer_registry if module else {}
+
+
+def trackers() -> list[Any]:
+    names = (
+        "multiprocessing.resource_tracker",
+        "joblib.externals.loky.backend.resource_tracker",
+        "loky.backend.resource_tracker",
+    )
+    return [sys.modules[each]._resource_tracker for each in names if each in sys.modules]
+
+
+def let_go_of_trackers(kept: "Collection[Process]") -> None:
+    """Close what tells trackers that this process still uses what they track: they remove it, and end."""
+    alive_still = {each.pid for each in kept}
+    for tracker in trackers():
+        if tracker._fd is not None and tracker._pid not in alive_still:
+            with suppress(OSError):
+                os.close(tracker._fd)
+            tracker._fd = tracker._pid = None
+
+
+def forget_helpers(kept: "Collection[Process]") -> None:
+    """Let multiprocessing, and loky, start anew what was ended with the step."""
+    alive_still = {each.pid for each in kept}
+    let_go_of_trackers(kept)
+    module = sys.modules.get("multiprocessing.forkserver")
+    server = module and module._forkserver
+    if server and server._forkserver_pid is not None and server._forkserver_pid not in alive_still:
+        with suppress(OSError):
+            os.close(server._forkserver_alive_fd)
+        server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
+    processes: Any = process_module
+    processes._children -= {each for each in processes._children if each.pid not in alive_still}
+    for each in ("joblib.externals.loky.reusable_executor", "loky.reusable_executor"):
+        if each in sys.modules:
+            forget_executor(sys.modules[each])
+
+
+def forget_executor(module: Any) -> None:
+    """The executor that loky keeps for its next caller. Its thread ends, since its processes have."""
+    executor, module._executor, module._executor_kwargs = module._executor, None, None
+    thread = getattr(executor, "_executor_manager_thread", None)
+    if thread:
+        thread.join(FINALIZERS_SECS)
