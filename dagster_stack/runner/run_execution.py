@@ -15,7 +15,7 @@ from celery.result import allow_join_result
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.errors import DagsterExecutionInterruptedError
-from dagster._core.events import EngineEventData, JobFailureData
+from dagster._core.events import EngineEventData, JobFailureData, RunFailureReason
 from dagster._grpc.impl import core_execute_run
 from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster._utils.hosted_user_process import recon_job_from_origin
@@ -288,10 +288,10 @@ def loaded_job(instance: DagsterInstance, run: DagsterRun) -> ReconstructableJob
 def tell_error(instance: DagsterInstance, run: DagsterRun, event: DagsterEvent) -> None:
     """What ended a run, if it was no step: in the run's failure Dagit shows only that there was an error."""
     if event.event_type == DagsterEventType.PIPELINE_FAILURE:
-        error = event.job_failure_data.error
-        if error:
-            text = f"The run failed, and not by a step: {error.message.strip()}"
-            instance.report_engine_event(text, run, EngineEventData.engine_error(error))
+        failure = event.job_failure_data
+        if failure.error and failure.failure_reason != RunFailureReason.STEP_FAILURE:
+            text = f"The run failed, and not by a step: {failure.error.message.strip()}"
+            instance.report_engine_event(text, run, EngineEventData.engine_error(failure.error))
 
 
 def has_our_executor(job: ReconstructableJob) -> bool:

@@ -117,7 +117,9 @@ class Grounds:
         ends = self.wait_for([run_id])
         assert ends == {run_id: "SUCCESS"}, self.stack.failure_texts(run_id)
         steps = frozenset(event.step for event in self.events([run_id]) if event.kind == SUCCEEDED)
-        return Reference(steps, self.objects(run_id))
+        objects = self.objects(run_id)
+        assert objects, "the load leaves no object to compare"
+        return Reference(steps, objects)
 
     # --- what they leave ---------------------------------------------------------------------------------
 
@@ -132,7 +134,7 @@ class Grounds:
 
     def objects(self, run_id: str) -> dict[str, str]:
         """A run's objects by name with their digests."""
-        prefix = f"storage/{run_id}/"
+        prefix = f"storage/storage/{run_id}/"
         pages = self.stack.s3.get_paginator("list_objects_v2").paginate(
             Bucket=self.stack.bucket, Prefix=prefix
         )

@@ -9,7 +9,9 @@ from typing import Any, NoReturn, cast
 import pytest
 from celery import Celery, Task
 from celery.exceptions import Reject
-from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster._core.events import JobFailureData, RunFailureReason
+from dagster_shared.error import SerializableErrorInfo
 from sqlalchemy.exc import OperationalError
 
 from dagster_stack import tags
@@ -236,6 +238,31 @@ def test_a_run_of_another_executor_that_lost_its_runner_fails_with_that_reason(
     (told,) = (line for line in said(instance, run.run_id) if reason in line)
     assert "run_retries in dagster.yaml" in told
     assert "STEP_START" not in kinds(instance, run.run_id)
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"), [(RunFailureReason.RUN_EXCEPTION, 1), (RunFailureReason.STEP_FAILURE, 0)]
+)
+def test_what_ended_a_run_is_told_in_its_log_unless_a_step_did(
+    instance: DagsterInstance,
+    runner: Runner,
+    monkeypatch: pytest.MonkeyPatch,
+    reason: RunFailureReason,
+    told: int,
+) -> None:
+    run = started_run(instance, eventful_jobs.of_another_executor, status=STARTING)
+    error = SerializableErrorInfo("AssertionError: daemonic processes", [], "AssertionError")
+    failure = DagsterEvent(
+        event_type_value=DagsterEventType.RUN_FAILURE.value,
+        job_name=run.job_name,
+        event_specific_data=JobFailureData(error, failure_reason=reason),
+    )
+    monkeypatch.setattr(run_execution, "core_execute_run", lambda *_, **__: iter([failure]))
+
+    runner.drives(run)
+
+    lines = [line for line in said(instance, run.run_id) if "daemonic processes" in line]
+    assert len(lines) == told
 
 
 # --- while it is driven -------------------------------------------------------------------------------------------------
