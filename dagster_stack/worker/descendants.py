@@ -64,7 +64,8 @@ class Descendants:
     """What this process starts while the context lasts; ended with it, unless it was ended before."""
 
     def __init__(self) -> None:
-        self._kept: set[Process] = set()
+        #: What ran before the context's begin; None: it has not begun, and nothing here is its own.
+        self._kept: set[Process] | None = None
         self._finalizers: set[Any] = set()
         #: Processes that had to be ended, for people.
         self.told: list[str] = []
@@ -81,6 +82,8 @@ class Descendants:
 
     def end(self) -> None:
         """Return when all that was started since the context's begin is gone."""
+        if self._kept is None:
+            return
         if has_children():
             with default_sigchld():
                 self._finalize()
@@ -91,13 +94,12 @@ class Descendants:
 
     def kill(self) -> None:
         """The same at once, for a process that is about to end."""
-        if has_children():
+        if self._kept is not None and has_children():
             end(self._found, 0, self._kept)
 
     def _found(self) -> "list[Process]":
-        return descendants(
-            each for each in children() if each not in self._kept and each.pid not in own_children
-        )
+        kept = self._kept or set()
+        return descendants(each for each in children() if each not in kept and each.pid not in own_children)
 
     def _finalize(self) -> None:
         """What multiprocessing does at a program's end: a pool that goes on would replace each process of its own."""

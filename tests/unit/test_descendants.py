@@ -119,6 +119,18 @@ def test_what_was_there_before_stays() -> None:
         helper.wait()
 
 
+def test_what_has_not_begun_ends_nothing() -> None:
+    """A step that can't be loaded fails before it begins; its process may have children of its own."""
+    with subprocess.Popen(["sleep", "600"]) as own:
+        started = Descendants()
+
+        started.end()
+        started.kill()
+
+        assert own.poll() is None
+        own.kill()
+
+
 def test_a_zombie_is_reaped_and_not_told() -> None:
     with Descendants() as started:
         child = os.fork()
