@@ -219,10 +219,13 @@ def _restore_environment(saved: list[bytes]) -> None:
         for name, value in variables.items():
             if now.get(name) != value:
                 os.putenv(name, value)
-    # What Python knows of it is a copy of its own.
-    if dict(os.environb) != variables:
-        os.environb.clear()
-        os.environb.update(variables)
+    # What Python knows of it is a copy of its own. One by one: each is a call of the C library.
+    known = dict(os.environb)
+    for name in known.keys() - variables.keys():
+        del os.environb[name]
+    for name, value in variables.items():
+        if known.get(name) != value:
+            os.environb[name] = value
 
 
 def _time_zone() -> Any:

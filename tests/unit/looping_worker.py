@@ -55,8 +55,8 @@ def make_app(folder: Path) -> Celery:
     use_folder_as_broker(app, folder)
     app.conf.update(broker_url=None, broker_transport="tests.unit.looping_worker:Transport")
     for name in ("work", STEP_TASK):
-        app.task(work, name=name, ignore_result=True)
-    app.task(leave, name="leave", ignore_result=True)
+        app.task(work, name=name, ignore_result=True, shared=False)
+    app.task(leave, name="leave", ignore_result=True, shared=False)
     request.install(app)
     revocation.install()
     replacement.install(app)
