@@ -37,6 +37,16 @@ def test_temporary_files_of_a_step_are_in_a_folder_that_nobody_else_may_read() -
     assert list(parent().iterdir()) == []
 
 
+def test_the_variables_that_name_it_are_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TMP")
+    before = dict(os.environ)
+
+    with step_folder():
+        os.environ.pop("TEMP")
+
+    assert dict(os.environ) == before
+
+
 def test_each_step_has_a_folder_of_its_own() -> None:
     with step_folder() as first:
         pass
