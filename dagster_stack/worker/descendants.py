@@ -35,6 +35,8 @@ KILLED_SECS = 5.0
 #: Seconds for what multiprocessing does at a program's end: pools, managers and queues of the step end theirs.
 FINALIZERS_SECS = 2.0
 LOOK_SECS = 0.005
+#: Characters of a command that are told: from its beginning, and from its end.
+HEAD, TAIL = 80, 40
 #: Processes by which Python removes what others leave in shared memory: they end by themselves after all others.
 TRACKER = "resource_tracker import main"
 #: Others by which libraries start processes: nobody asks for them by name.
@@ -227,10 +229,13 @@ def name(process: "Process") -> str:
     import psutil
 
     try:
-        command = " ".join(process.cmdline()) or process.name()
+        command = " ".join(" ".join(process.cmdline()).split()) or process.name()
     except psutil.Error:
         command = "?"
-    return f"{process.pid} ({command[:100]})"
+    if len(command) > HEAD + TAIL:
+        # The program, and what it works on.
+        command = f"{command[:HEAD]} … {command[-TAIL:]}"
+    return f"{process.pid} ({command})"
 
 
 def is_tracker(process: "Process") -> bool:

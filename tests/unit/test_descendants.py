@@ -91,6 +91,16 @@ def test_a_process_that_has_got_away_and_ignores_signals_is_killed_and_told() ->
     assert [text.partition(" ")[0] for text in started.told] == [str(process)]
 
 
+def test_a_long_command_is_told_in_one_line_with_its_begin_and_its_end() -> None:
+    with Descendants() as started:
+        subprocess.Popen([sys.executable, "-c", f"import time\n{'#' * 200}\ntime.sleep(600)", "the-end"])
+
+    (told,) = started.told
+    assert "import time ##" in told
+    assert told.endswith("the-end)")
+    assert "\n" not in told
+
+
 def test_what_ends_when_it_is_asked_is_not_killed(tmp_path: Path) -> None:
     code = (
         "import signal,sys,time,pathlib\n"
