@@ -17,8 +17,9 @@ from fcntl import LOCK_EX, LOCK_NB, LOCK_UN, flock
 PIPE_BYTES = 1 << 18
 #: `F_SETPIPE_SZ` of Linux.
 SET_PIPE_SIZE = 1031
-#: Milliseconds between two looks at a pipe in which there was little: each wakes this program.
-REST_MS = 5
+#: Milliseconds between two looks at a pipe in which there is little: each wakes this program, and most steps have ended
+#: by then. What the pipe can't hold meanwhile waits as long.
+REST_MS = 20
 #: What a note in a file takes at most.
 NOTE_BYTES = 200
 #: Begins the note where a file could not take what was printed.
@@ -100,21 +101,27 @@ class Server:
         self._poll = select.poll()
         self._poll.register(socket.fileno(), select.POLLIN)
         self._flows: dict[int, Flow] = {}
+        #: Pipes that are not looked at, and since when the first of them is not.
         self._resting: list[int] = []
+        self._rest_began = 0.0
 
     def run(self) -> None:
-        is_open, woken_at = True, 0.0
+        is_open = True
         while is_open or self._flows:
             for descriptor, _ in self._poll.poll(REST_MS if self._resting else None):
                 if descriptor == self._socket.fileno():
                     is_open = self._begin()
                 else:
                     self._move(descriptor)
-            if self._resting and time.monotonic() - woken_at > REST_MS / 1000:
-                woken_at = time.monotonic()
+            if self._resting and time.monotonic() - self._rest_began > REST_MS / 1000:
                 for descriptor in self._resting:
                     self._poll.register(descriptor, select.POLLIN)
                 self._resting = []
+
+    def _rest(self, descriptor: int) -> None:
+        if not self._resting:
+            self._rest_began = time.monotonic()
+        self._resting.append(descriptor)
 
     def _begin(self) -> bool:
         """Take pipe and file of each stream of a capture; False when nobody can ask any more."""
@@ -129,7 +136,7 @@ class Server:
             flow = Flow(pipe, os.open(f"/proc/self/fd/{file}", os.O_WRONLY | os.O_APPEND), int(message))
             os.close(file)
             self._flows[pipe] = flow
-            self._poll.register(pipe, select.POLLIN)
+            self._rest(pipe)
         return True
 
     def _move(self, descriptor: int) -> None:
@@ -139,7 +146,7 @@ class Server:
             self._flows.pop(descriptor).close()
         elif moved < PIPE_BYTES // 4:
             self._poll.unregister(descriptor)
-            self._resting.append(descriptor)
+            self._rest(descriptor)
 
 
 def ask(socket: "_socket.socket", flows: Sequence[tuple[int, int]], most: int) -> None:

@@ -482,7 +482,8 @@ def _modules() -> dict[str, Any]:
 def _restore_modules(saved: dict[str, Any]) -> None:
     """New ones stay; those that were there are what others have imported already."""
     modules = sys.modules
-    if modules == saved:
+    # Without their names, which would be looked up one by one: 100 µs.
+    if list(modules.values()) == list(saved.values()):
         return
     for name, module in saved.items():
         if modules.get(name, MISSING) is not module:
