@@ -8,10 +8,15 @@ from contextlib import contextmanager, suppress
 from tests.stack.stack import Stack
 
 
+#: Stands in the command of the program that brings a worker's output into files: no process of the pool.
+PUMP = "storage/pump.py"
+
+
 def children(stack: Stack, container: str, pid: int) -> list[int]:
-    """The processes of a container that this one started, as this host numbers them."""
-    lines = stack.docker("top", container, "-o", "pid,ppid").stdout.splitlines()[1:]
-    return [int(child) for child, parent in map(str.split, lines) if int(parent) == pid]
+    """The processes of a container that this one started, as this host numbers them; without the platform's pump."""
+    lines = stack.docker("top", container, "-o", "pid,ppid,args").stdout.splitlines()[1:]
+    found = [line.split(maxsplit=2) for line in lines if PUMP not in line]
+    return [int(child) for child, parent, *_ in found if int(parent) == pid]
 
 
 def main_process(stack: Stack, container: str) -> int:
