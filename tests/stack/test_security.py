@@ -21,6 +21,8 @@ from tests.stack.stack import Stack
 STORES = ("postgres", "rabbitmq", "minio")
 DAGSTER = ("dagit", "daemon", "runner", "worker", "worker-heavy")
 SERVICES = STORES + DAGSTER + MONITORING
+#: Who executes the user's code, with the processes and threads that this may have: WORKER_PIDS, as it comes.
+EXECUTES, WORKER_PIDS = ("runner", "worker", "worker-heavy"), 4096
 
 #: What each service shows on 127.0.0.1; the others show nothing.
 PUBLISHED = {
@@ -119,7 +121,7 @@ def test_no_container_has_more_of_this_host_than_it_is_given(
     assert {mount["Type"] for mount in container["Mounts"]} <= {"volume"}
     # And its memory, processes, open files and logs are limited
     assert 0 < host["Memory"] <= 4 * 1024**3
-    assert 0 < host["PidsLimit"] <= 1024
+    assert 0 < host["PidsLimit"] <= (WORKER_PIDS if service in EXECUTES else 1024)
     assert [limit["Hard"] for limit in host["Ulimits"] if limit["Name"] == "nofile"] == [16384]
     assert host["LogConfig"]["Config"] == {"max-size": "20m", "max-file": "3"}
 
