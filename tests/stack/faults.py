@@ -7,7 +7,6 @@ from contextlib import contextmanager, suppress
 
 from tests.stack.stack import Stack
 
-
 #: Stands in the command of the program that brings a worker's output into files: no process of the pool.
 PUMP = "storage/pump.py"
 
