@@ -228,9 +228,9 @@ def test_the_same_certificates_are_not_written_again_and_others_are(tmp_path: Pa
         ),
         ("write /var/lib/docker/tmp: no space left on device", "disk is full"),
         ("ProxyError('Cannot connect to proxy.', OSError('Tunnel connection failed: 407", "user:password@"),
-        ("Err:1 http://deb.debian.org/debian trixie InRelease  407  Proxy Authentication Required", "login"),
-        ("Temporary failure resolving 'deb.debian.org'", "name it: HTTP_PROXY"),
-        ("dial tcp: lookup proxy.golang.org: no such host", "name it: HTTP_PROXY"),
+        ("Err:1 http://apt.example trixie InRelease  407  Proxy Authentication Required", "login"),
+        ("Temporary failure resolving 'packages.example'", "name it: HTTP_PROXY"),
+        ("dial tcp: lookup modules.example: no such host", "name it: HTTP_PROXY"),
     ],
 )
 def test_a_failed_build_names_the_cure_where_its_log_says_why(log: str, named: str) -> None:
