@@ -164,10 +164,9 @@ class RunExecution:
         if not self._is_interruptible:
             return
         if sign and is_leaving():
-            # A step that this process executes itself may end first.
-            if not EXECUTING.acquire(blocking=False):
+            # A step that this process executes itself may end first; the next one sees that this runner stops.
+            if EXECUTING.locked():
                 return
-            EXECUTING.release()
             logger.info(
                 "%s is handed over: this runner stops",
                 self._message.work,
@@ -219,7 +218,7 @@ class RunExecution:
                 self._message.work,
                 extra={"action": "run.resumed"},
             )
-        if tags.TIMEOUT in run.tags and not has_our_executor(job):
+        if tags.TIMEOUT in run.tags and not is_ours:
             instance.report_engine_event(
                 f"The tag {tags.TIMEOUT} has no effect on the steps of this job's executor.", run
             )
