@@ -262,7 +262,7 @@ class StepExecution:
         if self._wants_own_process(run, plan):
             epoch = self._claim.epoch if self._claim else None
             order = Order(self._message, self._holder, epoch, self._celery_limits)
-            with self._started:
+            with shared_memory.cleared(), self._started:
                 self.was_interrupted = execute_apart(order, ended=self._note_end, woken=self._wake_run)
         else:
             self._execute_here(instance, run, planned, plan)

@@ -39,6 +39,8 @@ def end(context: OpExecutionContext) -> int:
         os.closerange(3, 1000)
     elif how == "with an output":
         print("printed apart")
+    elif how == "with a file":
+        Path(context.run.tags["test/file"]).touch()
     return os.getpid()
 
 

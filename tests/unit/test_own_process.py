@@ -11,7 +11,7 @@ from dagster import DagsterInstance, DagsterRun
 
 from dagster_stack import tags
 from dagster_stack.storage.event_log import PooledEventLogStorage
-from dagster_stack.worker import own_process
+from dagster_stack.worker import own_process, shared_memory
 from dagster_stack.worker.step_execution import StepExecution
 from tests.unit import own_process_jobs as jobs
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
@@ -158,6 +158,20 @@ def test_a_step_that_closes_all_descriptors_is_no_riddle(
         execute(message(postgres_instance, run, "end"))
 
     assert len(died) == 1
+
+
+def test_what_it_leaves_in_shared_memory_goes_with_it(
+    postgres_instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not know what was there before; its holder does."""
+    monkeypatch.setattr(shared_memory, "FOLDER", tmp_path)
+    monkeypatch.setattr(shared_memory, "_worker", shared_memory.Worker(frozenset()))
+    run = begun(postgres_instance, "with a file", **{"test/file": str(tmp_path / "torch_1_2")})
+
+    execute(message(postgres_instance, run, "end"))
+
+    assert "STEP_SUCCESS" in kinds(postgres_instance, run.run_id, "end")
+    assert shared_memory.names() == frozenset()
 
 
 def test_an_interrupt_is_forwarded_and_ends_it(
