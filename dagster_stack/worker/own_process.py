@@ -14,8 +14,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -31,6 +31,8 @@ PR_SET_PDEATHSIG = 1
 BY_SIGNAL = 128
 #: Bytes that are received at once.
 RECEIVED = 1 << 16
+
+Process = subprocess.Popen[bytes]
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,7 @@ def execute_apart(order: Order, ended: Callable[[], None], woken: Callable[[], N
     """
     text = json.dumps({**vars(order), "message": order.message.to_json()})
     ours, theirs = socket.socketpair()
-    with ours:
-        # Ignored there until it can be noticed, as in this process.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN) if _is_main() else None
+    with ours, _interrupts() as forward_to:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, "-m", __name__, str(theirs.fileno()), str(os.getpid())],
@@ -70,8 +70,7 @@ def execute_apart(order: Order, ended: Callable[[], None], woken: Callable[[], N
                 pass_fds=[theirs.fileno()],
             )
         try:
-            if before is not None:
-                signal.signal(signal.SIGINT, lambda *_: process.send_signal(signal.SIGINT))
+            forward_to(process)
             # Of its death the code tells more.
             with suppress(OSError):
                 ours.sendall(f"{text}\n".encode())
@@ -81,8 +80,6 @@ def execute_apart(order: Order, ended: Callable[[], None], woken: Callable[[], N
             raise
         finally:
             code = process.wait()
-            if before is not None:
-                signal.signal(signal.SIGINT, before)
     if end is None:
         die_likewise(code)
     if end.error:
@@ -90,12 +87,32 @@ def execute_apart(order: Order, ended: Callable[[], None], woken: Callable[[], N
     return end.was_interrupted
 
 
-def _is_main() -> bool:
-    return threading.current_thread() is threading.main_thread()
+@contextmanager
+def _interrupts() -> Iterator[Callable[[Process], None]]:
+    """Keep the interrupts that come, for the process that is started within and told by a call; it gets later ones too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda _: None
+        return
+    early: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: early.append(number))
+    # The process inherits that, and takes none before it can notice it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def forward_to(process: Process) -> None:
+        signal.signal(signal.SIGINT, lambda number, _: process.send_signal(number))
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if early:
+            process.send_signal(signal.SIGINT)
+
+    try:
+        yield forward_to
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, before)
 
 
 def _listen(
-    process: subprocess.Popen[bytes],
+    process: Process,
     told: socket.socket,
     ended: Callable[[], None],
     woken: Callable[[], None],
@@ -155,7 +172,8 @@ def main(descriptor: int, parent: int) -> NoReturn:
         # It has died before it could be told.
         os._exit(1)
     early: list[int] = []
-    signal.signal(signal.SIGINT, lambda *_: early.append(1))
+    signal.signal(signal.SIGINT, lambda number, _: early.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.set_inheritable(descriptor, False)
     told = socket.socket(fileno=descriptor)
     with told.makefile("r") as lines:

@@ -262,8 +262,11 @@ class StepExecution:
         if self._wants_own_process(run, plan):
             epoch = self._claim.epoch if self._claim else None
             order = Order(self._message, self._holder, epoch, self._celery_limits)
-            with shared_memory.cleared(), self._started:
-                self.was_interrupted = execute_apart(order, ended=self._note_end, woken=self._wake_run)
+            try:
+                with shared_memory.cleared(), self._started:
+                    self.was_interrupted = execute_apart(order, ended=self._note_end, woken=self._wake_run)
+            except OSError:
+                self._fail(instance, run, f"It could not be executed on {self._holder}.")
         else:
             self._execute_here(instance, run, planned, plan)
 

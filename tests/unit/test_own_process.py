@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any, NoReturn
@@ -198,6 +199,46 @@ def test_an_interrupt_is_forwarded_and_ends_it(
     assert "STEP_FAILURE" in kinds(postgres_instance, run.run_id, "end")
     assert execution.was_interrupted
     assert died == []
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_that_comes_before_it_can_notice_one_is_not_lost(
+    postgres_instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died: list[int]
+) -> None:
+    # Given an interrupt while the process is started, and a step that would work on
+    run = begun(postgres_instance, "by no end", **{"test/file": str(tmp_path / "pid")})
+    start = subprocess.Popen
+
+    def interrupted(command: list[str], **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return start(command, **options)
+
+    monkeypatch.setattr(own_process.subprocess, "Popen", interrupted)
+
+    # When it is executed
+    execution = StepExecution(message(postgres_instance, run, "end"), "worker@here", lambda: None)
+    execution.run()
+
+    # Then it ends by that
+    assert execution.was_interrupted
+    assert "STEP_FAILURE" in kinds(postgres_instance, run.run_id, "end")
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_process_that_can_not_be_started_is_the_steps_failure_and_its_holder_as_before(
+    postgres_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any, **__: Any) -> NoReturn:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    run, before = begun(postgres_instance, "well"), signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(own_process.subprocess, "Popen", refused)
+
+    assert execute(message(postgres_instance, run, "end")) == ["woken"]
+
+    (failed,) = (event for event in events(postgres_instance, run.run_id) if event.is_step_failure)
+    assert failed.step_failure_data.error
+    assert "Resource temporarily unavailable" in failed.step_failure_data.error.to_string()
     assert signal.getsignal(signal.SIGINT) is before
 
 
