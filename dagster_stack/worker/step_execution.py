@@ -313,8 +313,10 @@ class StepExecution:
                         self._wake_run()
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
             # Its failure event is stored; the message has done its work. Without one its resources took too long.
-            is_late = bool(deadline and deadline.has_passed and not self.has_ended)
-            self.was_interrupted = not is_late
+            of_limit = bool(deadline and deadline.has_passed)
+            is_late = of_limit and not self.has_ended
+            # A limit that passes in the moment of its end is not meant for its run.
+            self.was_interrupted = not of_limit
             logger.warning(
                 "step %s of run %s was interrupted",
                 message.step_key,

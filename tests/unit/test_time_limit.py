@@ -25,7 +25,7 @@ from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.storage.claims import Work
 from dagster_stack.worker import request, time_limit
 from dagster_stack.worker.losses import KILLED_AT_LIMIT, LIMIT_SIGNAL, Causes
-from dagster_stack.worker.step_execution import execute_step
+from dagster_stack.worker.step_execution import StepExecution, execute_step
 from dagster_stack.worker.time_limit import TimeLimit
 from scripts.console import ROOT
 from tests.unit import eventful_jobs, step_jobs
@@ -207,6 +207,25 @@ def test_a_limit_that_passes_where_dagster_keeps_interrupts_for_later_is_none_th
 
     assert ends(instance, step) == ["STEP_FAILURE"]
     assert any(LIMIT in text for text in texts(end(instance, step)))
+
+
+def test_a_limit_that_passes_as_the_step_ends_is_no_interrupt_of_its_run(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = limited(instance, seconds="30")
+    is_met = time_limit.Deadline.is_met
+
+    def just(deadline: time_limit.Deadline) -> None:
+        is_met(deadline)
+        deadline._interrupt()
+
+    monkeypatch.setattr(time_limit.Deadline, "is_met", just)
+
+    execution = StepExecution(step, "worker@here", lambda: None)
+    execution.run()
+
+    assert ends(instance, step) == ["STEP_SUCCESS"]
+    assert not execution.was_interrupted
 
 
 def test_the_interrupt_of_a_canceled_run_is_no_time_limit(instance: DagsterInstance, app: Celery) -> None:
