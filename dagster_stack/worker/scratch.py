@@ -7,7 +7,6 @@ space is free: caches may be meant to be kept. Then the oldest goes, but for wha
 import logging
 import os
 import re
-import shutil
 import subprocess
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -143,7 +142,8 @@ class Scratch:
                 break
             # What another step of this container may have made is not touched while that runs.
             if entry.changed_at < before and not any(is_within(path, entry.path) for path in opened):
-                _remove(entry.path)
+                if not removed(entry.path):
+                    continue
                 logger.warning(
                     "%s is removed, which earlier steps have left in scratch space: %s",
                     entry.path,
@@ -255,9 +255,11 @@ def _below(path: Path) -> Iterator[os.stat_result]:
                 waiting.extend(one.iterdir())
 
 
-def _remove(path: Path) -> None:
+def removed(path: Path) -> bool:
+    """Remove a file, or a folder with all that is in it; whether it is gone."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
+        step_folder.remove(path)
     else:
         with suppress(OSError):
             path.unlink()
+    return not os.path.lexists(path)

@@ -103,7 +103,7 @@ def remove(folder: Path) -> None:
             _remove_full(folder)
         except OSError as error:
             logger.warning(
-                "%s can't be removed, which is tried again when its process has ended: %s",
+                "%s can't be removed, which is tried again later: %s",
                 folder,
                 error,
                 extra={"action": "folder.left"},

@@ -112,6 +112,15 @@ def test_what_is_the_platforms_or_open_stays(space: Space) -> None:
         program.wait()
 
 
+def test_leftovers_go_however_deep_they_are(tmp_path: Path) -> None:
+    """An error here would keep each later step of the worker from running."""
+    top = tmp_path / "top"
+    (top / "/".join("d" * sys.getrecursionlimit())).mkdir(parents=True)
+
+    assert scratch_module.removed(top)
+    assert not top.exists()
+
+
 def test_what_another_running_step_may_have_made_stays(space: Space, monkeypatch: pytest.MonkeyPatch) -> None:
     space.running = [Path("4000000-1-1")]
     monkeypatch.setattr(scratch_module, "born_at", lambda _: time.time() - 3600)
