@@ -13,6 +13,7 @@ import boto3
 from botocore.exceptions import BotoCoreError, ClientError
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
+from dagster_postgres.utils import DagsterPostgresException
 from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException
@@ -29,6 +30,7 @@ from dagster_stack.storage.conditions import TOLD, TOLD_DAYS, UNFENCED, Write, n
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.postgres import make_tables
 from dagster_stack.storage.s3 import CLOCKS, s3_client
+from dagster_stack.storage.sqlstate import sentence
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,15 @@ BUCKET_ACTIONS = ["s3:ListBucket", "s3:GetBucketLocation", "s3:ListBucketMultipa
 
 
 #: What a store answers that is still coming up, or that nobody can reach; anything else is a defect.
-TRANSIENT = (BotoCoreError, ClientError, SQLAlchemyError, OSError, HTTPError, MinioAdminException)
+TRANSIENT = (
+    BotoCoreError,
+    ClientError,
+    SQLAlchemyError,
+    DagsterPostgresException,
+    OSError,
+    HTTPError,
+    MinioAdminException,
+)
 
 
 @dataclass(frozen=True)
@@ -81,12 +91,14 @@ def patiently(store: str, make: Callable[[], Made], attempts: int = 10, pause_se
         try:
             return make()
         except TRANSIENT as error:
+            # Dagster's own says no more than that it has tried.
+            answer = sentence(error.__cause__ or error if isinstance(error, DagsterPostgresException) else error)
             if attempt == attempts:
                 cure = "Check its address and keys in .env."
-                if "RequestTimeTooSkewed" in str(error):
+                if "RequestTimeTooSkewed" in answer:
                     cure = f"That is, {CLOCKS}"
-                raise ProvisionError(f"{store} could not be prepared: {error}. {cure}") from error
-            logger.info("waiting for %s (%s)", store, error, extra={"action": "store.awaited"})
+                raise ProvisionError(f"{store} could not be prepared: {answer}. {cure}") from error
+            logger.info("waiting for %s (%s)", store, answer, extra={"action": "store.awaited"})
             time.sleep(pause_secs)
     raise AssertionError("it returns, or raises")
 

@@ -1,6 +1,9 @@
 """The settings of the three stores that runs rely on, as the running stores have them."""
 
+import pytest
+
 from tests.stack.stack import Stack
+from tests.waiting import wait_until
 
 MIB = 1024**2
 
@@ -74,3 +77,31 @@ def test_a_parallel_query_finds_room_to_share_memory(stack: Stack) -> None:
     # Then there is more, and Postgres uses it
     assert int(size) >= 128
     assert stack.sql("SHOW dynamic_shared_memory_type") == [["posix"]]
+
+
+def test_postgres_starts_again_though_its_configuration_is_read_only(
+    stack: Stack, request: pytest.FixtureRequest
+) -> None:
+    # Given a server of its own that an operator has made read-only
+    name, passwords = f"{stack.project}-read-only", ("SUPERUSER_PASSWORD", "PASSWORD")
+    settings = [f"POSTGRES_{each}=test" for each in (*passwords, "USER", "DB")]
+    request.addfinalizer(lambda: stack.docker("rm", "-f", "-v", name, check=False))
+    variables = [argument for setting in settings for argument in ("-e", setting)]
+    stack.docker("run", "-d", "--network=none", f"--name={name}", *variables, stack.inspect(
+        stack.container("postgres"))["Config"]["Image"])  # fmt: skip
+    asked = ("exec", name, "psql", "-X", "-q", "-U", "postgres", "-t", "-c")
+
+    def answer_of_the_server() -> str:
+        # The short start before it has other settings: this one is the container's own process.
+        is_server = stack.docker("exec", name, "cat", "/proc/1/comm", check=False).stdout.strip() == "postgres"
+        read_only = stack.docker(*asked, "SHOW default_transaction_read_only", check=False).stdout.strip()
+        return read_only if is_server else ""
+
+    wait_until(answer_of_the_server, 30, "Postgres takes writes", until=lambda answer: answer == "off")
+    stack.docker(*asked, "ALTER SYSTEM SET default_transaction_read_only = on")
+
+    # When its container starts again
+    stack.docker("restart", name)
+
+    # Then it serves, and the operator can end that
+    wait_until(answer_of_the_server, 30, "Postgres is read-only", until=lambda answer: answer == "on")

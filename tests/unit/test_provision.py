@@ -10,6 +10,8 @@ from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
+from dagster_postgres.utils import DagsterPostgresException
+from sqlalchemy.exc import OperationalError
 
 from dagster_stack import tags
 from dagster_stack.errors import ProvisionError
@@ -82,6 +84,14 @@ def test_a_store_that_never_comes_up_is_named_with_its_last_answer_and_the_cure(
         provision.patiently("MinIO", store, attempts=3, pause_secs=0)
 
     assert store.attempts == 3
+
+
+def test_of_postgres_its_own_answer_is_told_and_not_that_dagster_has_tried() -> None:
+    error = DagsterPostgresException("too many retries for DB connection")
+    error.__cause__ = OperationalError("SELECT 1", {}, Exception('could not translate host name "postgres"'))
+
+    with pytest.raises(ProvisionError, match='prepared: could not translate host name "postgres"\\. Check'):
+        provision.patiently("Postgres", Store(99, error), attempts=2, pause_secs=0)
 
 
 def test_clocks_that_differ_are_named() -> None:
