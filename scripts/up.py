@@ -1,5 +1,6 @@
 """`make up`: from whatever there is to a healthy stack, and where to look then."""
 
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -69,13 +70,26 @@ def start() -> None:
     remove_replaced_stores()
     remove_abandoned()
     try:
-        run_logged("Starting the services", [*compose.compose(), *UP], detail=lambda line: line)
+        run_logged("Starting the services", [*compose.compose(), *UP], detail=Awaited())
     except Failure as failure:
         # A one-shot or a store that others wait for: its own words say more than Compose's.
         unwell = [container for container in compose.containers() if container.exit_code]
         raise unwell_failure(unwell[0]) if unwell else Failure(f"{failure}{cure(str(failure))}") from None
     wait_until_healthy()
     done(f"all services are healthy ({time.monotonic() - started:.0f} s)")
+
+
+class Awaited:
+    """What Compose is at, from the lines that it prints: what is waited for may be told before what came later."""
+
+    def __init__(self) -> None:
+        self._containers: set[str] = set()
+
+    def __call__(self, line: str) -> str:
+        if found := re.fullmatch(r"Container (\S+)\s+(\w+)", line):
+            container, condition = found.groups()
+            (self._containers.add if condition == "Waiting" else self._containers.discard)(container)
+        return f"waiting for {', '.join(sorted(self._containers))}" if self._containers else line
 
 
 def cure(log: str) -> str:

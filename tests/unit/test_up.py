@@ -136,6 +136,26 @@ def test_when_compose_fails_by_itself_its_own_words_are_shown(
         up.start()
 
 
+def test_what_is_waited_for_is_shown_whatever_came_after_it() -> None:
+    awaited = up.Awaited()
+    lines = (
+        "postgres-1  Waiting",
+        "minio-1  Waiting",
+        "minio-1  Healthy",
+        "postgres-1  Healthy",
+        "init-1  Waiting",
+    )
+
+    assert [awaited(f"Container {line}") for line in lines] == [
+        "waiting for postgres-1",
+        "waiting for minio-1, postgres-1",
+        "waiting for postgres-1",
+        "Container postgres-1  Healthy",
+        "waiting for init-1",
+    ]
+    assert awaited("Image is up to date") == "waiting for init-1"
+
+
 def test_what_an_interrupted_start_left_half_made_is_removed_first(
     stack: list[Container], monkeypatch: pytest.MonkeyPatch
 ) -> None:
