@@ -1,6 +1,6 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
-# Variables: JOB, CONFIG, TAGS, N, OFF, JSON, DEPLOY, RUN, SERVICE, SINCE, FOLLOW, ROUNDS, WORK, MINUTES, SEED (below), PYTHON, STACK_ENV_FILE
-# (another .env: a second copy of the stack).
+# Variables: JOB, CONFIG, TAGS, N, OFF, JSON, DEPLOY, RUN, SERVICE, SINCE, FOLLOW, ROUNDS, WORK, MINUTES, SEED, FORCE (below), PYTHON,
+# STACK_ENV_FILE (another .env: a second copy of the stack), INSTALL_DOCKER, REQUIRED_DISK_GB, TAKE_OVER (docs/operations.md).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
 PYTHON ?= python3
@@ -67,7 +67,7 @@ soak: ## Break two things at once, at random: [MINUTES=10] [SEED=7]
 	@$(PYTHON) -m scripts.drills soak
 
 ##@ The end
-clean: ## Remove the stack with all its data (asks first)
+clean: ## Remove the stack with all its data (asks first): [FORCE=1]
 	@$(PYTHON) -m scripts.clean
 
 help: ## This list
