@@ -29,7 +29,7 @@ _sockets: WeakSet[Socket] = WeakSet()
 
 
 def keep_from_children(socket: Socket) -> None:
-    """A child's copy of this connection leads nowhere: no finalizer, in no library, can say a word on it there."""
+    """Let a child's copy of this connection lead nowhere, so that no finalizer of any library sends anything on it."""
     _sockets.add(socket)
 
 
@@ -48,7 +48,7 @@ _masks = threading.local()
 
 
 def _hold_signals() -> None:
-    """One that comes to a child before its handlers are its own must not be its parent's matter."""
+    """Hold signals back until a child has handlers of its own: those that it inherits are about its parent's work."""
     _masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 

@@ -138,7 +138,7 @@ def filled(line: str) -> str:
 
 
 def generated(name: str) -> str:
-    """A fresh secret; of the stack's id a part, after this machine's name: people read it."""
+    """A fresh secret. People read the stack's id, so it is this machine's name and a short one."""
     text = secrets.token_hex(SECRET_BYTES)
     return f"{re.sub('[^A-Za-z0-9.-]', '-', socket.gethostname())}-{text[:8]}" if name == "STACK_ID" else text
 
@@ -161,7 +161,7 @@ def set_value(name: str, value: str, path: Path | None = None) -> None:
 
 
 def write(path: Path, text: str, like: Path | None = None) -> None:
-    """Replace the file at once, readable by its owner alone: that of `like`, or who owned it, or the folder, before."""
+    """Replace the file at once, readable by its owner alone: who owns `like`, else who owned the file, else the folder."""
     like = like or (path if path.exists() else path.parent)
     scratch = path.with_name(f"{path.name}.new")
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -242,7 +242,7 @@ def ports() -> list[Finding]:
 
 
 def names() -> list[Finding]:
-    """The names under which Dagit answers: one that it listens on everywhere can't know what it is called."""
+    """The names under which Dagit answers. Where it listens on every address it can't know them: they must be set."""
     settings = env_file.settings()
     file = env_file.env_path().name
     subject, required = "names of Dagit", "host names"

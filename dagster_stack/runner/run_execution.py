@@ -261,7 +261,7 @@ class RunExecution:
 
 
 def say_unfenced(instance: DagsterInstance, run: DagsterRun) -> None:
-    """Once in a run's log, that its outputs may be overwritten late, where the S3 store is of that kind."""
+    """Say once in a run's log that its outputs may be overwritten late, where the S3 store can't refuse that."""
     storage, s3 = instance.event_log_storage, Settings.from_environment().s3
     if s3 and isinstance(storage, PooledEventLogStorage):
         conditions = Conditions(place_of(s3.bucket, s3.endpoint_url), storage.facts)
@@ -285,7 +285,7 @@ def loaded_job(instance: DagsterInstance, run: DagsterRun) -> ReconstructableJob
 
 
 def tell_error(instance: DagsterInstance, run: DagsterRun, event: DagsterEvent) -> None:
-    """What ended a run, if it was no step: in the run's failure Dagit shows only that there was an error."""
+    """Say in the run's log what ended it, if it was no step: of that failure Dagit shows only that there was an error."""
     if event.event_type == DagsterEventType.PIPELINE_FAILURE:
         failure = event.job_failure_data
         if failure.error and failure.failure_reason != RunFailureReason.STEP_FAILURE:

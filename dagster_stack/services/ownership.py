@@ -34,8 +34,8 @@ ALIVE_SECS = 60
 LAST_BEAT = sqlalchemy.text(
     "SELECT extract(epoch FROM now() AT TIME ZONE 'utc' - max(timestamp)) FROM daemon_heartbeats"
 )
-#: What RabbitMQ answers to who declares an exchange otherwise than it is, with an alternate that is no stack's: of
-#: 255 bytes in all.
+#: RabbitMQ's answer to who declares the exchange with another alternate than it has names the one that it has; the answer
+#: has 255 bytes at most. And an alternate that is no stack's.
 CURRENT, NOBODY = re.compile(r"but current is '([^']*)"), "?"
 
 
@@ -100,7 +100,7 @@ def own_places(settings: Settings, facts: Facts, engine: Engine) -> None:
 
 
 def own_database(claimant: Claimant, facts: Facts, engine: Engine) -> Claimant:
-    """One whose stack is not running is this one's: it was renamed, moved or restored."""
+    """A database whose stack is not running becomes this one's: that was renamed, moved or restored."""
     found = facts.read(FACT)
     before = Owner.of(found) if found else None
     if before and not before.has_name_of(claimant.owner):

@@ -16,7 +16,7 @@ from dagster_stack.storage import pump
 
 #: Bytes that are copied at once, and of them those that become lines of a service's log.
 CHUNK, LINES_CHUNK = 1 << 20, 1 << 16
-#: Of what a step prints on a stream a service's log gets so many bytes and lines: it also has other things to say.
+#: Bytes and lines of a step's stream that go to the service's log, which has other things to say too.
 MOST_LOGGED_BYTES, MOST_LOGGED_LINES = 5_000_000, 20_000
 
 
@@ -72,8 +72,8 @@ PUMP = Pump()
 
 
 class CapturedStream:
-    """A stream of this process that goes to a pipe, and what comes out of that, in a file, is copied by `forward`: line
-    by line to a service's log, as events of an action; without one to where the stream went before.
+    """A stream of this process that goes through a pipe into a file. `forward` copies what is new in the file: line by
+    line to a service's log, as events of an action; where there is none, to where the stream went before.
 
     Works on the file descriptor, so that libraries in C and subprocesses are captured too. A pair of `tail`
     processes for each step, as Dagster starts them, takes 20 ms.

@@ -56,7 +56,7 @@ COLUMN = """
 """
 #: Why a work was handed back, when its process was told to stop (scaling, deployments).
 STOPPED = "it was told to stop"
-#: The same for an execution that came to its end and did not report it: if anybody asks for the work again.
+#: Why it was handed back when its execution came to an end and did not report it; counts if the work is asked for again.
 UNREPORTED = "it ended, and the end of its work is not in the event log"
 #: Characters that are kept of a reason.
 REASON_SIZE = 300

@@ -48,7 +48,7 @@ class Conditions:
     def __init__(self, place: str, facts: Facts | None = None) -> None:
         self._place, self._facts = place, facts
         fact = facts.read(FACT) if facts else None
-        #: Of another store the user's own IO manager may find out: that is no fact of the stack's.
+        #: An IO manager of the user's own may have another store: what it finds out there is no fact of the stack's.
         self._is_the_stacks = fact is None or fact["place"] == place
         found = fact["kept"] if fact and self._is_the_stacks else {}
         self._kept = {kind: bool(found.get(kind, True)) for kind in Write}
@@ -116,7 +116,7 @@ def probe(client: Any, bucket: str, folder: str) -> dict[Write, bool]:
 
 
 def are_kept(write: Callable[..., str]) -> bool:
-    """Whether writes on right conditions are done, and others are not. Nothing is there at the begin."""
+    """Whether a write whose condition holds is done, and one whose condition does not is refused. At first nothing is there."""
     try:
         etag = write(IfNoneMatch="*")
         if not is_refused(write, IfNoneMatch="*"):

@@ -27,7 +27,7 @@ VARIABLES = tuple(f"DAGSTER_POSTGRES_{name}" for name in ("HOST", "PORT", "DB", 
 DEFAULT_CONNECTIONS = 2
 #: Seconds that a caller waits while the server is away. A restart takes seconds, crash recovery minutes.
 PATIENCE_SECS = 180
-#: What a write waits that the server answers with an error, as a read-only one does; Dagit's users wait for less.
+#: The same for a write that the server refuses, as a read-only one does. Dagit sets less: its users wait.
 write_patience: float = PATIENCE_SECS
 #: Seconds between two tries while it is away.
 RETRY_SECS = 0.5
@@ -35,7 +35,7 @@ RETRY_SECS = 0.5
 CONNECT_TIMEOUT_SECS = 10
 #: Seconds that a caller waits for a free connection of its own process.
 POOL_TIMEOUT_SECS = 60
-#: Tries of what another transaction was in the way of, and seconds before the second one; each pause is twice as long.
+#: Tries when another transaction is in the way, and seconds before the second one; each pause is twice as long.
 TRIES = 6
 PAUSE_SECS = 0.02
 
@@ -93,7 +93,7 @@ _inherited: list[Pool] = []
 
 
 def _leave_connections_to_parent() -> None:
-    """In a forked child: also what holds an engine of its parent opens connections of its own, when it needs them."""
+    """In a forked child: whoever holds an engine of the parent opens connections of the child's own, when needed."""
     pooled_engine.cache_clear()
     for engine in _engines:
         _inherited.append(engine.pool)

@@ -34,7 +34,10 @@ class EventBatch:
         self._thread.start()
 
     def add(self, event: EventLogEntry, at_once: bool = False) -> None:
-        """Raises what went wrong since the last time; then the event is not kept. `at_once`: with all that wait."""
+        """Keep an event until it is written; `at_once`: now, with all that wait.
+
+        Raises what went wrong since the last time; then the event is not kept.
+        """
         with self._changed:
             if event.is_dagster_event:
                 self._raise_error()

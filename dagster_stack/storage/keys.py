@@ -75,7 +75,7 @@ def segment(text: str) -> str:
 
 
 def _is_plain(char: str) -> bool:
-    """Letters and digits of all languages are. By a database that never changes: so must no name."""
+    """Letters and digits of all languages are: by a table of Unicode that never changes, since no name may."""
     if char.isascii():
         return PLAIN_CHARACTER.match(char) is not None
     return unicodedata.ucd_3_2_0.category(char)[0] in "LN"

@@ -25,13 +25,13 @@ LOCK_RUN = sqlalchemy.text("SELECT pg_advisory_xact_lock(hashtextextended(:run, 
 
 @dataclass
 class Tenure:
-    """What a process works for, when it does: its reports of that count while the claim is its own."""
+    """The claim under which a process works, if any: what it reports of that work counts while the claim is its own."""
 
     claim: Claim | None = None
     #: A thread's open transaction, which what Dagster does meanwhile is part of.
     transaction: threading.local = field(default_factory=threading.local)
-    #: Its patience with the database is at its end, or a write of Dagster's was lost that can't be done again. Nothing
-    #: is reported any more, not even that: whoever gets the work next begins where the event log stands.
+    #: The database was away for too long, or a write of Dagster's was lost that can't be done again. Then nothing more is
+    #: reported, not even that: whoever gets the work next begins where the event log stands.
     given_up: bool = False
 
     def claim_for(self, run_id: str) -> Claim | None:

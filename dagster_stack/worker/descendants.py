@@ -28,18 +28,18 @@ logger = logging.getLogger(__name__)
 SET_CHILD_SUBREAPER = 36
 #: Seconds that a process gets to end after it was asked to; then it is killed.
 ASKED_SECS = 1.0
-#: Seconds that what a killed process kept in named shared memory gets to be removed by those who track it.
+#: Seconds that Python's trackers get to remove what a killed process kept in named shared memory.
 TRACKERS_SECS = 1.0
-#: Seconds after which the end of killed processes is not waited for any more: the kernel has them in a call.
+#: Seconds after which killed processes are not waited for any more: a call of the kernel keeps them.
 KILLED_SECS = 5.0
-#: Seconds for what multiprocessing does at a program's end: pools, managers and queues of the step end theirs.
+#: Seconds for what multiprocessing does at a program's end: pools, managers and queues end their processes.
 FINALIZERS_SECS = 2.0
 LOOK_SECS = 0.005
 #: Characters of a command that are told: from its beginning, and from its end.
 HEAD, TAIL = 80, 40
 #: Processes by which Python removes what others leave in shared memory: they end by themselves after all others.
 TRACKER = "resource_tracker import main"
-#: Others by which libraries start processes: nobody asks for them by name.
+#: These, and others by which libraries start processes: users do not know them, so no run's log names them.
 HELPERS = (TRACKER, "multiprocessing.forkserver import main", "loky.backend")
 
 
@@ -116,7 +116,7 @@ class Descendants:
                         finalizer()
 
         if new:
-            # Beside: one that waits for a process that is stuck goes on when that is killed.
+            # In a thread: one that waits for a stuck process goes on when that is killed below.
             thread = Thread(target=run, name="end-of-multiprocessing", daemon=True)
             thread.start()
             thread.join(FINALIZERS_SECS)
@@ -267,7 +267,7 @@ _program = process_module.current_process()
 
 
 def allow_children() -> None:
-    """Let this process be to multiprocessing what any program is. billiard's are daemons there, which may start none."""
+    """Let multiprocessing take this process for any program. billiard's count as daemons there, which may start none."""
     module: Any = process_module
     module._current_process = _program
 
@@ -292,7 +292,7 @@ def trackers() -> list[Any]:
 
 
 def let_go_of_trackers(kept: "Collection[Process]") -> None:
-    """Close what tells trackers that this process still uses what they track: they remove it, and end."""
+    """Let trackers remove what they track, and end: they do once nobody uses it, so this process closes its end."""
     alive_still = {each.pid for each in kept}
     for tracker in trackers():
         if tracker._fd is not None and tracker._pid not in alive_still:

@@ -71,9 +71,9 @@ def setting(name: str, get: Callable[[], Any], put: Callable[[Any], Any]) -> Kep
 
 @contextmanager
 def undisturbed(tell: Callable[[str], None] = lambda _: None) -> Iterator[None]:
-    """Undo what user code does to its process; `tell` gets each reason for which that is replaced after this task.
+    """Undo what user code does to its process. `tell` gets each reason why the process is replaced after this task.
 
-    Leaves signals alone outside of a process's main thread, which alone may set them.
+    Outside of a main thread signals stay as they are: only that one may set them.
     """
     threads = Threads()
     saved = [(kept, kept.save()) for kept in KEPT]
@@ -190,7 +190,7 @@ def _faulthandler() -> bool:
 
 
 def _restore_faulthandler(was_enabled: bool) -> None:
-    # One that ends the process, possibly, in the middle of the next step.
+    # A dump that is due later might end the process in the middle of the next step.
     faulthandler.cancel_dump_traceback_later()
     if faulthandler.is_enabled() != was_enabled:
         (faulthandler.enable if was_enabled else faulthandler.disable)()
@@ -233,7 +233,7 @@ def _time_zone() -> Any:
 
 
 def _restore_time_zone(saved: Any) -> None:
-    # Always: `time.mktime` gives the C library the zone of a TZ that is taken back by now.
+    # Always: by `time.mktime` the C library may still have the zone of a TZ that is taken back by now.
     time.tzset()
     if _time_zone() != saved:
         raise NotRestored("time zone")
@@ -595,7 +595,7 @@ def _nothing() -> None:
 
 
 def _seed_anew(_: None) -> None:
-    """A step that seeds must not make the next one's numbers, nor a state that is put back make them those of the last."""
+    """The seed of one step must not decide the numbers of the next. To put the state back would repeat those of this one."""
     random.seed()
     if numpy := sys.modules.get("numpy.random"):
         numpy.seed()

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-#: Seconds that threads get to end after their step, when there are any: those of a pool end when they are told to.
+#: Seconds that threads get to end after their step: those of a pool take a moment after they were told to.
 GRACE_SECS = 0.1
 LOOK_SECS = 0.005
 #: Threads of the platform, by their names, which it starts during a step.

@@ -1,8 +1,8 @@
 """A step in a process of its own: a fresh Python, started for it, which ends with it.
 
-The process of the pool, which has its message and its claim, starts it, forwards interrupts, gives signs of life, wakes
-the run, and waits. What it dies of the process of the pool dies of too, so that a loss is found, told and repeated as
-any other; and if the process of the pool ends, so does this one. As a program, this module executes the step.
+The pool's process has the step's message and its claim. It starts the own process and waits; meanwhile it forwards
+interrupts, gives signs of life and wakes the run. It dies of what the own process dies of, so that a loss is found, told
+and repeated as any other. When it ends the own process ends too. As a program, this module executes the step.
 """
 
 import ctypes

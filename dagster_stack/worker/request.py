@@ -29,7 +29,7 @@ class Request(CeleryRequest):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         if self._is_of_stack:
-            # Of a step they are the step's, whose process sees to them; a run has none.
+            # A step's process sees to the limits of its step; a run has none.
             self.time_limits = (None, None)
         #: By the monotonic clock.
         self.taken_at = time.monotonic()

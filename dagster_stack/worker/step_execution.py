@@ -62,9 +62,9 @@ logger = logging.getLogger(__name__)
 FOREIGN_CODE_SECS = 60
 #: The errors that an interrupt raises in a step, by name.
 INTERRUPTS = {KeyboardInterrupt.__name__, DagsterExecutionInterruptedError.__name__}
-#: Executions of one attempt that may come to no end before it fails: those whose worker was lost (which have a lower
-#: limit of their own), was without the database, or did not report the end. Of those that were told to stop, since
-#: somebody scales or deploys, so many more that only one that never ends is meant.
+#: Executions of one attempt that may come to no end before it fails: their worker was lost (which has a lower limit of
+#: its own), was without the database, or did not report the end. Workers that are told to stop count apart, up to
+#: MOST_STOPS: somebody may scale or deploy often, and only a step that never ends is meant.
 MOST_EXECUTIONS = 10
 MOST_STOPS = 100
 #: Reasons that its failure names.
@@ -98,9 +98,9 @@ def execute_step(task: Task, content: Any) -> None:
 class StepExecution:
     """One delivery of a step message to this process.
 
-    `wake_run` is called when its end stands in the log, `has_worker_of` before it fails for want of a code. `within` is
-    the job of the run that this process drives itself, and its instance; its claim, if any, decides what counts.
-    `celery_limits` are the seconds, hard and soft, that Celery gives a step without a limit of its own.
+    `wake_run` is called when its end stands in the log. `has_worker_of` is asked before it fails for want of a worker with
+    its code. `within`: this process drives the run itself, with that instance and job; the run's claim, if any, decides
+    what counts. `celery_limits` are the seconds, hard and soft, that Celery gives a step without a limit of its own.
     """
 
     def __init__(
@@ -312,10 +312,10 @@ class StepExecution:
                         # At once: hooks and the upload of its output go on while the next step starts.
                         self._wake_run()
         except (KeyboardInterrupt, DagsterExecutionInterruptedError):
-            # Its failure event is stored; the message has done its work. Without one its resources took too long.
+            # Its failure event is stored: the message has done its work. Without that event its resources took too long.
             of_limit = bool(deadline and deadline.has_passed)
             is_late = of_limit and not self.has_ended
-            # A limit that passes in the moment of its end is not meant for its run.
+            # A limit that passes as the step ends is not meant for its run.
             self.was_interrupted = not of_limit
             logger.warning(
                 "step %s of run %s was interrupted",
