@@ -92,7 +92,9 @@ def patiently(store: str, make: Callable[[], Made], attempts: int = 10, pause_se
             return make()
         except TRANSIENT as error:
             # Dagster's own says no more than that it has tried.
-            answer = sentence(error.__cause__ or error if isinstance(error, DagsterPostgresException) else error)
+            answer = sentence(
+                error.__cause__ or error if isinstance(error, DagsterPostgresException) else error
+            )
             if attempt == attempts:
                 cure = "Check its address and keys in .env."
                 if "RequestTimeTooSkewed" in answer:

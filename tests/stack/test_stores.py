@@ -93,7 +93,9 @@ def test_postgres_starts_again_though_its_configuration_is_read_only(
 
     def answer_of_the_server() -> str:
         # The short start before it has other settings: this one is the container's own process.
-        is_server = stack.docker("exec", name, "cat", "/proc/1/comm", check=False).stdout.strip() == "postgres"
+        is_server = (
+            stack.docker("exec", name, "cat", "/proc/1/comm", check=False).stdout.strip() == "postgres"
+        )
         read_only = stack.docker(*asked, "SHOW default_transaction_read_only", check=False).stdout.strip()
         return read_only if is_server else ""
 
