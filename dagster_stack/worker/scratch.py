@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from dagster_stack.errors import NoRoom
 from dagster_stack.services.health import HEARTBEAT_FILE
 from dagster_stack.storage import error_chains
-from dagster_stack.worker import step_folder
+from dagster_stack.worker import shared_memory, step_folder
 
 if TYPE_CHECKING:
     from dagster_stack.storage.claims import Work
@@ -196,6 +196,8 @@ def explain(text: str) -> str | None:
     found = scratch()
     if not found or not FULL.search(text):
         return None
+    if str(shared_memory.FOLDER) in text or shared_memory.is_full():
+        return f"{shared_memory.described()}."
     # Another disk may be full, as that of a store.
     return found.describe() if "[Errno" in text or found.free < LEAST else None
 

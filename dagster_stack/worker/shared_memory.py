@@ -13,6 +13,8 @@ FOLDER = Path("/dev/shm")
 #: Set in compose.yaml to the size that .env gives it: the folder is this container's own.
 VARIABLE = "DAGSTER_STACK_SHM"
 SETTING = "WORKER_SHM"
+#: The part of it that is left when it counts as full.
+NEARLY_FULL = 0.05
 
 
 @dataclass
@@ -65,6 +67,15 @@ def remove(left: frozenset[str]) -> None:
         logger.info(
             "removed from %s: %s", FOLDER, ", ".join(sorted(left)), extra={"action": "step.memory_removed"}
         )
+
+
+def is_full() -> bool:
+    """Whether hardly anything more fits in."""
+    try:
+        found = os.statvfs(FOLDER)
+    except OSError:
+        return False
+    return found.f_bavail < found.f_blocks * NEARLY_FULL
 
 
 def described() -> str:

@@ -17,7 +17,7 @@ from dagster._utils.error import serializable_error_info_from_exc_info
 
 from dagster_stack.storage import error_chains
 from dagster_stack.worker import scratch as scratch_module
-from dagster_stack.worker import step_execution, step_folder
+from dagster_stack.worker import shared_memory, step_execution, step_folder
 from dagster_stack.worker.scratch import Scratch
 from tests.unit import step_jobs
 from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed
@@ -231,6 +231,22 @@ def test_an_error_for_want_of_space_says_what_is_full_and_whose_it_is(
     assert ("left.csv, which a step made, 20 MB" in shown(error)) is is_told
     in_use.leave("more.csv", 75)
     assert ("more.csv, which a step made, 75 MB" in shown(error)) is (not isinstance(error, ValueError))
+
+
+@pytest.mark.parametrize("is_full", [True, False])
+def test_shared_memory_that_is_full_is_named_in_its_place(
+    in_use: Space, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    """Not every error has the path."""
+    monkeypatch.setattr(shared_memory, "is_full", lambda: is_full)
+    in_use.leave("left.csv", 20)
+    error = OSError(28, "No space left on device", *([] if is_full else ["/dev/shm/psm_1"]))
+
+    told = scratch_module.explain(str(error))
+
+    assert told
+    assert "WORKER_SHM" in told
+    assert "left.csv" not in told
 
 
 def shown(error: Exception) -> str:
