@@ -15,6 +15,7 @@ from sqlalchemy.engine import Engine
 
 from dagster_stack.errors import Fenced
 from dagster_stack.storage.database import patiently
+from dagster_stack.texts import shown
 
 #: Seconds between a holder's signs of life. By a run's, its termination is noticed too.
 STEP_BEAT_SECS = 4
@@ -281,8 +282,7 @@ class Claims:
 
     def release(self, claim: Claim, reason: str = UNREPORTED) -> None:
         """Hand a work over: whoever asks next gets it and learns why, and what this process still writes is refused."""
-        text = reason.encode(errors="backslashreplace").decode().replace("\0", "")
-        self._execute(RELEASE, **claim.key, reason=text[:REASON_SIZE])
+        self._execute(RELEASE, **claim.key, reason=shown(reason)[:REASON_SIZE])
 
     def revoke_steps(self, run_id: str) -> list[Work]:
         """Refuse whatever executions of a run's steps still want to write; returns those that had not ended."""
@@ -290,7 +290,7 @@ class Claims:
 
     def lose(self, work: Work, holder: str, reason: str) -> None:
         """Say that a holder died, and of what: whoever asks next gets the work at once."""
-        self._execute(LOSE, **work.key, holder=holder, reason=reason)
+        self._execute(LOSE, **work.key, holder=holder, reason=shown(reason)[:REASON_SIZE])
 
     def sweep(self, worker: str, started_at: float) -> None:
         """The same for the processes that a worker had before it was started anew, then by the monotonic clock."""

@@ -11,12 +11,12 @@ from typing import Any, TypeVar
 
 import sqlalchemy
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import Pool, QueuePool
+from sqlalchemy.exc import SQLAlchemyError, TimeoutError
+from sqlalchemy.pool import Pool, PoolProxiedConnection, QueuePool
 
 from dagster_stack.errors import UsageError
 from dagster_stack.forks import keep_from_children
-from dagster_stack.storage.sqlstate import NOT_SENT, OURS, READ_ONLY, Kind, is_undone, kind_of
+from dagster_stack.storage.sqlstate import READ_ONLY, Kind, is_undone, kind_of, note
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -27,7 +27,9 @@ VARIABLES = tuple(f"DAGSTER_POSTGRES_{name}" for name in ("HOST", "PORT", "DB", 
 DEFAULT_CONNECTIONS = 2
 #: Seconds that a caller waits while the server is away. A restart takes seconds, crash recovery minutes.
 PATIENCE_SECS = 180
-#: The same for a write that the server refuses, as a read-only one does. Dagit sets less: its users wait.
+#: The same in this process: for its callers, and for writes that the server refuses, as a read-only one does. Dagit sets
+#: less: its users wait.
+default_patience: float = PATIENCE_SECS
 write_patience: float = PATIENCE_SECS
 #: Seconds between two tries while it is away.
 RETRY_SECS = 0.5
@@ -52,13 +54,30 @@ def url_from_environment(environment: Mapping[str, str] = os.environ) -> str:
     return url.render_as_string(hide_password=False)
 
 
+class NotingPool(QueuePool):
+    """Marks its own error, of which no engine learns: no connection was free in time."""
+
+    def connect(self) -> PoolProxiedConnection:
+        try:
+            return super().connect()
+        except TimeoutError as error:
+            note(error, is_sent=False)
+            raise
+
+
+def noting_engine(url: str | sqlalchemy.URL, **options: Any) -> Engine:
+    """An engine for Dagster's database: its errors are told from those of user code's own databases."""
+    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", **options)
+    sqlalchemy.event.listen(engine, "handle_error", note_error)
+    return engine
+
+
 @cache
 def pooled_engine(url: str, connections: int) -> Engine:
     """The process's engine for a database: run, event and schedule storage share its connections."""
-    engine = sqlalchemy.create_engine(
+    engine = noting_engine(
         url,
-        isolation_level="AUTOCOMMIT",
-        poolclass=QueuePool,
+        poolclass=NotingPool,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT_SECS,
@@ -71,7 +90,6 @@ def pooled_engine(url: str, connections: int) -> Engine:
             "application_name": f"dagster-stack {os.getpid()}",
         },
     )
-    sqlalchemy.event.listen(engine, "handle_error", note_error)
     sqlalchemy.event.listen(engine, "connect", lambda connection, _: keep_from_children(connection))
     _engines.append(engine)
     return engine
@@ -81,10 +99,8 @@ def note_error(context: ExceptionContext) -> None:
     """Mark an error as one of Dagster's database. Sessions of a server that is read-only are replaced, all of them."""
     if getattr(context.original_exception, "pgcode", None) == READ_ONLY:
         context.is_disconnect = True
-    error = context.sqlalchemy_exception
-    if error:
-        setattr(error, OURS, True)
-        setattr(error, NOT_SENT, context.connection is None)
+    if context.sqlalchemy_exception:
+        note(context.sqlalchemy_exception, is_sent=context.connection is not None)
 
 
 _engines: list[Engine] = []
@@ -109,6 +125,17 @@ def limit_writes(patience: float) -> None:
     write_patience = patience
 
 
+@contextmanager
+def impatience() -> Iterator[None]:
+    """Nothing waits meanwhile in this process: who calls tries again by itself."""
+    global default_patience, write_patience
+    before, default_patience, write_patience = (default_patience, write_patience), 0, 0
+    try:
+        yield
+    finally:
+        default_patience, write_patience = before
+
+
 class PatientConnection(Connection):
     """A connection on which what fails while the server is away is tried again, on another one of the pool.
 
@@ -131,15 +158,14 @@ class PatientConnection(Connection):
         except SQLAlchemyError as error:
             if kind_of(error) is Kind.WRONG or not (is_read or is_undone(error)):
                 raise
-            patience = PATIENCE_SECS if is_read else write_patience
-            result = patiently(act_again, patience, only_undone=not is_read)
+            result = patiently(act_again, None if is_read else write_patience, only_undone=not is_read)
         # It has the rows. Statements commit by themselves; for SQLAlchemy a transaction has begun with this one.
         self.commit()
         return result
 
 
 @contextmanager
-def patient_connection(engine: Engine, patience: float = PATIENCE_SECS) -> Iterator[Connection]:
+def patient_connection(engine: Engine, patience: float | None = None) -> Iterator[Connection]:
     """A connection of the pool; waits while the server is away, then raises SQLAlchemy's error."""
     connection = patiently(lambda: PatientConnection(engine), patience)
     try:
@@ -149,12 +175,14 @@ def patient_connection(engine: Engine, patience: float = PATIENCE_SECS) -> Itera
 
 
 def patiently(
-    act: Callable[[], Result], patience: float = PATIENCE_SECS, *, only_undone: bool = False
+    act: Callable[[], Result], patience: float | None = None, *, only_undone: bool = False
 ) -> Result:
     """What `act` returns; tried again while the database server is away, or other transactions are in its way.
 
     `only_undone`: not when it may have been done already.
     """
+    if patience is None:
+        patience = default_patience
     until = time.monotonic() + patience
     away, tries = False, 0
     while True:

@@ -34,7 +34,7 @@ from dagster_stack.storage import database
 from dagster_stack.storage.attempt import INDEXED_EVENTS, REPORTED, STARTS, Reported, discounted
 from dagster_stack.storage.child_events import ChildEvents
 from dagster_stack.storage.claims import Claim, Work, fenced
-from dagster_stack.storage.database import PATIENCE_SECS, patient_connection, patiently
+from dagster_stack.storage.database import patient_connection, patiently
 from dagster_stack.storage.event_batch import EventBatch
 from dagster_stack.storage.slots import FencedSlots
 from dagster_stack.storage.sqlstate import is_refusal, sentence
@@ -465,7 +465,7 @@ class PooledEventLogStorage(FencedSlots):
                 if found is None or found[0] != self._writes:
                     raise fenced(claim)
 
-    def _patiently(self, statement: Any, values: Any, patience: float = PATIENCE_SECS) -> Any:
+    def _patiently(self, statement: Any, values: Any, patience: float | None = None) -> Any:
         def execute() -> Any:
             with patient_connection(self._engine) as connection:
                 result = connection.execute(statement, values)

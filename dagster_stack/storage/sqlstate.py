@@ -8,6 +8,8 @@ from enum import Enum, auto
 
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError, TimeoutError
 
+from dagster_stack.texts import shown
+
 
 class Kind(Enum):
     """What is to be done about an error."""
@@ -47,7 +49,7 @@ UNCERTAIN = ("08", "40003", "57")
 #: Postgres answers so for as long as a session lives, also when the name of its host leads to another server by now.
 READ_ONLY = "25006"
 
-#: What the process's own engine notes of its errors: user code may have a Postgres of its own.
+#: What engines of Dagster's database note of their errors: user code may have a database of its own.
 OURS, NOT_SENT = "dagster_stack_ours", "dagster_stack_not_sent"
 
 
@@ -79,9 +81,7 @@ def is_undone(error: BaseException) -> bool:
     if found is None:
         return False
     code = code_of(found)
-    if code:
-        return not code.startswith(UNCERTAIN)
-    return isinstance(found, TimeoutError) or getattr(found, NOT_SENT, False)
+    return not code.startswith(UNCERTAIN) if code else getattr(found, NOT_SENT)
 
 
 def is_refusal(error: BaseException) -> bool:
@@ -91,27 +91,28 @@ def is_refusal(error: BaseException) -> bool:
 
 def sentence(error: BaseException) -> str:
     """What Postgres says, without the statement and its values."""
-    text = str(getattr(error, "orig", None) or error).strip()
-    return text.encode(errors="backslashreplace").decode().replace("\0", "\\0")
+    return shown(str(getattr(error, "orig", None) or error).strip())
+
+
+def note(error: BaseException, *, is_sent: bool) -> None:
+    """Mark an error as one of Dagster's database, and whether the statement may have come there."""
+    setattr(error, OURS, True)
+    setattr(error, NOT_SENT, not is_sent)
 
 
 def of_database(error: BaseException) -> SQLAlchemyError | None:
-    """The database's error that an error is, or was caused by."""
-    if isinstance(error, DBAPIError | TimeoutError):
-        return error
-    ours = (
-        each for each in causes(error) if isinstance(each, SQLAlchemyError) and getattr(each, OURS, False)
-    )
+    """The error of Dagster's database that an error is, or was caused by."""
+    ours = (each for each in chain(error) if isinstance(each, SQLAlchemyError) and getattr(each, OURS, False))
     return next(ours, None)
 
 
-def causes(error: BaseException) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and its causes."""
     seen: set[int] = set()
-    cause = error.__cause__
-    while cause and id(cause) not in seen:
-        seen.add(id(cause))
-        yield cause
-        cause = cause.__cause__
+    while error and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
 
 
 def code_of(error: SQLAlchemyError) -> str:

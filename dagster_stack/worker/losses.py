@@ -147,9 +147,11 @@ def lose_claim(lost: LostProcess, url: "URL") -> None:
     import sqlalchemy
 
     from dagster_stack.storage.claims import Claims, Work
+    from dagster_stack.storage.database import noting_engine
 
-    engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
-    Claims(engine).lose(Work(lost.run_id, lost.step_key, lost.attempt), lost.holder, lost.reason)
+    Claims(noting_engine(url, poolclass=sqlalchemy.NullPool)).lose(
+        Work(lost.run_id, lost.step_key, lost.attempt), lost.holder, lost.reason
+    )
 
 
 def report(lost: LostProcess) -> None:

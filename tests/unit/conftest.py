@@ -10,6 +10,7 @@ from typing import Any
 import boto3
 import celery.app.control
 import pytest
+from celery import Celery
 from dagster import DagsterInstance
 
 from dagster_stack.executor import celery_executor as executor
@@ -17,10 +18,12 @@ from dagster_stack.executor import step_handler
 from dagster_stack.storage.s3 import s3_client
 from dagster_stack.worker import planned_job, process
 from scripts import apt, console, engine, env_file, proxies
-from tests.unit import machines, step_jobs
+from tests.unit import eventful_jobs, machines, step_jobs
 from tests.unit.clock import Clock
+from tests.unit.deliveries import empty_the_memory, memory_app
 from tests.unit.driven_runs import Workers
 from tests.unit.handled_steps import Broker, Driven
+from tests.unit.holders import Database
 from tests.unit.machines import Machine
 from tests.unit.postgres_server import PostgresServer, package, postgres_server
 from tests.unit.real_dagit import real_dagit
@@ -126,6 +129,12 @@ def database_url(postgres: PostgresServer) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+def database(database_url: str) -> Database:
+    """The same, as the processes of a test see it."""
+    return Database(database_url)
+
+
 DAGSTER_YAML = """
 telemetry: {enabled: false}
 compute_logs:
@@ -205,6 +214,16 @@ def postgres_instance(opened_on_postgres: DagsterInstance) -> Iterator[DagsterIn
     """The instance of the stack. Tests on it take it in place of `instance`, in modules of their own."""
     with kept_warm(opened_on_postgres) as instance:
         yield instance
+
+
+@pytest.fixture
+def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    """An app on the broker in this process's memory; nothing happens yet in `eventful_jobs`."""
+    monkeypatch.setattr(eventful_jobs, "happenings", {})
+    app = memory_app(tmp_path)
+    yield app
+    app.close()
+    empty_the_memory()
 
 
 @pytest.fixture

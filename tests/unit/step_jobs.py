@@ -27,6 +27,7 @@ from dagster import (
 )
 
 from dagster_stack import celery_executor
+from tests.unit.database_errors import ask_warehouse
 
 #: What the hook of `hooked` was called with.
 hooked_steps: list[str] = []
@@ -161,6 +162,16 @@ def needs_resource() -> int:
 def with_a_broken_resource() -> None:
     add_one.alias("after_failure")(needs_resource())
     add_one.alias("beside")(one())
+
+
+@op
+def asks() -> int:
+    ask_warehouse()
+
+
+@job(executor_def=celery_executor)
+def with_a_warehouse() -> None:
+    asks()
 
 
 @op(required_resource_keys={"broken"}, retry_policy=RetryPolicy(max_retries=1))

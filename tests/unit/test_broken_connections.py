@@ -14,17 +14,13 @@ from dagster_stack.errors import Fenced, GivenUp
 from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import database as database_module
 from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.storage.database import noting_engine
 from dagster_stack.storage.postgres import PooledPostgresStorage
 from dagster_stack.storage.sqlstate import is_away
 from tests.unit.clock import Clock
 from tests.unit.holders import Database, any_work, entry, materialization
 
 KINDS = DagsterEventType
-
-
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
 
 
 @pytest.fixture(autouse=True)
@@ -160,7 +156,7 @@ def test_tags_of_a_run_that_break_are_set_all_the_same(
 
 def test_a_statement_that_takes_too_long_is_not_the_servers_absence(database: Database) -> None:
     """Dagit limits its statements: a page that is too slow must not be read again for minutes."""
-    engine = sqlalchemy.create_engine(
+    engine = noting_engine(
         database.url, connect_args={"options": "-c statement_timeout=50"}, poolclass=NullPool
     )
     with engine.connect() as connection, pytest.raises(OperationalError) as found:

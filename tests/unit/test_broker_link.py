@@ -22,18 +22,8 @@ from dagster_stack.broker.messages import StepMessage
 from dagster_stack.broker.tasks import STEP_TASK
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.settings import CeleryConfig, Settings
-from tests.unit.deliveries import empty_the_memory, memory_app
 
 STEP = StepMessage("run-1", "a.b[c]", 2, "{}", "deferred", "", True)
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> Iterator[Celery]:
-    """The app of a run, on the broker in this process's memory."""
-    app = memory_app(tmp_path)
-    yield app
-    app.close()
-    empty_the_memory()
 
 
 @pytest.fixture

@@ -16,12 +16,6 @@ from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage.claims import KEPT_SECS, STALE_SECS, Claim, Loss, Sign, Work
 from tests.unit.holders import Database, any_work
 
-
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
 # --- one holder at a time ------------------------------------------------------------------------------------------
 
 

@@ -183,11 +183,6 @@ def test_what_is_deleted_while_it_is_replaced_is_written(store: Weaknesses, clie
 
 
 @pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
-@pytest.fixture
 def facts(postgres_instance: DagsterInstance) -> Facts:
     storage = postgres_instance.event_log_storage
     assert isinstance(storage, PooledEventLogStorage)

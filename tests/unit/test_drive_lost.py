@@ -9,13 +9,14 @@ from dagster._core.execution.api import create_execution_plan
 from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.system_config.objects import ResolvedRunConfig
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import ProgrammingError
 
 from dagster_stack.broker.messages import StepMessage, step_task_id
 from dagster_stack.errors import Fenced
 from dagster_stack.executor import drive
 from dagster_stack.storage.claims import STALE_SECS, Work
 from tests.unit import eventful_jobs, step_jobs
+from tests.unit.database_errors import AWAY, noted
 from tests.unit.driven_runs import HOLDER, Result, Workers, announced, executed, resumed
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import execute, kinds, message, started_run
@@ -26,11 +27,6 @@ def instance(postgres_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(eventful_jobs, "happenings", {})
     monkeypatch.setattr(eventful_jobs, "yields", [])
     return postgres_instance
-
-
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
 
 
 class Deaths:
@@ -297,8 +293,8 @@ def test_a_limit_by_tag_counts_what_an_earlier_process_sent(
     ("error", "goes_on"),
     [
         (Fenced("another process has the run"), True),
-        (OperationalError("SELECT 1", {}, Exception("server closed the connection")), True),
-        (ProgrammingError("SELEC", {}, Exception("syntax error")), False),
+        (AWAY, True),
+        (noted(ProgrammingError("SELEC", {}, Exception("syntax error"))), False),
         (RuntimeError("a mistake"), False),
     ],
     ids=lambda value: type(value).__name__,

@@ -45,11 +45,6 @@ def instance(postgres_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
     return postgres_instance
 
 
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
 @pytest.fixture(autouse=True)
 def no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     """There is none, and whoever looks for one fails."""

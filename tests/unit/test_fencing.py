@@ -17,15 +17,10 @@ from dagster_stack.storage.database import PATIENCE_SECS
 from dagster_stack.storage.event_batch import EventBatch
 from dagster_stack.storage.event_log import FENCED_INSERT
 from tests.unit.clock import Clock
+from tests.unit.database_errors import AWAY
 from tests.unit.holders import Database, any_work, entry, materialization
 
-AWAY = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
 KINDS = DagsterEventType
-
-
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
 
 
 @pytest.fixture

@@ -19,11 +19,6 @@ KINDS = DagsterEventType
 DAY = "dagster/partition/day"
 
 
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
 def materializations(storage: PooledPostgresStorage, key: str) -> list[EventLogRecord]:
     return list(storage.event_log_storage.fetch_materializations(AssetKey(key), limit=10).records)
 

@@ -20,11 +20,6 @@ POOL = "database"
 
 
 @pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
-@pytest.fixture
 def log(postgres_instance: DagsterInstance) -> Iterator[PooledEventLogStorage]:
     """The event log of the process that has the run at first; its pool has one slot."""
     storage = postgres_instance.event_log_storage

@@ -17,11 +17,6 @@ from tests.unit.holders import Database
 KINDS = DagsterEventType
 
 
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
 def report(storage: PooledPostgresStorage, run_id: str, kind: DagsterEventType) -> None:
     storage.run_storage.handle_run_event(run_id, DagsterEvent(kind.value, job_name="a_job"))
 

@@ -1,7 +1,5 @@
 """The run launcher: one message a run, and what is known of a run that is on its way."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -9,7 +7,7 @@ import sqlalchemy
 from celery import Celery
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.launcher import LaunchRunContext, ResumeRunContext, WorkerStatus
-from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlalchemy.exc import ProgrammingError
 
 from dagster_stack import tags
 from dagster_stack.broker.link import QueueState
@@ -21,7 +19,8 @@ from dagster_stack.runner.launcher import IDLE_SECS, CeleryRunLauncher
 from dagster_stack.storage.claims import STALE_SECS, Work
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
-from tests.unit.deliveries import empty_the_memory, memory_app, waiting
+from tests.unit.database_errors import AWAY
+from tests.unit.deliveries import waiting
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import said, started_run
 
@@ -31,14 +30,6 @@ STARTING, STARTED = DagsterRunStatus.STARTING, DagsterRunStatus.STARTED
 @pytest.fixture
 def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
     return postgres_instance
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> Iterator[Celery]:
-    app = memory_app(tmp_path)
-    yield app
-    app.close()
-    empty_the_memory()
 
 
 @pytest.fixture
@@ -173,10 +164,9 @@ def test_a_database_that_stays_away_leaves_a_run_to_the_watch(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     run = started_run(instance, step_jobs.linear, status=STARTING)
-    gone = OperationalError("UPDATE", {}, Exception("server closed the connection"))
 
     def tell_code(_: DagsterRun) -> NoReturn:
-        raise gone
+        raise AWAY
 
     monkeypatch.setattr(launcher, "_tell_code", tell_code)
 

@@ -1,16 +1,27 @@
 """Whatever text user code brings into a run, the step ends as it should, and Dagster can read and encode all of it."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from dagster import AssetKey, DagsterInstance, DagsterRun
+from dagster import (
+    AssetKey,
+    AssetOut,
+    DagsterInstance,
+    DagsterRun,
+    StaticPartitionsDefinition,
+    asset,
+    materialize,
+    multi_asset,
+)
 from sqlalchemy import create_engine, text
 
 from dagster_stack.storage.error_chains import MOST_CAUSES
+from dagster_stack.storage.pickles import LocalIOManager
 from dagster_stack.texts import MOST_TEXT
 from tests.unit import odd_jobs
-from tests.unit.odd_jobs import FAILURES, SHOWN
+from tests.unit.odd_jobs import FAILURES, ODD, SHOWN
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
 
 
@@ -73,6 +84,39 @@ def test_odd_characters_of_an_asset_are_mended_in_dagsters_tables_too(
     ):
         for (stored,) in query(database_url, f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL"):
             json.dumps(json.loads(stored), ensure_ascii=False).encode()
+
+
+def test_an_asset_may_have_an_odd_name(instance: DagsterInstance, tmp_path: Path) -> None:
+    key = AssetKey(["odd", ODD])
+
+    @multi_asset(outs={"result": AssetOut(key=key)})
+    def odd() -> int:
+        return 1
+
+    store = LocalIOManager(base_dir=str(tmp_path))
+    result = materialize([odd], instance=instance, resources={"io_manager": store})
+
+    assert result.success
+    assert key in instance.all_asset_keys()
+    assert instance.get_latest_materialization_event(key)
+
+
+def test_a_partition_with_an_odd_name_fails_once(instance: DagsterInstance, tmp_path: Path) -> None:
+    @asset(partitions_def=StaticPartitionsDefinition(["file\udcff"]))
+    def odd() -> int:
+        return 1
+
+    store = LocalIOManager(base_dir=str(tmp_path))
+    result = materialize(
+        [odd],
+        instance=instance,
+        partition_key="file\udcff",
+        resources={"io_manager": store},
+        raise_on_error=False,
+    )
+
+    (failure,) = [event for event in events(instance, result.run_id) if event.is_step_failure]
+    assert "Nonexistent partition keys" in str(failure.step_failure_data.error)
 
 
 @pytest.mark.parametrize("kind", FAILURES)

@@ -27,11 +27,10 @@ from dagster_stack.storage.event_log import AWAITED_EVENTS, PooledEventLogStorag
 from dagster_stack.storage.postgres import PooledPostgresStorage
 from dagster_stack.storage.tenure import Tenure
 from tests.unit.clock import Clock
+from tests.unit.database_errors import AWAY, noted
 
 #: Nobody listens on this port.
-URL = "postgresql://user:secret@127.0.0.1:1/dagster"
-AWAY = OperationalError("SELECT 1", {}, Exception("the server closed the connection"))
-#: Longer than any delay of a batch: what is written before was written for another reason.
+URL = "postgresql://user:secret@127.0.0.1:1/dagster"  #: Longer than any delay of a batch: what is written before was written for another reason.
 NEVER = 3600.0
 
 
@@ -80,8 +79,8 @@ def test_a_call_gives_up_when_the_server_stays_away(clock: Clock) -> None:
 
 
 def test_a_connection_that_broke_under_a_statement_is_the_servers_absence(clock: Clock) -> None:
-    broken = InterfaceError(
-        "SELECT 1", {}, Exception("connection already closed"), connection_invalidated=True
+    broken = noted(
+        InterfaceError("SELECT 1", {}, Exception("connection already closed"), connection_invalidated=True)
     )
     answers: list[DBAPIError | None] = [broken, AWAY, None]
 
@@ -97,8 +96,8 @@ def test_a_connection_that_broke_under_a_statement_is_the_servers_absence(clock:
 @pytest.mark.parametrize(
     "error",
     [
-        ProgrammingError("SELEC", {}, Exception("syntax error")),
-        InterfaceError("SELECT 1", {}, Exception("cursor already closed")),
+        noted(ProgrammingError("SELEC", {}, Exception("syntax error"))),
+        noted(InterfaceError("SELECT 1", {}, Exception("cursor already closed"))),
         ValueError("no error of a database"),
     ],
 )

@@ -1,8 +1,6 @@
 """Postgres is read-only for a while, as in a failover: everybody waits, nothing is lost, nothing is done twice."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -21,53 +19,13 @@ from dagster_stack.storage.postgres import PooledPostgresStorage
 from dagster_stack.worker.step_execution import execute_step
 from tests.unit import eventful_jobs
 from tests.unit.clock import Clock
-from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed
+from tests.unit.deliveries import Delivery, buried, postponed
+from tests.unit.failover import Server
 from tests.unit.holders import Database, any_work, entry, materialization
 from tests.unit.postgres_server import PostgresServer
 from tests.unit.runs_by_hand import kinds, message, started_run
-from tests.waiting import wait_until
 
 KINDS = DagsterEventType
-
-
-class Server:
-    """The server, which can be made read-only: for sessions that are open, too."""
-
-    def __init__(self, server: PostgresServer, database: Database) -> None:
-        self._server, self._database = server, database
-
-    def set(self, read_only: bool) -> None:
-        value = "on" if read_only else "off"
-        self._server.execute(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
-        self._server.execute("SELECT pg_reload_conf()")
-        shown = "SHOW default_transaction_read_only"
-        wait_until(
-            lambda: self._database.execute(shown) == [(value,)], 10, f"read-only is {value}", pause=0.01
-        )
-
-    @contextmanager
-    def read_only(self, clock: Clock, seconds: float) -> Iterator[None]:
-        """Until somebody has waited for so many seconds of the clock."""
-        over_at = clock.now + seconds
-        sleep = clock.sleep
-
-        def sleeping(seconds: float) -> None:
-            sleep(seconds)
-            if clock.now >= over_at:
-                self.set(False)
-
-        clock.sleep = sleeping  # type: ignore[method-assign]
-        self.set(True)
-        try:
-            yield
-        finally:
-            clock.sleep = sleep  # type: ignore[method-assign]
-            self.set(False)
-
-
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
 
 
 @pytest.fixture
@@ -224,15 +182,6 @@ def test_who_can_not_give_a_sign_of_life_counts_as_alive_meanwhile(
 @pytest.fixture
 def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
     return postgres_instance
-
-
-@pytest.fixture
-def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
-    monkeypatch.setattr(eventful_jobs, "happenings", {})
-    app = memory_app(tmp_path)
-    yield app
-    app.close()
-    empty_the_memory()
 
 
 def test_a_step_whose_code_uses_the_instance_meanwhile_goes_on_when_it_is_over(

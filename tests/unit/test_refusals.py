@@ -3,7 +3,6 @@
 import random
 import string
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -27,7 +26,7 @@ from dagster_stack.errors import Refused
 from dagster_stack.storage.claims import STOPPED, Work
 from dagster_stack.worker.step_execution import MOST_EXECUTIONS, MOST_STOPS, execute_step
 from tests.unit import eventful_jobs
-from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed
+from tests.unit.deliveries import Delivery, buried, postponed
 from tests.unit.holders import Database, any_work, entry
 from tests.unit.runs_by_hand import events, kinds, message, started_run
 
@@ -37,22 +36,8 @@ LONG = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=
 
 
 @pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
-@pytest.fixture
 def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
     return postgres_instance
-
-
-@pytest.fixture
-def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
-    monkeypatch.setattr(eventful_jobs, "happenings", {})
-    app = memory_app(tmp_path)
-    yield app
-    app.close()
-    empty_the_memory()
 
 
 def line(run_id: str, text: str) -> EventLogEntry:
@@ -138,6 +123,10 @@ def failures(instance: DagsterInstance, run: DagsterRun) -> list[str]:
         (lambda instance, run: instance.add_run_tags(run.run_id, {"long": LONG}), "exceeds btree version"),
         (lambda instance, run: instance.add_dynamic_partitions("days", [LONG]), "exceeds btree version"),
         (
+            lambda instance, run: instance.add_dynamic_partitions("files", ["a\udcff"]),
+            "surrogates not allowed",
+        ),
+        (
             lambda instance, run: instance.report_runless_asset_event(AssetMaterialization([LONG])),
             "exceeds btree version",
         ),
@@ -148,7 +137,7 @@ def failures(instance: DagsterInstance, run: DagsterRun) -> list[str]:
             "exceeds btree version",
         ),
     ],
-    ids=["run tag", "dynamic partition", "asset key", "partition"],
+    ids=["run tag", "dynamic partition", "file name", "asset key", "partition"],
 )
 def test_a_step_that_writes_what_postgres_refuses_fails_once_with_its_sentence(
     instance: DagsterInstance, app: Celery, does: Any, says: str
@@ -261,4 +250,4 @@ def test_a_reason_is_kept_whatever_it_says(database: Database) -> None:
     database.claims.release(database.taken(work, "a"), "a\0b \udcff " + "c" * 5000)
 
     (found,) = database.taken(work, "b").before
-    assert found.reason.startswith("ab \\udcff ccc")
+    assert found.reason.startswith("a␀b \\udcff ccc")

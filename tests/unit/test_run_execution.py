@@ -12,7 +12,6 @@ from celery.exceptions import Reject
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.events import JobFailureData, RunFailureReason
 from dagster_shared.error import SerializableErrorInfo
-from sqlalchemy.exc import OperationalError
 
 from dagster_stack import tags
 from dagster_stack.broker.messages import RunMessage, step_task_id
@@ -25,12 +24,12 @@ from dagster_stack.storage import life
 from dagster_stack.storage.claims import STALE_SECS, Work
 from tests.unit import eventful_jobs, step_jobs
 from tests.unit.clock import Clock
+from tests.unit.database_errors import AWAY, ask_warehouse
 from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed
 from tests.unit.driven_runs import Workers, announced
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import kinds, message, said, started_run
 
-AWAY = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
 STARTING, STARTED = DagsterRunStatus.STARTING, DagsterRunStatus.STARTED
 
 
@@ -38,11 +37,6 @@ STARTING, STARTED = DagsterRunStatus.STARTING, DagsterRunStatus.STARTED
 def instance(postgres_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> DagsterInstance:
     monkeypatch.setattr(eventful_jobs, "happenings", {})
     return postgres_instance
-
-
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
 
 
 @pytest.fixture
@@ -537,6 +531,18 @@ def test_a_run_whose_job_is_gone_fails_and_its_message_is_put_aside(
     assert any("Job linear can't be loaded by the runner." in line for line in said(instance, run.run_id))
     (letter,) = buried()
     assert "No module named 'pipelines.old'" in letter["reason"]
+
+
+def test_a_database_of_user_codes_own_that_is_away_while_the_job_is_loaded_fails_the_run(
+    instance: DagsterInstance, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started_run(instance, step_jobs.linear, status=STARTING)
+    monkeypatch.setattr(run_execution, "recon_job_from_origin", lambda _: ask_warehouse())
+
+    runner.drives(run)
+
+    assert runner.status(run) == DagsterRunStatus.FAILURE
+    assert len(buried()) == 1
 
 
 def test_a_database_that_goes_away_while_the_job_is_loaded_fails_no_run(

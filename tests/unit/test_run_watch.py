@@ -1,7 +1,5 @@
 """Runs that nobody drives: sent again when their message is lost, ended when somebody wanted that, else left to wait."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -18,7 +16,7 @@ from dagster_stack.runner.watch import LOOK_SECS, RunWatch
 from dagster_stack.storage.claims import Work
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
-from tests.unit.deliveries import empty_the_memory, memory_app, waiting
+from tests.unit.deliveries import waiting
 from tests.unit.driven_runs import Workers, announced
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import said, started_run
@@ -32,14 +30,6 @@ AGAIN = "No runner has this run: it is handed over again."
 def instance(postgres_instance: DagsterInstance, database_url: str) -> DagsterInstance:
     Database(database_url).execute("UPDATE runs SET status = 'SUCCESS'")
     return postgres_instance
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> Iterator[Celery]:
-    app = memory_app(tmp_path)
-    yield app
-    app.close()
-    empty_the_memory()
 
 
 class Watch:

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +19,7 @@ from dagster_stack.worker import scratch as scratch_module
 from dagster_stack.worker import shared_memory, step_execution, step_folder
 from dagster_stack.worker.scratch import Scratch
 from tests.unit import step_jobs
-from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed
+from tests.unit.deliveries import Delivery, buried, postponed
 from tests.unit.runs_by_hand import kinds, message, said, started_run
 
 #: Bytes of the scratch space of a test.
@@ -173,14 +172,6 @@ def test_what_can_not_be_removed_is_not_looked_at_before_each_step(
 
 
 # --- what a step and its run see of it --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> Iterator[Celery]:
-    app = memory_app(tmp_path)
-    yield app
-    app.close()
-    empty_the_memory()
 
 
 @pytest.fixture

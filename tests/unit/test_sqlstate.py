@@ -7,9 +7,10 @@ import sqlalchemy
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError, TimeoutError
 
 from dagster_stack.storage import database as database_module
-from dagster_stack.storage.database import TRIES, patiently, pooled_engine
+from dagster_stack.storage.database import TRIES, noting_engine, patiently, pooled_engine
 from dagster_stack.storage.sqlstate import Kind, is_away, is_refusal, is_undone, kind_of, sentence
 from tests.unit.clock import Clock
+from tests.unit.database_errors import ask_warehouse
 from tests.unit.holders import Database
 
 AWAY, AGAIN, WRONG = Kind.AWAY, Kind.AGAIN, Kind.WRONG
@@ -26,11 +27,6 @@ KINDS = {
     # Nobody's.
     "ZZ999": WRONG,
 }  # fmt: skip
-
-
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
 
 
 @pytest.fixture
@@ -72,8 +68,17 @@ def test_no_connection_is_the_servers_absence_and_nothing_was_done() -> None:
     assert is_undone(found.value)
 
 
-def test_a_process_whose_connections_all_wait_for_the_server_waits_too() -> None:
-    assert is_away(TimeoutError("QueuePool limit of size 2 overflow 0 reached"))
+def test_a_process_whose_connections_all_wait_for_the_server_waits_too(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "POOL_TIMEOUT_SECS", 0.01)
+    engine = pooled_engine(database_url, 1)
+    with engine.connect(), pytest.raises(TimeoutError) as found:
+        engine.connect()
+    engine.dispose()
+
+    assert is_away(found.value)
+    assert is_undone(found.value)
 
 
 def test_an_error_that_was_caused_by_the_database_is_one_of_it(database: Database) -> None:
@@ -83,21 +88,16 @@ def test_an_error_that_was_caused_by_the_database_is_one_of_it(database: Databas
     assert is_away(wrapped)
 
 
-def test_an_error_of_user_codes_own_database_is_none_of_ours(database: Database) -> None:
+def test_an_error_of_user_codes_own_database_is_none_of_ours() -> None:
     """A warehouse that is away fails the step: that is the user's matter."""
-    warehouse = sqlalchemy.create_engine("postgresql://user:secret@127.0.0.1:1/warehouse")
+    with pytest.raises(DBAPIError) as found:
+        ask_warehouse()
+    wrapped = RuntimeError("the resource failed")
+    wrapped.__cause__ = found.value
 
-    def query() -> NoReturn:
-        try:
-            warehouse.connect()
-        except DBAPIError as error:
-            raise RuntimeError("the resource failed") from error
-        raise AssertionError("it was there")
-
-    with pytest.raises(RuntimeError) as found:
-        query()
-
-    assert kind_of(found.value) is None
+    for error in (found.value, wrapped, TimeoutError("its pool")):
+        assert kind_of(error) is None
+        assert not is_undone(error)
 
 
 def test_what_another_transaction_was_in_the_way_of_is_tried_again_at_once(
@@ -146,7 +146,7 @@ def test_a_sentence_is_what_postgres_says_with_its_detail_and_hint_and_without_t
 def test_a_lock_that_is_waited_for_too_long_is_no_absence(database_url: str) -> None:
     """Dagit limits its statements: a page that is too slow must not be read again for minutes."""
     options: Any = {"options": "-c statement_timeout=20"}
-    engine = sqlalchemy.create_engine(database_url, connect_args=options)
+    engine = noting_engine(database_url, connect_args=options)
     with engine.connect() as connection, pytest.raises(OperationalError) as found:
         connection.execute(sqlalchemy.text("SELECT pg_sleep(5)"))
     engine.dispose()

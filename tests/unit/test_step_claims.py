@@ -3,9 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from threading import Event
 from typing import Any, NoReturn
 
@@ -20,7 +18,6 @@ from dagster import (
     DagsterRunStatus,
     OpExecutionContext,
 )
-from sqlalchemy.exc import OperationalError
 
 from dagster_stack import tags
 from dagster_stack.broker.messages import StepMessage
@@ -35,31 +32,16 @@ from dagster_stack.worker.losses import ENDED_ITSELF
 from dagster_stack.worker.step_execution import FOREIGN_CODE_SECS, StepExecution, execute_step
 from tests.unit import eventful_jobs
 from tests.unit.clock import Clock
-from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed, waiting
+from tests.unit.database_errors import AWAY
+from tests.unit.deliveries import Delivery, buried, postponed, waiting
 from tests.unit.holders import Database, entry
 from tests.unit.runs_by_hand import events, kinds, message, started_run
 from tests.waiting import wait_until
-
-AWAY = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
 
 
 @pytest.fixture
 def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
     return postgres_instance
-
-
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
-@pytest.fixture
-def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
-    monkeypatch.setattr(eventful_jobs, "happenings", {})
-    app = memory_app(tmp_path)
-    yield app
-    app.close()
-    empty_the_memory()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,26 +13,16 @@ from celery.exceptions import Reject
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.state import KnownExecutionState
-from sqlalchemy.exc import OperationalError
 
 from dagster_stack.worker import isolation, planned_job, step_execution
 from tests.unit import step_jobs
-from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app
+from tests.unit.database_errors import AWAY, ask_warehouse
+from tests.unit.deliveries import Delivery, buried
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
-
-AWAY = OperationalError("SELECT 1", {}, Exception("the server closed the connection"))
 
 
 def outputs(*keys: str) -> KnownExecutionState:
     return KnownExecutionState(ready_outputs={StepOutputHandle(key, "result") for key in keys})
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> Iterator[Celery]:
-    app = memory_app(tmp_path)
-    yield app
-    app.close()
-    empty_the_memory()
 
 
 @pytest.fixture
@@ -334,6 +323,26 @@ def test_without_the_database_a_message_goes_back_to_its_queue(
     assert rejection.value.requeue is True
     assert "STEP_FAILURE" not in kinds(instance, run.run_id)
     assert woken == []
+
+
+@pytest.mark.parametrize("at_load", [True, False], ids=["its job is loaded", "it is executed"])
+def test_a_database_of_user_codes_own_that_is_away_fails_the_step(
+    instance: DagsterInstance,
+    app: Celery,
+    monkeypatch: pytest.MonkeyPatch,
+    woken: list[tuple[Any, str]],
+    at_load: bool,
+) -> None:
+    run = started_run(instance, step_jobs.with_a_warehouse)
+    content = message(instance, run, "asks").to_json()
+    if at_load:
+        monkeypatch.setattr(step_execution, "planned_job", lambda *_: ask_warehouse())
+
+    step_execution.execute_step(Delivery(app), content)
+
+    assert kinds(instance, run.run_id, "asks").count("STEP_FAILURE") == 1
+    assert woken == [(app, run.run_id)]
+    assert len(buried()) == int(at_load)
 
 
 def test_a_foreign_message_is_put_aside_and_says_why(app: Celery) -> None:

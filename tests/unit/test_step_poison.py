@@ -1,8 +1,6 @@
 """Step messages that nobody can use: put aside with the reason, whatever is wrong with them."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -16,17 +14,9 @@ from dagster_stack.worker import step_execution
 from dagster_stack.worker.step_execution import execute_step
 from tests.unit import eventful_jobs
 from tests.unit.clock import Clock
-from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed
+from tests.unit.deliveries import Delivery, buried, postponed
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import message, started_run
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> Iterator[Celery]:
-    app = memory_app(tmp_path)
-    yield app
-    app.close()
-    empty_the_memory()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from dagster_stack.worker.step_execution import StepExecution, execute_step
 from dagster_stack.worker.time_limit import TimeLimit
 from scripts.console import ROOT
 from tests.unit import eventful_jobs, step_jobs
-from tests.unit.deliveries import Delivery, empty_the_memory, memory_app, waiting
+from tests.unit.deliveries import Delivery, waiting
 from tests.unit.driven_runs import executed
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import events, kinds, message, started_run
@@ -41,19 +41,6 @@ LIMIT = "limit of 0.3 s (tag dagster-stack/timeout of the run)"
 def instance(postgres_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> DagsterInstance:
     monkeypatch.setattr(eventful_jobs, "happenings", {})
     return postgres_instance
-
-
-@pytest.fixture
-def database(database_url: str) -> Database:
-    return Database(database_url)
-
-
-@pytest.fixture
-def app(tmp_path: Path) -> Iterator[Celery]:
-    app = memory_app(tmp_path)
-    yield app
-    app.close()
-    empty_the_memory()
 
 
 def limited(
