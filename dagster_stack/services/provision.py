@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
+from alembic.util import CommandError
 from botocore.exceptions import BotoCoreError, ClientError
 from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
@@ -27,10 +28,12 @@ from dagster_stack.services.lifecycle import expire_logs_of_outside_bucket, set_
 from dagster_stack.services.ownership import own_places
 from dagster_stack.settings import Settings
 from dagster_stack.storage.conditions import TOLD, TOLD_DAYS, UNFENCED, Write, note, place_of, probe
+from dagster_stack.storage.database import impatience
 from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.facts import Facts
 from dagster_stack.storage.postgres import make_tables
 from dagster_stack.storage.s3 import CLOCKS, s3_client
-from dagster_stack.storage.sqlstate import sentence
+from dagster_stack.storage.sqlstate import code_of, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,18 @@ OBJECT_ACTIONS = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMu
 BUCKET_ACTIONS = ["s3:ListBucket", "s3:GetBucketLocation", "s3:ListBucketMultipartUploads"]
 
 
+#: Seconds that a store has which does not answer, or says that it is coming up; and one that answers with an error.
+COMING_UP_SECS, ANSWER_SECS = 60, 30
+PAUSE_SECS = 2
+#: What to do about an answer that has these words in it.
+CURES = {
+    "RequestTimeTooSkewed": f"That is, {CLOCKS}",
+    "read-only transaction": (
+        "Postgres takes no writes. If POSTGRES_HOST in .env is a standby, name the primary. If somebody has made it"
+        " read-only: docker compose exec postgres psql -U postgres -c 'ALTER SYSTEM RESET default_transaction_read_only'"
+        " -c 'SELECT pg_reload_conf()'"
+    ),
+}
 #: What a store answers that is still coming up, or that nobody can reach; anything else is a defect.
 TRANSIENT = (
     BotoCoreError,
@@ -82,27 +97,35 @@ def provision() -> None:
         )
         patiently("the S3 store", lambda: make_outside_bucket(settings))
     kept = patiently("the S3 store", lambda: probed(settings))
-    patiently("Postgres", lambda: make_schema(settings, kept))
+    make_schema(settings, kept)
 
 
-def patiently(store: str, make: Callable[[], Made], attempts: int = 10, pause_secs: float = 2) -> Made:
+def patiently(store: str, make: Callable[[], Made]) -> Made:
     """Try again while a store is still coming up; raises ProvisionError with its last answer."""
-    for attempt in range(1, attempts + 1):
+    begin = time.monotonic()
+    while True:
         try:
             return make()
         except TRANSIENT as error:
             # Dagster's own says no more than that it has tried.
-            answer = sentence(
-                error.__cause__ or error if isinstance(error, DagsterPostgresException) else error
-            )
-            if attempt == attempts:
-                cure = "Check its address and keys in .env."
-                if "RequestTimeTooSkewed" in answer:
-                    cure = f"That is, {CLOCKS}"
+            said = error.__cause__ or error if isinstance(error, DagsterPostgresException) else error
+            answer = sentence(said)
+            if time.monotonic() - begin >= (COMING_UP_SECS if is_coming_up(said) else ANSWER_SECS):
+                cures = (cure for words, cure in CURES.items() if words in answer)
+                cure = next(cures, "Check its address and keys in .env.")
                 raise ProvisionError(f"{store} could not be prepared: {answer}. {cure}") from error
             logger.info("waiting for %s (%s)", store, answer, extra={"action": "store.awaited"})
-            time.sleep(pause_secs)
-    raise AssertionError("it returns, or raises")
+            time.sleep(PAUSE_SECS)
+
+
+def is_coming_up(error: BaseException) -> bool:
+    """Whether a store may only need more time: it does not answer, or says so."""
+    if isinstance(error, SQLAlchemyError):
+        # For a connection that is refused the driver tells no SQLSTATE.
+        return not code_of(error) and ("FATAL:" not in str(error) or "the database system is" in str(error))
+    if isinstance(error, ClientError):
+        return bool(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500)
+    return not isinstance(error, MinioAdminException)
 
 
 def minio_root() -> MinioRoot | None:
@@ -216,20 +239,34 @@ def attach_policy(admin: MinioAdmin, user: str, policy: str) -> None:
 
 def make_schema(settings: Settings, kept: dict[Write, bool]) -> None:
     """Dagster's tables: made when missing, migrated when they are of an older version."""
-    with DagsterInstance.get() as instance:
+    with impatience(), DagsterInstance.get() as instance:
         storage = instance.event_log_storage
         if isinstance(storage, PooledEventLogStorage):
             patiently("Postgres", lambda: make_tables(storage.postgres_url))
-            assert settings.s3 is not None
             patiently(
                 "a store (Postgres, S3 or RabbitMQ)",
                 lambda: own_places(settings, storage.facts, storage.engine),
             )
-            note(storage.facts, place_of(settings.s3.bucket, settings.s3.endpoint_url), kept)
-            storage.facts.forget(TOLD, TOLD_DAYS)
-        instance.upgrade(print_fn=lambda line: logger.debug("%s", line, extra={"action": "schema.migrated"}))
-        give_runs_this_code(instance)
+            patiently("Postgres", lambda: note_facts(storage.facts, settings, kept))
+        patiently("Postgres", lambda: migrate(instance))
+        patiently("Postgres", lambda: give_runs_this_code(instance))
     logger.info("the database schema is up to date", extra={"action": "schema.ready"})
+
+
+def note_facts(facts: Facts, settings: Settings, kept: dict[Write, bool]) -> None:
+    assert settings.s3 is not None
+    note(facts, place_of(settings.s3.bucket, settings.s3.endpoint_url), kept)
+    facts.forget(TOLD, TOLD_DAYS)
+
+
+def migrate(instance: DagsterInstance) -> None:
+    try:
+        instance.upgrade(print_fn=lambda line: logger.debug("%s", line, extra={"action": "schema.migrated"}))
+    except CommandError as error:
+        raise ProvisionError(
+            f"The database's schema can't be migrated: {error}. If newer code was here before, deploy that"
+            " again, or restore a backup of before."
+        ) from error
 
 
 def give_runs_this_code(instance: DagsterInstance) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import boto3
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, EndpointConnectionError
 from botocore.stub import Stubber
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 from dagster_postgres.utils import DagsterPostgresException
+from minio.error import MinioAdminException
 from sqlalchemy.exc import OperationalError
 
 from dagster_stack import tags
@@ -18,6 +19,12 @@ from dagster_stack.errors import ProvisionError
 from dagster_stack.services import provision
 from dagster_stack.services.provision import MinioRoot
 from dagster_stack.settings import LOG_EXPIRY_DAYS, S3Settings, Settings
+from dagster_stack.storage import database as database_module
+from tests.unit import conftest
+from tests.unit.clock import Clock
+from tests.unit.failover import Server
+from tests.unit.holders import Database
+from tests.unit.postgres_server import PostgresServer
 from tests.unit.runs_by_hand import said
 
 RULE = {
@@ -56,58 +63,144 @@ def s3() -> Any:
 
 
 class Store:
-    """A store that comes up after so many attempts."""
+    """A store that comes up after so many seconds."""
 
-    def __init__(self, failures: int, error: Exception) -> None:
-        self.failures, self.error, self.attempts = failures, error, 0
+    def __init__(self, clock: Clock, seconds: float, error: Exception) -> None:
+        self._clock, self._up_at, self._error = clock, clock.now + seconds, error
 
     def __call__(self) -> None:
-        self.attempts += 1
-        if self.attempts <= self.failures:
-            raise self.error
+        if self._clock.now < self._up_at:
+            raise self._error
 
 
-def test_a_store_that_is_still_coming_up_is_waited_for() -> None:
-    store = Store(3, ConnectionRefusedError("not yet"))
-
-    provision.patiently("MinIO", store, attempts=5, pause_secs=0)
-
-    assert store.attempts == 4
-
-
-def test_a_store_that_never_comes_up_is_named_with_its_last_answer_and_the_cure() -> None:
-    store = Store(99, ConnectionRefusedError("connection refused"))
-
-    with pytest.raises(
-        ProvisionError, match=r"MinIO could not be prepared: connection refused.*keys in \.env"
-    ):
-        provision.patiently("MinIO", store, attempts=3, pause_secs=0)
-
-    assert store.attempts == 3
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(provision, "time", clock)
+    monkeypatch.setattr(database_module, "time", clock)
+    return clock
 
 
-def test_of_postgres_its_own_answer_is_told_and_not_that_dagster_has_tried() -> None:
+def connection_failure(text: str) -> OperationalError:
+    return OperationalError(
+        "", {}, Exception(f'connection to server at "postgres", port 5432 failed: {text}')
+    )
+
+
+def http_error(code: str, status: int) -> ClientError:
+    answer: Any = {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "HeadBucket")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionRefusedError("not yet"),
+        EndpointConnectionError(endpoint_url="http://minio:9000"),
+        http_error("XMinioServerNotInitialized", 503),
+        connection_failure("Connection refused"),
+        connection_failure("FATAL:  the database system is starting up"),
+    ],
+    ids=str,
+)
+def test_a_store_that_is_still_coming_up_has_a_minute(clock: Clock, error: Exception) -> None:
+    provision.patiently("a store", Store(clock, 55, error))
+    start = clock.now
+    with pytest.raises(ProvisionError, match=r"a store could not be prepared: .*keys in \.env"):
+        provision.patiently("a store", Store(clock, 999, error))
+
+    assert 60 <= clock.now - start <= 65
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        http_error("InvalidAccessKeyId", 403),
+        MinioAdminException("403", "no"),
+        connection_failure('FATAL:  password authentication failed for user "dagster"'),
+    ],
+    ids=str,
+)
+def test_a_store_that_answers_with_an_error_has_half_of_it(clock: Clock, error: Exception) -> None:
+    start = clock.now
+    with pytest.raises(ProvisionError, match=r"a store could not be prepared: .*keys in \.env"):
+        provision.patiently("a store", Store(clock, 999, error))
+
+    assert 30 <= clock.now - start <= 35
+
+
+def test_of_postgres_its_own_answer_is_told_and_not_that_dagster_has_tried(clock: Clock) -> None:
     error = DagsterPostgresException("too many retries for DB connection")
     error.__cause__ = OperationalError("SELECT 1", {}, Exception('could not translate host name "postgres"'))
 
     with pytest.raises(ProvisionError, match='prepared: could not translate host name "postgres"\\. Check'):
-        provision.patiently("Postgres", Store(99, error), attempts=2, pause_secs=0)
+        provision.patiently("Postgres", Store(clock, 999, error))
 
 
-def test_clocks_that_differ_are_named() -> None:
-    error = ClientError({"Error": {"Code": "RequestTimeTooSkewed", "Message": "too large"}}, "HeadBucket")
+def test_clocks_that_differ_are_named(clock: Clock) -> None:
+    error = http_error("RequestTimeTooSkewed", 403)
 
     with pytest.raises(ProvisionError, match="differ by more than 15 minutes"):
-        provision.patiently("the S3 store", Store(99, error), attempts=2, pause_secs=0)
+        provision.patiently("the S3 store", Store(clock, 999, error))
 
 
-def test_a_defect_is_not_tried_again() -> None:
-    store = Store(99, TypeError("a defect"))
+def test_a_defect_is_not_tried_again(clock: Clock) -> None:
+    start = clock.now
 
     with pytest.raises(TypeError, match="a defect"):
-        provision.patiently("MinIO", store, attempts=3, pause_secs=0)
+        provision.patiently("MinIO", Store(clock, 999, TypeError("a defect")))
 
-    assert store.attempts == 1
+    assert clock.now == start
+
+
+# --- the schema -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """A deployment on Postgres, and nowhere else."""
+    (tmp_path / "dagster.yaml").write_text(
+        conftest.DAGSTER_YAML + conftest.ON_POSTGRES.format(url=database_url)
+    )
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    return Database(database_url)
+
+
+def test_a_postgres_that_takes_no_writes_ends_it_soon_with_the_cure(
+    home: Database, postgres: PostgresServer, clock: Clock
+) -> None:
+    start = clock.now
+    with (
+        Server(postgres, home).read_only(clock, 999),
+        pytest.raises(
+            ProvisionError,
+            match=r"in a read-only transaction.*ALTER SYSTEM RESET default_transaction_read_only",
+        ),
+    ):
+        provision.make_schema(INSIDE, {})
+
+    assert clock.now - start <= 35
+    # And afterwards this process waits as long as ever
+    assert database_module.default_patience == database_module.write_patience == database_module.PATIENCE_SECS
+
+
+def test_a_postgres_that_takes_writes_again_meanwhile_is_prepared(
+    home: Database, postgres: PostgresServer, clock: Clock
+) -> None:
+    with Server(postgres, home).read_only(clock, 20):
+        provision.make_schema(INSIDE, {})
+
+
+def test_a_schema_of_newer_code_ends_it_with_a_sentence(home: Database) -> None:
+    (revision,) = home.execute("SELECT version_num FROM alembic_version")[0]
+    home.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
+    try:
+        with pytest.raises(ProvisionError, match=r"can't be migrated: .*fedcba987654.*newer code"):
+            provision.make_schema(INSIDE, {})
+    finally:
+        home.execute("UPDATE alembic_version SET version_num = :revision", revision=revision)
+
+    provision.make_schema(INSIDE, {})
 
 
 # --- the bucket -------------------------------------------------------------------------------------------------
