@@ -41,7 +41,7 @@ from dagster_stack.worker import shared_memory
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.descendants import Descendants
 from dagster_stack.worker.interruption import Interruption
-from dagster_stack.worker.isolation import tell_left, undisturbed
+from dagster_stack.worker.isolation.undisturbed import tell_left, undisturbed
 from dagster_stack.worker.losses import KILLED_AT_LIMIT
 from dagster_stack.worker.process import warm_instance
 from dagster_stack.worker.scratch import has_room, see_to_room

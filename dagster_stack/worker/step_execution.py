@@ -44,7 +44,7 @@ from dagster_stack.worker import shared_memory
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.descendants import Descendants
 from dagster_stack.worker.interruption import Interruption
-from dagster_stack.worker.isolation import tell_left, undisturbed
+from dagster_stack.worker.isolation.undisturbed import tell_left, undisturbed
 from dagster_stack.worker.losses import KILLED_AT_LIMIT
 from dagster_stack.worker.own_process import Order, execute_apart
 from dagster_stack.worker.pids import naming_limit

@@ -14,7 +14,8 @@ from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunSta
 from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.state import KnownExecutionState
 
-from dagster_stack.worker import isolation, planned_job, step_execution
+from dagster_stack.worker import planned_job, step_execution
+from dagster_stack.worker.isolation import undisturbed
 from tests.unit import step_jobs
 from tests.unit.database_errors import AWAY, ask_warehouse
 from tests.unit.deliveries import Delivery, buried
@@ -149,7 +150,7 @@ def test_the_log_says_whose_threads_still_run_and_that_their_process_is_replaced
     instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replaced: list[bool] = []
-    monkeypatch.setattr(isolation, "replace_process", lambda: replaced.append(True))
+    monkeypatch.setattr(undisturbed, "replace_process", lambda: replaced.append(True))
     run = started_run(instance, step_jobs.leaving_a_thread)
 
     execute(message(instance, run, "leave_a_thread"))

@@ -1,0 +1,1 @@
+"""What a process looks like to each step: as if no other had been there before."""
