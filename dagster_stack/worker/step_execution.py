@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from celery import Task
 from dagster import (
     DagsterEvent,
-    DagsterEventType,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
@@ -19,28 +17,24 @@ from dagster import (
 from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.events.log import EventLogEntry
 from dagster._core.execution.context_creation_job import create_context_free_log_manager
-from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.plan.step import ExecutionStep
-from dagster._utils.error import serializable_error_info_from_exc_info
-from dagster_shared.error import SerializableErrorInfo
 
 from dagster_stack import tags
 from dagster_stack.broker.link import wake_up
 from dagster_stack.broker.messages import StepMessage
 from dagster_stack.broker.postponed import refused_for
 from dagster_stack.code_version import code_version
-from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, NoSuchJob, NoSuchRun, Refused
+from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, NoSuchJob, NoSuchRun
 from dagster_stack.executor.termination import GRACE_SECS
 from dagster_stack.forks import leave
 from dagster_stack.logs.context import bound
-from dagster_stack.settings import MAX_DELIVERIES_VARIABLE, Settings
 from dagster_stack.storage.attempt import STARTS
-from dagster_stack.storage.claims import STOPPED, Claim, Sign
+from dagster_stack.storage.claims import Claim, Sign
 from dagster_stack.storage.event_log import ENDS, PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.storage.sqlstate import is_away
-from dagster_stack.worker import shared_memory
+from dagster_stack.worker import repetition, shared_memory
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.descendants import Descendants
 from dagster_stack.worker.interruption import Interruption
@@ -53,6 +47,7 @@ from dagster_stack.worker.process import warm_instance
 from dagster_stack.worker.scratch import see_to_room
 from dagster_stack.worker.shutdown import is_leaving
 from dagster_stack.worker.standing import ENDED_RUN, standing
+from dagster_stack.worker.step_failure import flush, report_failure
 from dagster_stack.worker.step_folder import step_folder
 from dagster_stack.worker.time_limit import Deadline, TimeLimit
 
@@ -62,13 +57,6 @@ logger = logging.getLogger(__name__)
 FOREIGN_CODE_SECS = 60
 #: The errors that an interrupt raises in a step, by name.
 INTERRUPTS = {KeyboardInterrupt.__name__, DagsterExecutionInterruptedError.__name__}
-#: Executions of one attempt that may come to no end before it fails: their worker was lost (which has a lower limit of
-#: its own), was without the database, or did not report the end. Workers that are told to stop count apart, up to
-#: MOST_STOPS: somebody may scale or deploy often, and only a step that never ends is meant.
-MOST_EXECUTIONS = 10
-MOST_STOPS = 100
-#: Reasons that its failure names.
-REASONS_TOLD = 3
 #: How a run ends by itself: the hooks of a step whose end it knows go on.
 ENDED_BY_ITSELF = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE}
 
@@ -231,21 +219,7 @@ class StepExecution:
         """Why the step is not to be executed, if so."""
         if self._foreign_code:
             return f"No worker with the code of its run has taken it for {FOREIGN_CODE_SECS} s. {self._foreign_code}"
-        losses = claim.losses
-        if losses and not self._message.redeliver:
-            return twice(f"its execution was lost ({losses[0]})")
-        begun = storage.begun(claim.work) if claim.epoch > 1 and not self._message.redeliver else None
-        if begun is not None:
-            return twice(
-                f"it had begun ({begun.rstrip('.')}) and did not end, since its worker was stopped or without the"
-                " database"
-            )
-        if len(losses) >= Settings.from_environment().max_deliveries:
-            return (
-                f"It was delivered {len(losses)} times, and each time its worker was lost:"
-                f" {'; '.join(map(str, losses))}. {MAX_DELIVERIES_VARIABLE} in .env is the limit."
-            )
-        return looping(claim)
+        return repetition.objection(claim, self._message.redeliver, storage)
 
     def _heard(self, sign: Sign | None) -> None:
         """What the database says while the step is executed."""
@@ -330,7 +304,7 @@ class StepExecution:
                 raise
             if without_resources:
                 # That it is in the log is all: the run tries the step again, or fails it.
-                self._flush(instance)
+                flush(instance)
                 self._wake_run()
             else:
                 self._fail(instance, run, f"It could not be executed on {self._holder}.")
@@ -436,74 +410,14 @@ class StepExecution:
         self._started_by_op.end()
         return naming_limit(entry)
 
-    @staticmethod
-    def _flush(instance: DagsterInstance) -> None:
-        storage = instance.event_log_storage
-        if isinstance(storage, PooledEventLogStorage):
-            storage.flush()
-
     def _fail(
         self, instance: DagsterInstance, run: DagsterRun, message: str, tried_again_after: float | None = None
     ) -> None:
-        """Report what keeps the step from running as its failure; with the error that is being handled, if any.
-
-        `tried_again_after`: it is tried again after so many seconds.
-        """
-        error = (
-            serializable_error_info_from_exc_info(sys.exc_info())
-            if sys.exc_info()[0]
-            else SerializableErrorInfo(message, [], None)
-        )
-
-        def end(error: SerializableErrorInfo) -> StepFailureData | StepRetryData:
-            if tried_again_after is None:
-                return StepFailureData(error=error, user_failure_data=None)
-            return StepRetryData(error, tried_again_after)
-
-        try:
-            self._report_failure(instance, run, message, end(error))
-        except Refused as refused:
-            # Of the same texts, it may be.
-            self._report_failure(instance, run, message, end(SerializableErrorInfo(str(refused), [], None)))
+        report_failure(instance, run, self._message.step_key, message, tried_again_after)
         self._wake_run()
-
-    def _report_failure(
-        self, instance: DagsterInstance, run: DagsterRun, message: str, end: StepFailureData | StepRetryData
-    ) -> None:
-        event = DagsterEvent(
-            event_type_value=(
-                DagsterEventType.STEP_FAILURE
-                if isinstance(end, StepFailureData)
-                else DagsterEventType.STEP_UP_FOR_RETRY
-            ).value,
-            job_name=run.job_name,
-            step_key=self._message.step_key,
-            message=f'Step "{self._message.step_key}" failed. {message}',
-            event_specific_data=end,
-        )
-        instance.report_dagster_event(event, run.run_id, logging.ERROR)
-        self._flush(instance)
-
-
-def looping(claim: Claim) -> str | None:
-    """Why an attempt that was executed so often, and never ended, is not executed once more; None: it is."""
-    before = claim.before
-    counted = [each for each in before if each.reason != STOPPED]
-    if len(counted) < MOST_EXECUTIONS and len(before) < MOST_STOPS:
-        return None
-    last = "; ".join(map(str, before[-REASONS_TOLD:]))
-    return f"It was executed {len(before)} times and never came to its end. The last {REASONS_TOLD} times: {last}."
 
 
 def is_interrupt(event: DagsterEvent) -> bool:
     """Whether an attempt ended by an interrupt: one with a retry policy is up for retry, as after any error."""
     error = event.step_retry_data.error if event.is_step_up_for_retry else None
     return bool(error and error.cause and error.cause.cls_name in INTERRUPTS)
-
-
-def twice(why: str) -> str:
-    """Why a step that must not be executed twice fails."""
-    return (
-        f"It must not be executed twice ({tags.REDELIVER}), and {why}."
-        " It may have done its work: look at what it changes before you run it again."
-    )

@@ -24,7 +24,8 @@ from sqlalchemy.exc import DBAPIError
 
 from dagster_stack.errors import Refused
 from dagster_stack.storage.claims import STOPPED, Work
-from dagster_stack.worker.step_execution import MOST_EXECUTIONS, MOST_STOPS, execute_step
+from dagster_stack.worker.repetition import MOST_EXECUTIONS, MOST_STOPS
+from dagster_stack.worker.step_execution import execute_step
 from tests.unit import eventful_jobs
 from tests.unit.deliveries import Delivery, buried, postponed
 from tests.unit.holders import Database, any_work, entry
