@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts import base_image, env_file, proxies
 from scripts.compose import compose, project
-from scripts.console import BUILD_FOLDER, ROOT, Failure, done, run_logged
+from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged
 from scripts.engine import docker
 
 #: Where Debian and its kin keep certificates that an administrator added.
@@ -114,6 +114,14 @@ def ensure() -> None:
             raise Failure(f"{failure}{cure(str(failure))}") from None
 
 
+def build() -> None:
+    """Everything that `make up` builds, and nothing started: settings and base image are seen to."""
+    env_file.complete()
+    proxies.record()
+    base_image.ensure()
+    ensure()
+
+
 def cure(log: str) -> str:
     """What to do about a failed build, where its log says why."""
     if any(sign in log for sign in UNTRUSTED):
@@ -174,3 +182,7 @@ def write_certificates(folder: Path = CERTIFICATES_FOLDER, file: Path = CERTIFIC
     # Left alone when it is the same: its time stamp must not invalidate anything.
     if not file.exists() or file.read_bytes() != content:
         file.write_bytes(content)
+
+
+if __name__ == "__main__":
+    main(build)

@@ -1,11 +1,14 @@
 """`make test`: lint, types and every test; what it needs is installed first, what can't be is said."""
 
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from scripts import apt, engine, venv
-from scripts.console import ROOT, Failure, done, main, say, warn
+from scripts import apt, engine, env_file, images, venv
+from scripts.console import BUILD_FOLDER, LOG_FOLDER, ROOT, Failure, Progress, done, main, say, warn
 
 SHELL_SCRIPTS = [
     *(
@@ -19,6 +22,8 @@ DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster", "prometheus", "postgr
 #: What of the tests needs what.
 UNIT = ["tests/unit"]
 STACK = ["tests/stack", "tests/browser"]
+#: The copy of the stack that they make, unless TEST_PROJECT names another.
+PROJECT = "dagster-celery-stack-test"
 #: The quick half of the drills, on a copy of the stack of their own.
 DRILLS = ["tests/faults", "-m", "quick"]
 
@@ -26,18 +31,53 @@ DRILLS = ["tests/faults", "-m", "quick"]
 def test() -> int:
     """Everything. Without an engine what needs none, and what was left out is named; in CI that fails."""
     python = str(venv.ensure("dev"))
-    lint()
     try:
         engine.ensure()
     except engine.NoEngine as reason:
         if os.environ.get("CI"):
             raise
+        lint()
         warn(f"Skipped, since they need a Docker engine: {', '.join(STACK + DRILLS[:1])}. {reason}")
         return pytest(python, UNIT)
     apt.ensure("Installing Chromium", "chromium", ["chromium"])
-    # One copy of the stack at a time; the second half also when the first one failed.
-    results = [pytest(python, [*UNIT, *STACK]), pytest(python, DRILLS)]
-    return max(results)
+    with images_meanwhile():
+        lint()
+        results = [pytest(python, UNIT)]
+    # One copy of the stack at a time; each part also when the one before failed.
+    results += [pytest(python, STACK), pytest(python, DRILLS)]
+    # Of one that was killed the code is below 0.
+    return max(map(abs, results))
+
+
+@contextmanager
+def images_meanwhile() -> Iterator[None]:
+    """The images of the tests' stack are built beside the body, which needs none; `make up` repeats what fails."""
+    LOG_FOLDER.mkdir(parents=True, exist_ok=True)
+    log = LOG_FOLDER / "images-of-the-tests.log"
+    base = env_file.read(ROOT / ".env").get("BASE_IMAGE")
+    environment = {
+        "STACK_ENV_FILE": str(BUILD_FOLDER / "images-of-the-tests" / ".env"),
+        "COMPOSE_PROJECT_NAME": os.environ.get("TEST_PROJECT") or PROJECT,
+        "COMPOSE_PROFILES": ",".join([*env_file.STORES, images.MONITORING]),
+        **({"BASE_IMAGE": base} if base else {}),
+    }
+    say(f"Building the stack's images meanwhile ({log})")
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [sys.executable, "-m", "scripts.images"], cwd=ROOT, env=os.environ | environment,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+        ) as build,
+    ):  # fmt: skip
+        try:
+            yield
+            with Progress("Building the stack's images"):
+                build.wait()
+        except BaseException:
+            build.send_signal(signal.SIGINT)
+            raise
+    if build.returncode:
+        warn(f"The images could not be built: see {log}.")
 
 
 def unit() -> int:

@@ -11,13 +11,14 @@ import pytest
 
 from scripts import env_file
 from scripts.console import BUILD_FOLDER
+from scripts.test import PROJECT as TEST_PROJECT
 from tests.stack.monitoring import Monitoring
 from tests.stack.stack import Stack
 
 #: Set to keep the copy for the next session: it is then only looked at by `make up`.
 KEEP = "KEEP_STACK"
 #: Another name is another copy, so that two sessions can run side by side.
-PROJECT = os.environ.get("TEST_PROJECT") or "dagster-celery-stack-test"
+PROJECT = os.environ.get("TEST_PROJECT") or TEST_PROJECT
 PORTS = ("DAGIT_PORT", "RABBITMQ_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT", "METRICS_PORT", "FLOWER_PORT",
          "PROMETHEUS_PORT")  # fmt: skip
 

@@ -128,7 +128,7 @@ def fork(context: OpExecutionContext) -> None:
         os.waitpid(each, 0)
 
 
-#: Goes on when its parent is gone, in a session of its own, whatever it is asked; says in which file that it lives.
+#: Goes on when its parent is gone, in a session of its own, whatever it is asked; says in a file every 50 ms that it lives.
 MARKING = """
 import os, signal, sys, time
 if os.fork(): os._exit(0)

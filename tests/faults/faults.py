@@ -44,7 +44,7 @@ while True:
                                " WHERE usename = current_user AND application_name <> %s", [ME])
             told = True
         print("none left:", error, flush=True)
-        time.sleep(0.1)
+        time.sleep(0.1)  # How greedy it is: what others give back is taken so soon.
 """
 
 
