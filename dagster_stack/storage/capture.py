@@ -35,7 +35,9 @@ class Pump:
             self._socket.close()
         if self._process:
             own_children.discard(self._process.pid)
-            self._process.poll()
+            with suppress(subprocess.TimeoutExpired):
+                # Its socket is closed a moment before it has ended.
+                self._process.wait(1)
         here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with there:
             # Without site-packages: 5 MB, 15 ms. In a session of its own, for no terminal's interrupt concerns it.

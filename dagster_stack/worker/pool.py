@@ -24,6 +24,13 @@ class TidyPool(AsynPool):
                 logger.debug("no pidfd", exc_info=True, extra={"action": "process.no_pidfd"})
         super()._track_child_process(proc, hub)
 
+    def _create_worker_process(self, i: int) -> Any:
+        from dagster_stack.storage.capture import PUMP
+
+        # One that was killed: else it stays a zombie, and each process starts its own.
+        PUMP.start()
+        return super()._create_worker_process(i)
+
     def process_flush_queues(self, proc: Any) -> None:
         """Before what the process worked on counts as lost, goes back to its queue, or another one takes its place."""
         super().process_flush_queues(proc)

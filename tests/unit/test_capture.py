@@ -13,8 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from celery.concurrency.asynpool import AsynPool
 
 from dagster_stack.storage.capture import PUMP, CapturedStream, captured, descriptor_of
+from dagster_stack.worker.pool import TidyPool
 from tests.waiting import wait_until
 
 
@@ -362,6 +364,24 @@ def test_a_pump_that_is_killed_is_replaced(streams: Streams, out: Path, err: Pat
         print("without any")
 
     assert out.read_text() == "before\nmeanwhile\n" + "x" * 1_000_000 + "\nthe next one\nwithout any\n"
+
+
+def test_a_worker_whose_pump_was_killed_has_another_one_before_its_next_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its processes share it; and nothing stays of the one that was killed."""
+    monkeypatch.setattr(AsynPool, "_create_worker_process", lambda *_: PUMP._process)
+    PUMP.start()
+    killed = PUMP._process
+    assert killed
+    killed.kill()
+    wait_until(lambda: PUMP.is_gone, 10, "it is gone", pause=0.01)
+
+    shared = TidyPool.__new__(TidyPool)._create_worker_process(0)
+
+    assert shared.pid != killed.pid
+    assert not PUMP.is_gone
+    assert not Path(f"/proc/{killed.pid}").exists()
 
 
 def test_a_forked_child_that_ends_the_capture_leaves_it_to_its_parent(
