@@ -31,8 +31,7 @@ def run_ids(stack: Stack, monitoring: Monitoring) -> Iterator[list[str]]:
         until=lambda ended: ended > ENDED,
     )  # fmt: skip
     yield run_ids
-    for run_id in run_ids:
-        stack.wait_for_run(run_id)
+    work.end(stack, *run_ids)
 
 
 def test_the_page_shows_the_figures_of_now_and_charts(

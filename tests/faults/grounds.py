@@ -58,8 +58,8 @@ class Grounds:
     def prepare(self) -> None:
         """What the drills' jobs need beside their code, and what they are compared with."""
         self.stack.graphql(SET_LIMIT, key=POOL, limit=SLOTS)
-        for keys in (LARGE, SMALL):
-            self.references[keys] = self._undisturbed(keys)
+        begun = {keys: self.launch(keys) for keys in (LARGE, SMALL)}
+        self.references = {keys: self._undisturbed(run_id) for keys, run_id in begun.items()}
 
     # --- runs --------------------------------------------------------------------------------------------
 
@@ -112,8 +112,7 @@ class Grounds:
             and (set(found.values()) <= set(FINAL) or time.monotonic() > deadline),
         )  # fmt: skip
 
-    def _undisturbed(self, keys: int) -> Reference:
-        run_id = self.launch(keys)
+    def _undisturbed(self, run_id: str) -> Reference:
         ends = self.wait_for([run_id])
         assert ends == {run_id: "SUCCESS"}, self.stack.failure_texts(run_id)
         steps = frozenset(event.step for event in self.events([run_id]) if event.kind == SUCCEEDED)

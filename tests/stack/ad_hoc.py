@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,14 +128,34 @@ class AdHoc:
     @contextmanager
     def worker(self, *queues: str, name: str = "own", options: Sequence[str] = ()) -> Iterator[str]:
         """One more worker with one process, in a container of its own; gives its Celery name."""
-        container = f"{self.stack.project}-test-worker-{name}"
-        command = ["celery", "-A", "dagster_stack.app", "worker", "-n", f"{name}@%h", "-Q", ",".join(queues)]
-        with self._container(container, *command, "--concurrency", "1", "--loglevel", "INFO", *options):
-            wait_until(
-                lambda: self.stack.docker("logs", container), 90, f"worker {name} is ready",
-                until=lambda logs: " ready." in logs.stderr + logs.stdout,
-            )  # fmt: skip
-            yield f"{name}@{self.stack.inspect(container)['Config']['Hostname']}"
+        with self.workers(*queues, names=[name], options=options) as (worker,):
+            yield worker
+
+    @contextmanager
+    def workers(self, *queues: str, names: Sequence[str], options: Sequence[str] = ()) -> Iterator[list[str]]:
+        """Such workers, which start at the same time; gives their Celery names."""
+        containers = {name: f"{self.stack.project}-test-worker-{name}" for name in names}
+        command = [
+            "celery",
+            "-A",
+            "dagster_stack.app",
+            "worker",
+            "-Q",
+            ",".join(queues),
+            "--concurrency",
+            "1",
+        ]
+        with ExitStack() as started:
+            for name, container in containers.items():
+                more = ["-n", f"{name}@%h", "--loglevel", "INFO", *options]
+                started.enter_context(self._container(container, *command, *more))
+            for name, container in containers.items():
+                wait_until(
+                    lambda: self.stack.docker("logs", container), 90, f"worker {name} is ready",  # noqa: B023
+                    until=lambda logs: " ready." in logs.stderr + logs.stdout,
+                )  # fmt: skip
+            hosts = {name: self.stack.inspect(at)["Config"]["Hostname"] for name, at in containers.items()}
+            yield [f"{name}@{host}" for name, host in hosts.items()]
 
     @contextmanager
     def queues(self, *names: str) -> Iterator[None]:

@@ -25,7 +25,7 @@ def worked(stack: Stack, monitoring: Monitoring) -> Iterator[Monitoring]:
     run_id = work.begin_many_steps(stack)
     runs.wait_for_event(stack, run_id, "STEP_SUCCESS")
     yield monitoring
-    stack.wait_for_run(run_id)
+    work.end(stack, run_id)
 
 
 @pytest.mark.parametrize("query", queries(), ids=lambda query: f"{query.dashboard}-{query.panel}")

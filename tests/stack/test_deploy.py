@@ -31,16 +31,23 @@ NOT_COPIED = shutil.ignore_patterns(
 )
 
 
+@pytest.fixture(scope="module")
+def own_code_afterwards(stack: Stack) -> Iterator[None]:
+    """After the last deployment alone: it takes half a minute."""
+    yield
+    stack.make("up")
+
+
 @pytest.fixture
-def edited(stack: Stack, tmp_path: Path) -> Iterator[Stack]:
-    """The same stack, seen from a checkout whose `pipelines` were edited. Afterwards it has its own code again."""
+def edited(
+    stack: Stack, tmp_path: Path, request: pytest.FixtureRequest, own_code_afterwards: None
+) -> Iterator[Stack]:
+    """The same stack, seen from a checkout whose `pipelines` were edited, otherwise in each test."""
     checkout = tmp_path / "checkout"
     shutil.copytree(ROOT, checkout, ignore=NOT_COPIED)
-    edit(checkout, "\n# Edited.\n")
-    try:
-        yield replace(stack, checkout=checkout)
-    finally:
-        stack.make("up")
+    edit(checkout, f"\n# Edited for {request.node.name}.\n")
+    yield replace(stack, checkout=checkout)
+    stack.wait_until_healthy()
 
 
 def edit(checkout: Path, text: str) -> None:
@@ -221,9 +228,9 @@ def test_an_interrupted_deploy_leaves_a_stack_that_works(stack: Stack, edited: S
     assert_all_well(stack, [stack.launch("queues", naps())])
 
 
-@contextmanager
+@pytest.fixture(scope="module")
 def other_worker(stack: Stack) -> Iterator[str]:
-    """The only worker on `heavy` has other code than the stack; gives its hash."""
+    """The only worker on `heavy` has other code than the stack, until a test starts one more; gives its hash."""
     name, code = f"{stack.project}-other-code", "0123456789ab"
     start = "printf $CODE > /tmp/code && exec celery -A dagster_stack.app worker -n other@%h -Q heavy -c 1 -l INFO"
     variables = ("--env", f"CODE={code}", "--env", "DAGSTER_STACK_CODE_FILE=/tmp/code")
@@ -241,27 +248,29 @@ def other_worker(stack: Stack) -> Iterator[str]:
         stack.wait_until_healthy("worker-heavy")
 
 
-def test_a_worker_with_other_code_hands_a_step_back_to_one_that_has_it(stack: Stack) -> None:
+def test_a_step_without_a_worker_of_its_code_fails_with_both_hashes_and_the_cure(
+    stack: Stack, other_worker: str
+) -> None:
     # Given a run whose heavy steps only a worker with other code could take
-    with other_worker(stack):
-        run_id = stack.launch("queues", naps(0))
-        runs.wait_for_event(stack, run_id, "STEP_SUCCESS", LIGHT[0].name)
-        # When a worker with the run's code joins
-        stack.compose("start", "worker-heavy")
-        # Then that one executed them
-        assert_all_well(stack, [run_id])
-    assert executed_with(stack, run_id) == {code_of(stack, run_id)}
-
-
-def test_a_step_without_a_worker_of_its_code_fails_with_both_hashes_and_the_cure(stack: Stack) -> None:
-    # Given a run whose heavy steps only a worker with other code could take
-    with other_worker(stack) as other:
-        run_id = stack.launch("queues", naps(0), tags={"dagster/max_retries": "0"})
-        # When no other joins within a minute
-        run = stack.wait_for_run(run_id)
+    run_id = stack.launch("queues", naps(0), tags={"dagster/max_retries": "0"})
+    # When no other joins within a minute
+    run = stack.wait_for_run(run_id)
     # Then the run fails, with both hashes and what to do
     texts = "\n".join(stack.failure_texts(run_id))
     assert run["status"] == "FAILURE"
-    assert other in texts
+    assert other_worker in texts
     assert code_of(stack, run_id) in texts
     assert "make deploy" in texts
+
+
+def test_a_worker_with_other_code_hands_a_step_back_to_one_that_has_it(
+    stack: Stack, other_worker: str
+) -> None:
+    # Given a run whose heavy steps only a worker with other code could take
+    run_id = stack.launch("queues", naps(0))
+    runs.wait_for_event(stack, run_id, "STEP_SUCCESS", LIGHT[0].name)
+    # When a worker with the run's code joins
+    stack.compose("start", "worker-heavy")
+    # Then that one executed them
+    assert_all_well(stack, [run_id])
+    assert executed_with(stack, run_id) == {code_of(stack, run_id)}

@@ -1,6 +1,7 @@
 """What a job may do, on `celery_executor`: the same as on Dagster's own executors."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,13 +74,11 @@ def made(stack: Stack) -> Runs:
         else Spec(spec.job, eagerly(spec.config), spec.tags, spec.ops, again=spec.again and EAGER_REPEATABLE)
         for name, spec in SPECS.items()
     }  # fmt: skip
-    without_resource, *ids = jobs.execute(WITHOUT_RESOURCE, *SPECS.values(), *in_process.values())
-    ours = dict(zip(SPECS, ids[: len(SPECS)], strict=True))
-    return Runs(
-        ours | {"without_resource": without_resource},
-        dict(zip(SPECS, ids[len(SPECS) :], strict=True)),
-        dict(zip(SPECS, jobs.execute(*eager.values()), strict=True)),
-    )
+    every = [{**SPECS, "without_resource": WITHOUT_RESOURCE}, in_process, eager]
+    # Each kind's runs one after the other, the kinds beside each other.
+    with ThreadPoolExecutor() as beside:
+        ids = beside.map(lambda specs: jobs.execute(*specs.values()), every)
+        return Runs(*(dict(zip(specs, found, strict=True)) for specs, found in zip(every, ids, strict=True)))
 
 
 def eagerly(config: dict[str, Any]) -> dict[str, Any]:

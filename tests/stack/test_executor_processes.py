@@ -3,7 +3,6 @@
 import json
 import re
 from collections import Counter
-from contextlib import ExitStack
 from typing import Any
 
 from tests.stack import runs
@@ -149,11 +148,11 @@ def test_32_worker_processes_share_the_database_without_an_error(stack: Stack, j
     # Given 32 processes on a queue, and a run of 1,000 steps
     most: Counter[str] = Counter()
     troubles = re.compile(r"Postgres is away|Retrying failed database|too many clients|QueuePool limit")
-    with jobs.queues(OWN), ExitStack() as workers:
-        names = [
-            workers.enter_context(jobs.worker(OWN, name=f"many-{number}", options=["--concurrency", str(PROCESSES)]))
-            for number in range(CONTAINERS)
-        ]  # fmt: skip
+    containers, options = (
+        [f"many-{number}" for number in range(CONTAINERS)],
+        ["--concurrency", str(PROCESSES)],
+    )
+    with jobs.queues(OWN), jobs.workers(OWN, names=containers, options=options) as names:
         (run_id,) = jobs.begin(Spec("wide_own", many("own_beds", 1000, 0)))
 
         # When the connections of each container are counted until it ends

@@ -95,11 +95,7 @@ def test_no_short_step_waits_behind_a_long_one_while_another_worker_is_idle(
     stack: Stack, jobs: AdHoc
 ) -> None:
     # Given two workers that consume the same two queues, of which one has a long step
-    with (
-        jobs.queues(OWN, OTHER),
-        jobs.worker(OWN, OTHER, name="one"),
-        jobs.worker(OWN, OTHER, name="two"),
-    ):
+    with jobs.queues(OWN, OTHER), jobs.workers(OWN, OTHER, names=["one", "two"]):
         (long_run,) = jobs.begin(Spec("own_long", {"ops": {"long": {"config": {"seconds": LONG_SECS}}}}))
         runs.wait_for_event(stack, long_run, "STEP_START", "long")
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import uuid
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -65,6 +66,28 @@ def inbox(stack: Stack, good: str, mixed: str, lines: list[str]) -> dict[str, di
     for name, content in files.items():
         put(stack, name, content)
     return {name: stack.run(the_run(stack, name)) | {"id": the_run(stack, name)} for name in files}
+
+
+@dataclass(frozen=True)
+class Large:
+    """A file of the raw table so many times over and a part of it, and since when each worker ran at that time."""
+
+    times: int
+    part: bytes
+    workers: dict[str, str]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def large(stack: Stack, inbox: dict[str, dict[str, Any]], lines: list[str]) -> Large:
+    """Put in after the small ones: its run goes on while the tests wait for other things."""
+    header, *rows = lines
+    once = "\n".join(rows).encode() + b"\n"
+    times, rest = divmod(LARGE_BYTES, len(once))
+    part = once[:rest].rpartition(b"\n")[0] + b"\n"
+    names = [entry["Name"] for entry in stack.containers("worker")]
+    workers = {name: str(stack.inspect(name)["State"]["StartedAt"]) for name in names}
+    put(stack, "large.csv", header.encode() + b"\n" + once * times + part)
+    return Large(times, part, workers)
 
 
 def put(stack: Stack, name: str, content: bytes) -> None:
@@ -220,20 +243,13 @@ def test_a_changed_object_becomes_a_second_run(
     assert stack.metadata(run_id, "report")["rows"] == 99
 
 
-def test_a_file_of_100_mb_is_taken_within_the_workers_memory(stack: Stack, lines: list[str]) -> None:
+def test_a_file_of_100_mb_is_taken_within_the_workers_memory(
+    stack: Stack, lines: list[str], large: Large
+) -> None:
     # Given a CSV of 100 MB: the raw table some times over
-    header, *rows = lines
-    once = "\n".join(rows).encode() + b"\n"
-    times, rest = divmod(LARGE_BYTES, len(once))
-    part = once[:rest].rpartition(b"\n")[0] + b"\n"
-    content = header.encode() + b"\n" + once * times + part
-    before = {
-        entry["Name"]: stack.inspect(entry["Name"])["State"]["StartedAt"]
-        for entry in stack.containers("worker")
-    }
+    header, times, part, before = lines[0], large.times, large.part, large.workers
 
-    # When it is put into the inbox
-    put(stack, "large.csv", content)
+    # When it was put into the inbox
     run_id = the_run(stack, "large.csv")
 
     # Then each row is accounted for, and no worker died of it

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from contextlib import suppress
 
 from pipelines.queues import HEAVY, LIGHT
 from tests.stack import runs
@@ -23,6 +24,16 @@ def succeed(stack: Stack) -> str:
 def launch(stack: Stack) -> str:
     """Launch the same without waiting for its end."""
     return stack.launch(JOB, NO_NAPS)
+
+
+def end(stack: Stack, *run_ids: str) -> None:
+    """Terminate runs that have served their purpose, and wait until the workers are free."""
+    for run_id in run_ids:
+        # One that has just ended by itself refuses.
+        with suppress(AssertionError):
+            runs.terminate(stack, run_id)
+    for run_id in run_ids:
+        stack.wait_for_run(run_id)
 
 
 def begin_many_steps(stack: Stack) -> str:
