@@ -38,6 +38,8 @@ KINDS = {
     "40003": Kind.AWAY,
     # Insufficient resources: disk full, out of memory, too many connections.
     "53": Kind.AWAY,
+    # An operator's lock_timeout has passed.
+    "55P03": Kind.AGAIN,
     # Operator intervention: shutting down, crashed, starting up. Not a statement that took too long (57014).
     "57P": Kind.AWAY,
     # System error: the disk can't be read or written.
