@@ -2,8 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import Any
 
 from celery import Task
@@ -275,8 +275,9 @@ class StepExecution:
                 shared_memory.cleared(),
                 deadline or nullcontext(),
                 self._ended_with_step(instance, run),
+                closing(self._events(planned, plan, run, instance, deadline)) as events,
             ):
-                for event in self._events(planned, plan, run, instance, deadline):
+                for event in events:
                     without_resources = without_resources or event.is_resource_init_failure
                     if event.event_type in ENDS:
                         self.has_ended = True
@@ -371,7 +372,7 @@ class StepExecution:
         run: DagsterRun,
         instance: DagsterInstance,
         deadline: Deadline | None,
-    ) -> Iterator[DagsterEvent]:
+    ) -> Generator[DagsterEvent, None, None]:
         """The step's events, as they come; a forked child that comes back to here ends."""
         process = os.getpid()
         retry_mode = self._message.unpack_retry_mode()

@@ -7,7 +7,7 @@ whoever gets the step's message next reports the failure.
 
 import ctypes
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Timer
 from types import TracebackType
@@ -115,6 +115,9 @@ class Deadline:
             for event in events:
                 yield event
                 if self.has_passed and not event.is_step_success:
+                    # Now: what it puts back when it ends is the next step's later.
+                    if isinstance(events, Generator):
+                        events.close()
                     break
             else:
                 return
@@ -141,6 +144,8 @@ class Deadline:
             raise failure from late
 
     def _interrupt(self) -> None:
+        if self._kernel_timer:
+            self._kernel_timer.insist()
         self._interruption.begin(f"it takes longer than {self._limit}", of_limit=True)
 
 
@@ -178,6 +183,10 @@ class KernelTimer:
         # struct itimerspec: the interval, none, and the first time.
         times = (ctypes.c_long * 4)(0, 0, whole, int((seconds - whole) * 1e9))
         self._check(self._libc.timer_settime(self._timer, 0, times, None))
+
+    def insist(self) -> None:
+        """Take back whatever the process does instead of ending; Python's own way would need its main thread."""
+        self._libc.signal(LIMIT_SIGNAL, None)
 
     def cancel(self) -> None:
         """End it no more; a second call changes nothing."""

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -30,7 +29,7 @@ from dagster_stack.storage.claims import STALE_SECS, Work
 from dagster_stack.worker.losses import KILLED_AT_LIMIT
 from tests.unit import eventful_jobs, step_jobs
 from tests.unit.clock import Clock
-from tests.unit.deliveries import Delivery, empty_the_memory, memory_app
+from tests.unit.deliveries import Delivery
 from tests.unit.driven_runs import Result, announced, executed, resumed
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import events, execute, message, said, started_run
@@ -245,21 +244,13 @@ def test_a_step_that_another_process_has_is_waited_for(
     assert eager_clock.now > 1010
 
 
-@pytest.fixture
-def runner_app(tmp_path: Path) -> Iterator[Celery]:
-    app = memory_app(tmp_path)
-    yield app
-    app.close()
-    empty_the_memory()
-
-
 def drives(app: Celery, run: DagsterRun) -> None:
     delivery = Delivery(app, RUN_TASK, hostname="runner@a", queue="runs")
     run_execution.execute_run(cast(Task, delivery), RunMessage(run.run_id, "").to_json())
 
 
 def test_what_a_runner_executes_itself_is_fenced_by_its_run(
-    instance: DagsterInstance, runner_app: Celery, database: Database
+    instance: DagsterInstance, app: Celery, database: Database
 ) -> None:
     """A runner that was frozen in the middle of a step must not fail it when it comes back."""
     run = started_run(instance, eventful_jobs.with_an_event, CONFIG, status=DagsterRunStatus.STARTING)
@@ -271,7 +262,7 @@ def test_what_a_runner_executes_itself_is_fenced_by_its_run(
 
     eventful_jobs.happenings["eventful"] = [taken_over]
 
-    drives(runner_app, run)
+    drives(app, run)
 
     assert not [line for line in said(instance, run.run_id) if "of no interest" in line]
     found = instance.get_run_by_id(run.run_id)
@@ -280,7 +271,7 @@ def test_what_a_runner_executes_itself_is_fenced_by_its_run(
 
 
 def test_a_runner_that_stops_lets_its_step_end_and_hands_the_run_over(
-    instance: DagsterInstance, runner_app: Celery, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import time
 
@@ -299,18 +290,18 @@ def test_a_runner_that_stops_lets_its_step_end_and_hands_the_run_over(
     eventful_jobs.happenings["eventful"] = [stops]
 
     with pytest.raises(Exception, match="this runner stops"):
-        drives(runner_app, run)
+        drives(app, run)
 
     result = Result(instance, run.run_id, [])
     assert result.ends() == {"eventful": ["STEP_SUCCESS"]}
     # And the next one goes on
     leaving.clear()
-    drives(runner_app, run)
+    drives(app, run)
     assert result.status == DagsterRunStatus.SUCCESS
 
 
 def test_a_run_that_is_canceled_interrupts_the_step_that_its_runner_executes(
-    instance: DagsterInstance, runner_app: Celery, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import time
 
@@ -325,7 +316,7 @@ def test_a_run_that_is_canceled_interrupts_the_step_that_its_runner_executes(
 
     eventful_jobs.happenings["eventful"] = [canceled]
 
-    drives(runner_app, run)
+    drives(app, run)
 
     found = instance.get_run_by_id(run.run_id)
     assert found
@@ -333,7 +324,7 @@ def test_a_run_that_is_canceled_interrupts_the_step_that_its_runner_executes(
 
 
 def test_a_runner_that_died_of_a_steps_limit_does_not_count_against_its_run(
-    instance: DagsterInstance, runner_app: Celery, database: Database
+    instance: DagsterInstance, app: Celery, database: Database
 ) -> None:
     run = started_run(instance, step_jobs.linear, CONFIG)
     for number in range(MOST_LOSSES):
@@ -341,6 +332,6 @@ def test_a_runner_that_died_of_a_steps_limit_does_not_count_against_its_run(
         database.taken(Work(run.run_id), holder)
         database.claims.lose(Work(run.run_id), holder, KILLED_AT_LIMIT)
 
-    drives(runner_app, run)
+    drives(app, run)
 
     assert Result(instance, run.run_id, []).status == DagsterRunStatus.SUCCESS

@@ -27,7 +27,7 @@ from dagster_stack.worker.isolation import undisturbed as undisturbed_module
 from dagster_stack.worker.isolation.registry import KEPT, Kept
 from dagster_stack.worker.isolation.undisturbed import undisturbed
 from tests.unit import disturbances
-from tests.unit.disturbances import DISTURBANCES
+from tests.unit.disturbances import DISTURBANCES, child
 
 for found in pkgutil.iter_modules(disturbances.__path__):
     importlib.import_module(f"{disturbances.__name__}.{found.name}")
@@ -196,6 +196,23 @@ def test_a_process_whose_folder_is_gone_executes_steps_all_the_same(
         executed.append("a step")
 
     assert executed == ["a step"]
+
+
+@pytest.mark.parametrize("stream", ["sys.stdout.buffer", "sys.stdout.detach()"])
+def test_a_stream_around_that_of_the_process_does_not_close_it(stream: str) -> None:
+    """As many a script begins, to print UTF-8."""
+    program = (
+        "import io, os, sys\n"
+        "from dagster_stack.worker.isolation import streams\n"
+        "saved = streams.streams()\n"
+        f"sys.stdout = io.TextIOWrapper({stream}, encoding='utf-8')\n"
+        "print('the step')\n"
+        "streams.restore_streams(saved)\n"
+        "print('the next', sys.__stdout__.closed, flush=True)\n"
+        "os.write(1, b'in C')\n"
+    )
+
+    assert child(program) == "the step\nthe next False\nin C"
 
 
 # --- what can't be put back ---------------------------------------------------------------------------------------

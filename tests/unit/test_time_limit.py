@@ -264,13 +264,23 @@ if sys.argv[1] == "in time":
     timer.cancel()
     timer.cancel()
     import time; time.sleep(0.6)
+elif sys.argv[1] == "ignored":
+    import signal, threading, time
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, 32, 33}:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Timer(0.1, timer.insist).start()
+    time.sleep(30)
 else:
     re.match("(a+)+$", "a" * 60 + "b")
 """
 
 
-@pytest.mark.parametrize(("when", "code"), [("late", -LIMIT_SIGNAL), ("in time", 0)])
-def test_the_kernel_ends_a_process_that_keeps_pythons_global_lock(when: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("when", "code"), [("late", -LIMIT_SIGNAL), ("ignored", -LIMIT_SIGNAL), ("in time", 0)]
+)
+def test_the_kernel_ends_a_process_that_keeps_pythons_global_lock_or_ignores_all_signals(
+    when: str, code: int
+) -> None:
     command = [sys.executable, "-W", "ignore", "-c", KEEPS_THE_LOCK, when]
     assert subprocess.run(command, cwd=ROOT, timeout=60, check=False).returncode == code
 

@@ -62,13 +62,13 @@ def set_hooks(hooks: Any) -> None:
 
 #: In the order in which they are put back: first what could call the step's code again, then what the rest is put back by.
 KEPT: tuple[Kept, ...] = (
+    Kept("faulthandler", faulthandler.is_enabled, signals.restore_faulthandler),
     Kept("timers", signals.timers, signals.restore_timers),
     Kept("signals", signals.handlers, signals.restore_handlers),
     Kept("wakeup descriptor", signals.wakeup_descriptor, signals.restore_wakeup_descriptor),
     setting("trace", sys.gettrace, sys.settrace),
     setting("profile", sys.getprofile, sys.setprofile),
     Kept("debuggers and profilers", interpreter.tools, interpreter.stop_tools),
-    Kept("faulthandler", faulthandler.is_enabled, signals.restore_faulthandler),
     Kept("context variables", interpreter.enter_context, interpreter.leave_context),
     Kept("paths and arguments", modules.lists, modules.restore_lists),
     Kept("modules", modules.modules, modules.restore_modules),

@@ -11,6 +11,8 @@ from typing import Any
 
 TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 SIGNALS = tuple(map(int, sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP})))
+#: On which faulthandler can be told to dump; Python does not see that there is a handler.
+DUMPING = tuple({*SIGNALS} - {signal.SIGSEGV, signal.SIGFPE, signal.SIGABRT, signal.SIGBUS, signal.SIGILL})
 #: A timer that went off while the step had it.
 SOON_SECS = 0.001
 
@@ -73,5 +75,7 @@ def restore_wakeup_descriptor(saved: int) -> None:
 def restore_faulthandler(was_enabled: bool) -> None:
     # A dump that is due later might end the process in the middle of the next step.
     faulthandler.cancel_dump_traceback_later()
+    for number in DUMPING:
+        faulthandler.unregister(number)
     if faulthandler.is_enabled() != was_enabled:
         (faulthandler.enable if was_enabled else faulthandler.disable)()

@@ -27,36 +27,56 @@ def streams() -> Any:
         # A process may be started without one of them.
         with suppress(OSError):
             copies.append((descriptor, os.dup(descriptor), file_of(descriptor), os.get_blocking(descriptor)))
-    return found, forms, copies
+    return found, [getattr(stream, "buffer", None) for stream in found], forms, copies
 
 
 def restore_streams(saved: Any) -> None:
-    found, forms, copies = saved
+    found, buffers, forms, copies = saved
+    for name, stream in zip(STREAMS, found, strict=True):
+        present = getattr(sys, name)
+        setattr(sys, name, stream)
+        # One that the step has put around the buffer of ours would close that, and the descriptor, when it goes.
+        with suppress(Exception):
+            if present is not stream and present.buffer in buffers:
+                present.detach()
+    present = None
     while copies:
-        descriptor, copy, file, blocks = copies.pop()
-        try:
-            if file_of(copy) != file:
-                raise NotRestored("descriptors")
-        except OSError:
-            # The step has closed all that there is: the process's connections too.
-            raise NotRestored("descriptors") from None
-        try:
-            is_same = file_of(descriptor) == file
-        except OSError:
-            is_same = False
-        if not is_same:
-            os.dup2(copy, descriptor)
-        # Of the open file itself, which other processes may have too.
-        os.set_blocking(copy, blocks)
-        os.close(copy)
+        _restore_descriptor(*copies.pop())
     for place, (stream, form) in enumerate(zip(found[:3], forms, strict=True)):
-        if getattr(stream, "closed", False):
+        if _is_closed(stream):
             mode = "w" if place else "r"
-            found[place] = open(place, mode, closefd=False, encoding=form["encoding"])  # noqa: SIM115
+            opened = open(place, mode, closefd=False, encoding=form["encoding"], errors=form["errors"])  # noqa: SIM115
+            for name, each in zip(STREAMS, found, strict=True):
+                if each is stream:
+                    setattr(sys, name, opened)
         elif form != {name: getattr(stream, name, None) for name in FORM} and hasattr(stream, "reconfigure"):
             stream.reconfigure(**form)
-    for name, stream in zip(STREAMS, found, strict=True):
-        setattr(sys, name, stream)
+
+
+def _is_closed(stream: Any) -> bool:
+    try:
+        return bool(getattr(stream, "closed", False))
+    except ValueError:
+        # It was detached.
+        return True
+
+
+def _restore_descriptor(descriptor: int, copy: int, file: tuple[int, int], blocks: bool) -> None:
+    try:
+        if file_of(copy) != file:
+            raise NotRestored("descriptors")
+    except OSError:
+        # The step has closed all that there is: the process's connections too.
+        raise NotRestored("descriptors") from None
+    try:
+        is_same = file_of(descriptor) == file
+    except OSError:
+        is_same = False
+    if not is_same:
+        os.dup2(copy, descriptor)
+    # Of the open file itself, which other processes may have too.
+    os.set_blocking(copy, blocks)
+    os.close(copy)
 
 
 def check_open_files(_: None) -> None:

@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -40,3 +41,8 @@ def leave_a_wakeup_descriptor(_: Path) -> None:
 def change_the_faulthandler(_: Path) -> None:
     (faulthandler.disable if faulthandler.is_enabled() else faulthandler.enable)()
     faulthandler.dump_traceback_later(0.3, exit=True)
+
+
+@disturbance("faulthandler", lambda: re.findall(r"SigCgt:.*", Path("/proc/self/status").read_text()))
+def dump_on_a_signal(_: Path) -> None:
+    faulthandler.register(signal.SIGUSR1, 2)
