@@ -27,6 +27,8 @@ MAX_DELIVERIES = 3
 LOG_EXPIRY_DAYS = 30
 LOG_FORMAT_VARIABLE = "LOG_FORMAT"
 LOG_FORMATS = ("text", "json")
+EXECUTOR_VARIABLE = "DAGSTER_STACK_EXECUTOR"
+EXECUTORS = ("job", "celery")
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Settings:
     max_deliveries: int = MAX_DELIVERIES
     #: The form of the services' log lines: one of LOG_FORMATS.
     log_format: str = LOG_FORMATS[0]
+    #: What jobs get that name Dagster's multiprocess executor: that one, or the workers.
+    executor: str = EXECUTORS[0]
 
     @property
     def embedded(self) -> bool:
@@ -87,6 +91,7 @@ class Settings:
             celery_yaml=Path(environment.get("DAGSTER_STACK_CELERY_YAML") or DEFAULT_CELERY_YAML),
             max_deliveries=_count(environment, MAX_DELIVERIES_VARIABLE, MAX_DELIVERIES),
             log_format=_choice(environment, LOG_FORMAT_VARIABLE, LOG_FORMATS),
+            executor=_choice(environment, EXECUTOR_VARIABLE, EXECUTORS),
         )
 
 
@@ -116,6 +121,7 @@ def _count(environment: Mapping[str, str], name: str, default: int) -> int:
 def _choice(environment: Mapping[str, str], name: str, choices: Sequence[str]) -> str:
     text = environment.get(name) or choices[0]
     if text not in choices:
+        name = name.removeprefix("DAGSTER_STACK_")
         raise SettingsError(f"{name} must be one of {', '.join(choices)}, it is {text!r}. Change it in .env.")
     return text
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scripts import venv
+from scripts import env_file, venv
 from scripts.code_location import DIRECTLY
 from scripts.console import LOG_FOLDER, ROOT, Failure, Progress, done, main, say
 from scripts.dev_worker import DevWorker
@@ -29,6 +29,8 @@ INSTANCE = """\
 # Written by `make dev` at every start. SQLite and local files; the stack's own is ../dagster.yaml.
 telemetry: {enabled: false}
 nux: {enabled: false}
+# Jobs that name no executor, or no IO manager, get the stack's.
+instance_class: {module: dagster_stack.project.defaults, class: StackInstance}
 """
 
 #: What would turn the embedded mode into a half of the stack.
@@ -129,6 +131,8 @@ def environment() -> dict[str, str]:
     return {
         **kept,
         "DAGSTER_HOME": str(HOME),
+        "DAGSTER_STACK_EXECUTOR": kept.get("EXECUTOR")
+        or env_file.read(env_file.env_path()).get("EXECUTOR", ""),
         "PYTHONPATH": str(ROOT),
         # All is on this host: nothing of it may go through a company's proxy.
         **{

@@ -20,8 +20,11 @@ from dagster import (
     Noneable,
     StringSource,
     executor,
+    in_process_executor,
     multiple_process_executor_requirements,
+    multiprocess_executor,
 )
+from dagster._core.definitions.executor_definition import ExecutorRequirement
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.plan import ExecutionPlan
@@ -32,6 +35,7 @@ from dagster._core.execution.step_dependency_config import (
     get_step_dependency_config_field,
 )
 from dagster._core.execution.tags import get_tag_concurrency_limits_config
+from dagster._core.executor.base import Executor
 from dagster._core.executor.step_delegating import StepDelegatingExecutor, StepHandlerContext
 from dagster._core.storage.tags import PRIORITY_TAG
 from dagster_celery.executor import CELERY_CONFIG
@@ -44,10 +48,12 @@ from dagster_stack.executor.drive import Drive
 from dagster_stack.executor.eager import EagerLink, EagerStepHandler
 from dagster_stack.executor.event_tail import EventTail
 from dagster_stack.executor.slots import PoolSlots
-from dagster_stack.executor.step_handler import CeleryStepHandler
+from dagster_stack.executor.step_handler import CeleryStepHandler, report
 from dagster_stack.settings import BROKER_VARIABLE, CeleryConfig, Settings
 
-#: The stock executor's schema without its default backend, and what Dagster's multiprocess executor adds.
+#: What a run's config says to Dagster's own default executor, which is this one here.
+MULTIPROCESS, IN_PROCESS = "multiprocess", "in_process"
+#: The stock executor's schema without its default backend, and what Dagster's own executors add.
 CONFIG_SCHEMA = {
     **CELERY_CONFIG,
     "backend": Field(
@@ -62,21 +68,36 @@ CONFIG_SCHEMA = {
     ),
     "tag_concurrency_limits": get_tag_concurrency_limits_config(),
     "step_dependency_config": get_step_dependency_config_field(),
+    MULTIPROCESS: Field(
+        Noneable(multiprocess_executor.config_schema.config_type),
+        is_required=False,
+        description="As Dagster's default executor takes it: its limits and retries hold on the workers; start_method"
+        " has no effect.",
+    ),
+    IN_PROCESS: Field(
+        Noneable(in_process_executor.config_schema.config_type),
+        is_required=False,
+        description="As Dagster's default executor takes it: all steps in the process that drives the run, no workers.",
+    ),
 }
 
 
 class CeleryExecutor(StepDelegatingExecutor):
     """Dagster's step-delegating executor, woken by messages instead of a clock, on one link to the broker."""
 
-    def __init__(self, app: Celery, **options: Any) -> None:
+    def __init__(self, app: Celery, note: str = "", **options: Any) -> None:
         # Dagster's own loop wants a handler at once; here each run makes one, on its own link.
         super().__init__(step_handler=None, **options)  # type: ignore[arg-type]
         self._app = app
+        #: What its runs say at their start.
+        self._note = note
 
     def execute(
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Iterator[DagsterEvent]:
         run = plan_context.dagster_run
+        if self._note and not plan_context.resume_from_failure:
+            report(plan_context, self._note)
         warn_of_foreign_priorities(plan_context, execution_plan)
         warn_of_wrong_timeouts(plan_context, execution_plan)
         warn_of_unknown_isolation(plan_context, execution_plan)
@@ -164,14 +185,31 @@ def warn_of_unknown_isolation(context: PlanOrchestrationContext, plan: Execution
             )
 
 
-@executor(name="celery", config_schema=CONFIG_SCHEMA, requirements=multiple_process_executor_requirements())
-def celery_executor(context: InitExecutorContext) -> CeleryExecutor:
+def requirements(config: Mapping[str, Any]) -> Sequence[ExecutorRequirement]:
+    return [] if IN_PROCESS in config else multiple_process_executor_requirements()
+
+
+@executor(name="celery", config_schema=CONFIG_SCHEMA, requirements=requirements)
+def celery_executor(context: InitExecutorContext) -> Executor:
     """Executes steps on Celery workers; what a job's config leaves open comes from `celery.yaml`."""
     config: Mapping[str, Any] = context.executor_config
+    if IN_PROCESS in config:
+        create = in_process_executor.executor_creation_fn
+        assert create
+        own = config[IN_PROCESS] or {"retries": config["retries"]}
+        in_process: Executor = create(context._replace(executor_config=own))
+        return in_process
+    return made({**config, **(config.get(MULTIPROCESS) or {})})
+
+
+def made(config: Mapping[str, Any], note: str = "") -> CeleryExecutor:
+    """The executor for what a run says to it; its log begins with the note."""
     return CeleryExecutor(
         run_app(config),
+        note,
         retries=RetryMode.from_config(config["retries"]),
-        max_concurrent=config.get("max_concurrent"),
+        # 0 is Dagster's word for no limit of the job's own.
+        max_concurrent=config.get("max_concurrent") or None,
         tag_concurrency_limits=config.get("tag_concurrency_limits"),
         step_dependency_config=StepDependencyConfig.from_config(config.get("step_dependency_config")),
     )

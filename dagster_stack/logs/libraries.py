@@ -1,7 +1,6 @@
 """The loggers of Celery, Dagster and uvicorn, which set up handlers of their own: here they get those of the service."""
 
 import logging
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -11,8 +10,8 @@ from dagster_stack.logs.service import ServiceHandler, active, configure
 logger = logging.getLogger(__name__)
 
 
-def replace(owner: object, name: str, by: Callable[..., Any]) -> None:
-    """Let what a module or class calls by a name be ours; raises AttributeError when it knows no such name any more."""
+def replace(owner: object, name: str, by: object) -> None:
+    """Let what a module or class has under a name be ours; raises AttributeError when it knows no such name any more."""
     getattr(owner, name)
     setattr(owner, name, by)
 

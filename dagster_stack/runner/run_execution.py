@@ -26,12 +26,13 @@ from dagster_stack.broker.messages import RunMessage
 from dagster_stack.broker.postponed import refused_for
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import AlreadyHeld, ForeignCode, NoSuchJob, NoSuchRun
-from dagster_stack.executor.celery_executor import celery_executor, sent_before
+from dagster_stack.executor.celery_executor import sent_before
 from dagster_stack.executor.drive import goes_on_elsewhere
 from dagster_stack.executor.eager import EXECUTING
 from dagster_stack.executor.termination import call_back
 from dagster_stack.forks import leave
 from dagster_stack.logs.context import bound
+from dagster_stack.project import defaults
 from dagster_stack.settings import Settings
 from dagster_stack.storage.claims import STOPPED, Claim, Sign
 from dagster_stack.storage.conditions import UNFENCED, Conditions, place_of
@@ -112,7 +113,9 @@ class RunExecution:
                 # By force, with its runner dead, nobody has called its steps back.
                 call_back(self._task.app, instance, run.run_id, [])
             return
-        if not has_room() and not has_our_executor(loaded_job(instance, run)):
+        if not has_room() and not defaults.uses_workers(
+            loaded_job(instance, run).get_definition(), run.run_config
+        ):
             # Its steps are executed here.
             see_to_room(
                 self._message.work, self._holder, lambda text: instance.report_engine_event(text, run)
@@ -203,7 +206,8 @@ class RunExecution:
             instance.report_run_failed(run, f"It lost its runner {len(recent)} times within a day: {names}.")
             return
         job = loaded_job(instance, run)
-        goes_on, is_ours = run.status == DagsterRunStatus.STARTED, has_our_executor(job)
+        goes_on = run.status == DagsterRunStatus.STARTED
+        is_ours = defaults.uses_workers(job.get_definition(), run.run_config)
         if goes_on and not is_ours:
             reason = f"Its runner was lost: {losses[-1]}." if losses else "Its runner was stopped."
             instance.report_run_failed(
@@ -222,6 +226,8 @@ class RunExecution:
             instance.report_engine_event(
                 f"The tag {tags.TIMEOUT} has no effect on the steps of this job's executor.", run
             )
+        if not is_ours and (advice := defaults.advice(job.get_definition())):
+            instance.report_engine_event(advice, run)
         say_unfenced(instance, run)
         try:
             with ExitStack() as within:
@@ -291,12 +297,6 @@ def tell_error(instance: DagsterInstance, run: DagsterRun, event: DagsterEvent) 
         if failure.error and failure.failure_reason != RunFailureReason.STEP_FAILURE:
             text = f"The run failed, and not by a step: {failure.error.message.strip()}"
             instance.report_engine_event(text, run, EngineEventData.engine_error(failure.error))
-
-
-def has_our_executor(job: ReconstructableJob) -> bool:
-    """Whether a job's steps outlive the process that drives it."""
-    found = job.get_definition().executor_def.executor_creation_fn
-    return found is celery_executor.executor_creation_fn
 
 
 def cancel(app: Celery, instance: DagsterInstance, run: DagsterRun) -> None:

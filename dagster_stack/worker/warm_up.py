@@ -91,8 +91,11 @@ def warm_up(**_: Any) -> None:
 
 def load() -> None:
     """Load Dagster as services log it, and the code of the workspace."""
+    from dagster_stack.project import defaults
     from dagster_stack.worker import scratch
 
+    # Before the code, which may ask a job of its own for its executor.
+    defaults.use()
     use_in_dagster()
     scratch.use_in_errors()
     for module in code_modules(Settings.from_environment().workspace_yaml):

@@ -1,6 +1,7 @@
 """Jobs for tests alone: put into running containers, and executed beside the daemon."""
 
 import json
+import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.stack import runs
-from tests.stack.stack import Stack
+from tests.stack.stack import LAUNCH, Stack
 from tests.waiting import wait_until
 
 TAG = "test/ad-hoc"
@@ -51,8 +52,8 @@ class AdHoc:
         return f"/tmp/{self.module}.py"
 
     def install(self) -> None:
-        """Into every worker, and into the daemon's container, where the command line runs."""
-        for service in ("daemon", "worker", "worker-heavy"):
+        """Into every worker and runner, and into the daemon's container, where the command line runs."""
+        for service in ("daemon", "runner", "worker", "worker-heavy"):
             for entry in self.stack.containers(service):
                 if entry["State"] == "running":
                     command = ("sh", "-c", f'printf %s "$1" > {self.target}', "sh", self.source.read_text())
@@ -66,10 +67,11 @@ class AdHoc:
         self.stack.compose("exec", "-d", "daemon", *self._command(job, mark))
         return self._run_id(job, mark)
 
-    def run(self, job: str) -> str:
+    def run(self, job: str, **environment: str) -> str:
         """A run to its end, however that is."""
         mark = str(uuid.uuid4())
-        result = self.stack.exec("daemon", *self._command(job, mark), check=False)
+        variables = ["env", *(f"{name}={value}" for name, value in environment.items())]
+        result = self.stack.exec("daemon", *variables, *self._command(job, mark), check=False)
         found = runs.with_tag(self.stack, TAG, mark)
         assert found, f"no run of {job}: {result.stderr}"
         return str(found[0]["runId"])
@@ -122,6 +124,18 @@ class AdHoc:
             for spec, mark in zip(specs, marks, strict=True)
         ]
         return marks, ["python", self.target, json.dumps(content)]
+
+    # --- in Dagit ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def dagit(self) -> Iterator["OwnDagit"]:
+        """One more Dagit, in a container of its own, whose code location is this module."""
+        name = f"{self.stack.project}-test-dagit"
+        command = ["python", "-m", "dagster_stack.services.webserver", "--port", "3000", "-f", self.target]
+        with self._container(name, *command):
+            dagit = OwnDagit(self.stack, name, f"{self.module}.py")
+            wait_until(dagit.answers, 120, "the test's own Dagit answers")
+            yield dagit
 
     # --- workers beside the stack's own ----------------------------------------------------------------
 
@@ -176,3 +190,32 @@ class AdHoc:
             yield
         finally:
             self.stack.docker("rm", "-f", name, check=False)
+
+
+@dataclass(frozen=True)
+class OwnDagit:
+    """A Dagit that only its own container reaches; what it launches goes the way of all runs."""
+
+    stack: Stack
+    container: str
+    location: str
+
+    def launch(self, job: str, config: dict[str, Any] | None = None) -> str:
+        """Launch a job as the Launchpad does; returns the run's id."""
+        selector = {
+            "repositoryLocationName": self.location, "repositoryName": "__repository__", "jobName": job,
+        }  # fmt: skip
+        params = {"selector": selector, "runConfigData": config or {}}
+        answer = json.loads(self._ask({"query": LAUNCH, "variables": {"params": params}}).stdout)
+        launched = answer["data"]["launchRun"]
+        assert launched["__typename"] == "LaunchRunSuccess", launched
+        return str(launched["run"]["runId"])
+
+    def answers(self) -> bool:
+        return self._ask({"query": "{ version }"}, check=False).returncode == 0
+
+    def _ask(self, content: dict[str, Any], check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = ["curl", "-fsS", "-H", "content-type: application/json", "-d", json.dumps(content)]
+        return self.stack.docker(
+            "exec", self.container, *command, "http://127.0.0.1:3000/graphql", check=check
+        )

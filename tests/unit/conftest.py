@@ -11,10 +11,12 @@ import boto3
 import celery.app.control
 import pytest
 from celery import Celery
-from dagster import DagsterInstance
+from dagster import DagsterInstance, multi_or_in_process_executor
+from dagster._core.definitions import executor_definition, job_definition
 
 from dagster_stack.executor import celery_executor as executor
 from dagster_stack.executor import step_handler
+from dagster_stack.project import defaults
 from dagster_stack.storage.s3 import s3_client
 from dagster_stack.worker import planned_job, process
 from scripts import apt, console, engine, env_file, proxies
@@ -37,6 +39,7 @@ OWN_VARIABLES = (
     "RUN", "SERVICE", "SINCE", "FOLLOW", "DAGSTER_STACK_SERVICE",
     "CELERY_BROKER_URL", "DAGSTER_STACK_S3_BUCKET", "DAGSTER_STACK_S3_PUBLIC_URL", "DAGSTER_STACK_CELERY_YAML",
     "DAGSTER_STACK_STORE", "DAGSTER_HOME", "AWS_ENDPOINT_URL_S3",
+    "DAGSTER_STACK_EXECUTOR", defaults.DATA_VARIABLE, *defaults.IO_MANAGER,
 )  # fmt: skip
 
 
@@ -44,6 +47,13 @@ OWN_VARIABLES = (
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in OWN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _dagsters_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a test loads as a worker does: the next one has Dagster as it comes."""
+    monkeypatch.setattr(job_definition, "DEFAULT_EXECUTOR_DEF", multi_or_in_process_executor)
+    monkeypatch.setattr(executor_definition, defaults.FORKING, defaults._dagsters_own)
 
 
 @pytest.fixture(scope="session")

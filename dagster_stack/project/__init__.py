@@ -1,0 +1,1 @@
+"""The user's project: what the platform gives it without being named."""

@@ -1,0 +1,168 @@
+"""What a project gets that names nothing: steps on workers, and an IO manager that all of them reach.
+
+A process that loads code opens the instance first, which `dagster.yaml` makes a StackInstance, or is a worker
+(`warm_up`): so no project imports this, no command needs another name, and all of them see the same jobs.
+"""
+
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from dagster import (
+    DagsterError,
+    DagsterInstance,
+    InitResourceContext,
+    IOManager,
+    JobDefinition,
+    in_process_executor,
+    io_manager,
+    multi_or_in_process_executor,
+    multiprocess_executor,
+)
+from dagster._core.definitions import executor_definition, job_definition
+from dagster._core.executor.base import Executor
+from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.fs_io_manager import PickledObjectFilesystemIOManager
+from dagster._core.storage.root import LocalArtifactStorage
+from dagster._core.system_config.objects import ResolvedRunConfig
+
+from dagster_stack.logs.libraries import replace
+from dagster_stack.settings import Settings
+
+#: The folder that all services with user code see, where there is one.
+DATA_VARIABLE = "DAGSTER_STACK_DATA"
+#: Where Dagster looks for the IO manager of a job that names none.
+IO_MANAGER = {
+    "DAGSTER_DEFAULT_IO_MANAGER_MODULE": __name__,
+    "DAGSTER_DEFAULT_IO_MANAGER_ATTRIBUTE": "default_io_manager",
+}
+#: What makes the executors of Dagster's that start a process for each step, from their config.
+FORKING = "_core_multiprocess_executor_creation"
+
+_dagsters_own = getattr(executor_definition, FORKING)
+
+
+class StackInstance(DagsterInstance):
+    """Dagster's, which brings the defaults into each process that opens it (`instance_class` in dagster.yaml)."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        if folder := os.environ.get(DATA_VARIABLE):
+            # Of `fs_io_manager` and its like without a folder: a step on another worker must find the file.
+            options["local_artifact_storage"] = LocalArtifactStorage(str(Path(folder, "dagster")))
+        super().__init__(*arguments, **options)
+        use()
+
+    @classmethod
+    def config_schema(cls) -> Mapping[str, Any]:
+        """What dagster.yaml may say beyond Dagster's own."""
+        return {}
+
+    @classmethod
+    def config_defaults(cls, base_dir: str) -> Mapping[str, Any]:
+        return InstanceRef.config_defaults(base_dir)
+
+
+def use() -> None:
+    """Let jobs of this process that name no executor, or no IO manager, have the stack's. Twice does no harm.
+
+    For the IO manager Dagster has variables, for the executor nothing: a job that is asked for the executor that it was
+    not given looks at a constant. Replacing that leaves jobs and `Definitions` as they are; giving each of them an
+    executor would not: `Definitions.merge` refuses two.
+    """
+    from dagster_stack.executor.celery_executor import celery_executor
+
+    for name, value in IO_MANAGER.items():
+        os.environ.setdefault(name, value)
+    replace(job_definition, "DEFAULT_EXECUTOR_DEF", celery_executor)
+    replace(executor_definition, FORKING, multiprocess)
+
+
+# --- executors ----------------------------------------------------------------------------------------------
+
+
+def multiprocess(config: Mapping[str, Any]) -> Executor:
+    """In the place of Dagster's own: a job that names it may be mapped to the workers, with its limits."""
+    if not _is_mapped():
+        own: Executor = _dagsters_own(config)
+        return own
+    from dagster_stack.executor.celery_executor import made
+
+    limit = config.get("max_concurrent")
+    at_once = f"at most {limit} at once (max_concurrent)" if limit else "as many at once as there are workers"
+    ignored = "; start_method has no effect" if config.get("start_method") else ""
+    return made(
+        config, f"By EXECUTOR=celery the steps of this run are executed by workers, {at_once}{ignored}."
+    )
+
+
+def uses_workers(job: JobDefinition, run_config: Mapping[str, Any]) -> bool:
+    """Whether a run's steps are executed by workers, and so outlive the process that drives it."""
+    from dagster_stack.executor.celery_executor import IN_PROCESS
+
+    if not _is_ours(job) and not (_starts_processes(job) and _is_mapped()):
+        return False
+    return IN_PROCESS not in _executor_config(job, run_config)
+
+
+def advice(job: JobDefinition) -> str:
+    """What the log says of a run whose steps are executed where it is driven; empty for executors of others."""
+    if _starts_processes(job):
+        cure = "Leave the executor out of the job, or set EXECUTOR=celery in .env and `make up`"
+    elif _is_ours(job) or job.executor_def.executor_creation_fn is in_process_executor.executor_creation_fn:
+        cure = "Leave `in_process` out of the job and its config"
+    else:
+        return ""
+    return (
+        f'The steps of this run use no workers: by its executor "{job.executor_def.name}" they are executed in this'
+        f" runner, and share its memory and processors. {cure}, and workers execute them."
+    )
+
+
+def _is_ours(job: JobDefinition) -> bool:
+    from dagster_stack.executor.celery_executor import celery_executor
+
+    return job.executor_def.executor_creation_fn is celery_executor.executor_creation_fn
+
+
+def _starts_processes(job: JobDefinition) -> bool:
+    found = job.executor_def.executor_creation_fn
+    return found in [
+        each.executor_creation_fn for each in (multiprocess_executor, multi_or_in_process_executor)
+    ]
+
+
+def _is_mapped() -> bool:
+    return Settings.from_environment().executor == "celery"
+
+
+def _executor_config(job: JobDefinition, run_config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a run says to its executor; nothing, where it says what it can't."""
+    from dagster_stack.executor.celery_executor import IN_PROCESS, celery_executor
+
+    own = job.executor_def is not celery_executor or job.run_config or job.config_mapping
+    if not own and IN_PROCESS not in str(run_config.get("execution")):
+        # To resolve the config of a large job takes milliseconds.
+        return {}
+    try:
+        return ResolvedRunConfig.build(job, deepcopy(run_config)).execution.execution_engine_config
+    except DagsterError:
+        # Dagster fails the run for it, and says why.
+        return {}
+
+
+# --- IO manager ---------------------------------------------------------------------------------------------
+
+
+@io_manager(description="The one of stack_resources().")
+def default_io_manager(context: InitResourceContext) -> IOManager:
+    """Each job's that names none."""
+    assert context.instance
+    if context.instance.is_ephemeral:
+        # A test of the user's, such as materialize([asset]), must not write over what the stack holds.
+        return PickledObjectFilesystemIOManager(context.instance.storage_directory())
+    from dagster_stack.storage.objects import stack_resources
+
+    made: IOManager = stack_resources()["io_manager"].create_io_manager(context)
+    return made
