@@ -3,7 +3,7 @@ executor, so they fail when it asks for its default elsewhere."""
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -397,6 +397,13 @@ def all_kinds() -> list[Any]:
     return [by_day, of_all_days, pair, returns_none, untyped, generic, by_result, loaded_otherwise]
 
 
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    defaults._io_manager.cache_clear()
+    yield
+    defaults._io_manager.cache_clear()
+
+
 def materialize_all(instance: dg.DagsterInstance) -> None:
     assets = all_kinds()
     for partition in ("a", "b"):
@@ -430,6 +437,7 @@ def made(instance: dg.DagsterInstance | None) -> Any:
 def test_in_the_stack_it_is_the_bucket(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with dg.DagsterInstance.get() as instance:
         assert isinstance(made(instance), LocalPickles)
+        defaults._io_manager.cache_clear()
         monkeypatch.setenv("DAGSTER_STACK_S3_BUCKET", "a-bucket")
         monkeypatch.setenv("DAGSTER_STACK_S3_PREFIX", "team")
 
@@ -437,6 +445,33 @@ def test_in_the_stack_it_is_the_bucket(home: Path, monkeypatch: pytest.MonkeyPat
 
     assert isinstance(found, S3IOManager)
     assert (found.bucket, found.prefix) == ("a-bucket", "team/storage")
+
+
+@in_use
+def test_a_step_gets_it_without_dagsters_search_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which takes 3 ms; another default is left to Dagster."""
+    resources = {**default_jobs.chained.resource_defs, "other": dg.mem_io_manager}
+
+    assert defaults.quick(resources) == {
+        "io_manager": defaults.default_io_manager,
+        "other": dg.mem_io_manager,
+    }
+    monkeypatch.setenv("DAGSTER_DEFAULT_IO_MANAGER_MODULE", "mine")
+    assert defaults.quick(resources) is resources
+
+
+@in_use
+def test_steps_on_workers_hand_their_outputs_on_by_it(
+    instance: dg.DagsterInstance, workers: Workers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_STACK_STORE", str(tmp_path / "store"))
+
+    result = executed(instance, default_jobs.chained)
+
+    assert result.succeeded
+    assert (
+        LocalPickles(str(tmp_path / "store" / "storage")).load(f"storage/{result.run_id}/add_one/result") == 2
+    )
 
 
 @in_use
