@@ -108,15 +108,16 @@ def uses_workers(job: JobDefinition, run_config: Mapping[str, Any]) -> bool:
 
 def advice(job: JobDefinition) -> str:
     """What the log says of a run whose steps are executed where it is driven; empty for executors of others."""
-    if _starts_processes(job):
-        cure = "Leave the executor out of the job, or set EXECUTOR=celery in .env and `make up`"
-    elif _is_ours(job) or job.executor_def.executor_creation_fn is in_process_executor.executor_creation_fn:
-        cure = "Leave `in_process` out of the job and its config"
-    else:
+    cause, cure = f'its executor "{job.executor_def.name}"', "Leave the executor out of the job"
+    if _is_ours(job):
+        cause, cure = "`in_process` in its config", "Leave that out"
+    elif _starts_processes(job):
+        cure += ", or set EXECUTOR=celery in .env and `make up`"
+    elif job.executor_def.executor_creation_fn is not in_process_executor.executor_creation_fn:
         return ""
     return (
-        f'The steps of this run use no workers: by its executor "{job.executor_def.name}" they are executed in this'
-        f" runner, and share its memory and processors. {cure}, and workers execute them."
+        f"The steps of this run use no workers: by {cause} they are executed in this runner, and share its memory and"
+        f" processors. {cure}, and workers execute them."
     )
 
 

@@ -41,7 +41,7 @@ def test_assets_are_made_and_checked_by_workers(stack: Stack, dagit: OwnDagit, j
     assert workers(stack, run_id) == {"one": "dagster", "two": "dagster", "two_two_is_right": "dagster"}
     assert any(event.get("eventType") == "ASSET_CHECK_EVALUATION" for event in stack.events(run_id))
     # And what they return is in the bucket
-    assert stack.metadata(run_id, "two")["uri"] == f"s3://{stack.bucket}/storage/@assets/two"
+    assert stack.metadata(run_id, "two")["uri"] == f"s3://{stack.bucket}/storage/@assets/two.pickle"
 
 
 def test_what_one_worker_stores_another_one_finds(stack: Stack, dagit: OwnDagit) -> None:
