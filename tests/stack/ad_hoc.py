@@ -207,6 +207,7 @@ class OwnDagit:
         }  # fmt: skip
         params = {"selector": selector, "runConfigData": config or {}}
         answer = json.loads(self._ask({"query": LAUNCH, "variables": {"params": params}}).stdout)
+        assert "errors" not in answer, answer["errors"]
         launched = answer["data"]["launchRun"]
         assert launched["__typename"] == "LaunchRunSuccess", launched
         return str(launched["run"]["runId"])
@@ -215,7 +216,7 @@ class OwnDagit:
         return self._ask({"query": "{ version }"}, check=False).returncode == 0
 
     def _ask(self, content: dict[str, Any], check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = ["curl", "-fsS", "-H", "content-type: application/json", "-d", json.dumps(content)]
+        command = ["curl", "-sS", "-H", "content-type: application/json", "-d", json.dumps(content)]
         return self.stack.docker(
             "exec", self.container, *command, "http://127.0.0.1:3000/graphql", check=check
         )
