@@ -17,12 +17,13 @@ from dagster_stack import tags
 from dagster_stack.broker.messages import RunMessage, step_task_id
 from dagster_stack.broker.tasks import RUN_TASK
 from dagster_stack.executor import termination
+from dagster_stack.project import defaults
 from dagster_stack.runner import run_execution
 from dagster_stack.runner.run_execution import FOREIGN_CODE_SECS, LOSSES_SECS, MOST_LOSSES
 from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import life
 from dagster_stack.storage.claims import STALE_SECS, Work
-from tests.unit import eventful_jobs, step_jobs
+from tests.unit import default_jobs, eventful_jobs, step_jobs
 from tests.unit.clock import Clock
 from tests.unit.database_errors import AWAY, ask_warehouse
 from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed
@@ -232,6 +233,54 @@ def test_a_run_of_another_executor_that_lost_its_runner_fails_with_that_reason(
     (told,) = (line for line in said(instance, run.run_id) if reason in line)
     assert "run_retries in dagster.yaml" in told
     assert "STEP_START" not in kinds(instance, run.run_id)
+
+
+@pytest.mark.parametrize(
+    ("job", "config", "cause"),
+    [
+        (eventful_jobs.of_another_executor, {}, 'by its executor "in_process"'),
+        (default_jobs.wide, {"in_process": {}}, "by `in_process` in its config"),
+        (default_jobs.in_process_by_its_config, {}, "by `in_process` in its config"),
+    ],
+)
+def test_a_run_whose_steps_are_executed_here_says_so_once(
+    instance: DagsterInstance, runner: Runner, job: Any, config: Any, cause: str
+) -> None:
+    defaults.use()
+    run = started_run(instance, job, {"execution": {"config": config}} if config else {}, status=STARTING)
+
+    runner.drives(run)
+
+    assert runner.status(run) == DagsterRunStatus.SUCCESS
+    (told,) = (line for line in said(instance, run.run_id) if "use no workers" in line)
+    assert cause in told
+    assert "STEP_WORKER_STARTING" not in kinds(instance, run.run_id)
+
+
+def test_a_run_of_workers_says_nothing_of_where_its_steps_are(
+    instance: DagsterInstance, runner: Runner, workers: Workers
+) -> None:
+    defaults.use()
+    run = started_run(instance, default_jobs.chained, status=STARTING)
+
+    runner.drives(run)
+
+    assert workers.keys == ["one", "add_one"]
+    assert not [line for line in said(instance, run.run_id) if "workers" in line]
+
+
+def test_a_run_that_is_executed_here_by_its_config_is_not_resumed(
+    instance: DagsterInstance, runner: Runner, database: Database
+) -> None:
+    """Its steps ended with the process that executed them."""
+    defaults.use()
+    run = started_run(instance, default_jobs.in_process_by_its_config)
+    database.claims.release(database.taken(Work(run.run_id), "runner@b"))
+
+    runner.drives(run)
+
+    assert runner.status(run) == DagsterRunStatus.FAILURE
+    assert any("Its runner was stopped." in line for line in said(instance, run.run_id))
 
 
 @pytest.mark.parametrize(
