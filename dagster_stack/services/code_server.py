@@ -28,8 +28,11 @@ def main() -> None:
     from dagster._cli import api
     from dagster._cli import main as command_line
 
+    from dagster_stack.project import read_only
+
     configure("code-server")
     use_in_dagster()
+    read_only.use_in_dagster()
     leave_to_service(api)
     command_line()
 

@@ -100,6 +100,18 @@ def provision() -> None:
     make_schema(settings, kept)
 
 
+def provision_files(environment: Mapping[str, str] = os.environ) -> None:
+    """Lay on the volume of user code what the project brings there; raises ProvisionError where that can't be written."""
+    if volume := environment.get(data.VARIABLE):
+        try:
+            data.lay(environment.get(data.SETTING, ""), Path(volume))
+        except OSError as error:
+            raise ProvisionError(
+                f"The files of the project could not be laid on the volume for user code: {error}. Where DATA_DIR in .env"
+                " names a folder, all in it must belong to user 10000: sudo chown -R 10000:10000 that folder."
+            ) from error
+
+
 def patiently(store: str, make: Callable[[], Made]) -> Made:
     """Try again while a store is still coming up; raises ProvisionError with its last answer."""
     begin = time.monotonic()
