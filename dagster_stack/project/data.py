@@ -12,6 +12,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from dagster_stack.errors import SettingsError
@@ -56,24 +57,31 @@ def place(path: str) -> PurePosixPath:
 
 
 def link(root: Path, setting: str, volume: Path = VOLUME, brought: Path = BROUGHT) -> None:
-    """Put links to the volume in the place of the writable folders of a project; keep aside what is in them."""
+    """Put links to the volume in the place of a project's writable folders; keep aside what is in them, and lay it there.
+
+    Raises SettingsError for what DATA_PATHS should not name. A package called `data` stays what it is.
+    """
     brought.mkdir(parents=True, exist_ok=True)
     for path in paths(setting):
         folder = root / path
         if code := next(folder.rglob("*.py"), None) if folder.is_dir() else None:
+            if path == DATA:
+                continue
             raise SettingsError(
                 f"{SETTING} makes {path} a folder for data, and it holds code ({code.relative_to(root)}), which would"
                 " never be renewed there: move that, or name another folder in .env."
-                if path != DATA
-                else f"{path}/ is the folder for data, and it holds code ({code.relative_to(root)}): move that."
             )
         if folder.is_dir():
             shutil.copytree(folder, brought / place(path), symlinks=True, dirs_exist_ok=True)
             shutil.rmtree(folder)
         elif folder.exists() or folder.is_symlink():
-            raise SettingsError(f"{path} of the project is a file, and a folder for data is to be there.")
+            raise SettingsError(
+                f"{path} of the project is a file, and a folder for data is to be there: rename it."
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.symlink_to(volume / place(path))
+    # For what the build itself reads there, and for a volume that is new.
+    lay(setting, volume, brought)
 
 
 def lay(setting: str, volume: Path = VOLUME, brought: Path = BROUGHT) -> None:
@@ -136,8 +144,17 @@ def _write(target: Path, content: bytes) -> None:
     scratch.replace(target)
 
 
+def lay_absent(setting: str, volume: Path = VOLUME, brought: Path = BROUGHT) -> None:
+    """Lay there what is absent, and nothing else: for code that is tried beside older code, which has the volume too."""
+    for path in paths(setting):
+        (volume / place(path)).mkdir(parents=True, exist_ok=True)
+    for file in _files(brought):
+        if not (target := volume / file.relative_to(brought)).exists():
+            _copy(file, target)
+
+
 if __name__ == "__main__":
     try:
-        link(Path.cwd(), os.environ.get(SETTING, ""))
+        (lay_absent if sys.argv[1:] == ["absent"] else partial(link, Path.cwd()))(os.environ.get(SETTING, ""))
     except SettingsError as error:
         sys.exit(str(error))

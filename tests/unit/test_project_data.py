@@ -7,7 +7,7 @@ import pytest
 
 from dagster_stack.errors import ProvisionError, SettingsError
 from dagster_stack.project import data
-from dagster_stack.project.data import lay, link, paths
+from dagster_stack.project.data import lay, lay_absent, link, paths
 from dagster_stack.services.provision import provision_files
 
 
@@ -121,6 +121,31 @@ def test_a_folder_with_code_is_none_for_data(root: Path, volume: Path, brought: 
 
     with pytest.raises(SettingsError, match=r"it holds code \(output/job.py\)"):
         link(root, "output", volume, brought)
+
+
+def test_a_package_called_data_stays_what_it_is(root: Path, volume: Path, brought: Path) -> None:
+    (root / "data/__init__.py").touch()
+
+    link(root, "output", volume, brought)
+
+    assert not (root / "data").is_symlink()
+    assert (root / "output").is_symlink()
+
+
+def test_code_that_is_tried_beside_older_code_finds_new_files_and_leaves_the_others(
+    root: Path, volume: Path, brought: Path
+) -> None:
+    link(root, "", volume, brought)
+    (brought / "new.csv").write_text("new")
+    (brought / "raw/in.csv").write_text("2")
+
+    lay_absent("", volume, brought)
+    assert (volume / "new.csv").read_text() == "new"
+    assert (volume / "raw/in.csv").read_text() == "1"
+
+    # And when it is deployed, all is as it brings it
+    lay("", volume, brought)
+    assert (volume / "raw/in.csv").read_text() == "2"
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(root: Path, volume: Path, brought: Path) -> None:
