@@ -78,10 +78,10 @@ def ensure() -> None:
         raise Failure(
             f"{VARIABLE}={folder} is no folder: name another one in {env_file.env_path().name}."
         ) from None
-    except PermissionError as error:
+    except OSError as error:
         raise Failure(
-            f"{error.filename} is closed to this user. Make the folder, or name another one as {VARIABLE}:"
-            f" sudo install -d -o {USER} -g {USER} {folder}"
+            f"{VARIABLE}={folder} can't be made by this user ({error.filename}: {error.strerror}). Name another one, or make"
+            f" it: sudo install -d -o {USER} -g {USER} {folder}"
         ) from None
     if is_free:
         # As root of a container, who may do that also where this user is not root.

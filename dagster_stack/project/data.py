@@ -110,7 +110,8 @@ def lay(setting: str, volume: Path = VOLUME, brought: Path = BROUGHT) -> None:
                 )
     if now != laid:
         _write(volume / RECORD, json.dumps(now).encode())
-    logger.info("%d files of the project are on the volume", len(now), extra={"action": "data.ready"})
+    if now:
+        logger.info("%d files of the project are on the volume", len(now), extra={"action": "data.ready"})
 
 
 def _laid(volume: Path) -> dict[str, str]:

@@ -4,8 +4,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from urllib3.exceptions import HTTPError
 from dagster_stack import tags
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import ProvisionError
+from dagster_stack.project import data
 from dagster_stack.services.lifecycle import expire_logs_of_outside_bucket, set_log_expiry
 from dagster_stack.services.ownership import own_places
 from dagster_stack.settings import Settings

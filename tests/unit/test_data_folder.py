@@ -85,6 +85,13 @@ def test_a_file_is_no_folder(docker: Path, env: Path, tmp_path: Path) -> None:
         data_folder.ensure()
 
 
+def test_one_that_can_not_be_made_is_named_with_the_cure(docker: Path, env: Path) -> None:
+    settings(env, DATA_DIR="/proc/none/data")
+
+    with pytest.raises(Failure, match=r"can't be made by this user .*sudo install -d -o 10000"):
+        data_folder.ensure()
+
+
 @pytest.mark.parametrize("text", ["data", "./data", "~/data", "/a:/b", "/srv/../etc"])
 def test_what_is_no_whole_path_is_refused(docker: Path, env: Path, text: str) -> None:
     settings(env, DATA_DIR=text)
