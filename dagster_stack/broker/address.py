@@ -16,10 +16,14 @@ def address() -> str | None:
     return os.environ.get(BROKER_VARIABLE) or _withheld.get(BROKER_VARIABLE)
 
 
-def withhold(app: Celery) -> None:
-    """Take it out of this process's environment, before user code is loaded, and give it to the app.
+def withhold(app: Celery | None = None) -> None:
+    """Take it out of this process's environment, before user code is loaded, and give it to the app, if there is one.
 
     Not where runs are driven: executors of jobs, which are executed there, read it, and so do the processes they start.
     """
-    if RUNS not in app.amqp.queues.consume_from and (url := os.environ.pop(BROKER_VARIABLE, None)):
-        _withheld[BROKER_VARIABLE] = app.conf.broker_url = url
+    if app and RUNS in app.amqp.queues.consume_from:
+        return
+    if url := os.environ.pop(BROKER_VARIABLE, None):
+        _withheld[BROKER_VARIABLE] = url
+        if app:
+            app.conf.broker_url = url

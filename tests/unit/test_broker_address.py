@@ -55,6 +55,13 @@ def test_a_job_that_names_another_broker_keeps_that() -> None:
     assert run_app({"broker": "amqp://other"}).conf.broker_url == "amqp://other"
 
 
+def test_a_process_without_an_app_that_loads_code_for_the_daemon_has_it_no_more() -> None:
+    withhold()
+
+    assert BROKER_VARIABLE not in os.environ
+    assert address() == URL
+
+
 def test_where_runs_are_driven_it_stays() -> None:
     withhold(worker("runs"))
 
