@@ -12,7 +12,6 @@ from dagster_stack import celery_executor
 
 HEAVY = {"dagster-celery/queue": "heavy"}
 FOLDER = Path("data/test-files")
-NAMES = ("FILES_TOKEN", "FILES_HARD", "CELERY_BROKER_URL")
 
 
 @op
@@ -90,7 +89,7 @@ def see(context: OpExecutionContext) -> None:
     context.add_output_metadata(
         {
             "token": MetadataValue.text(str(len(token or ""))),
-            "hard": MetadataValue.text(str(os.environ.get("FILES_HARD") == "a$b ${c} #d")),
+            "hard": MetadataValue.text(str(os.environ.get("FILES_HARD") == 'a$b "c" #d')),
             "broker": MetadataValue.text(str("CELERY_BROKER_URL" in os.environ)),
             "folder": MetadataValue.text(str(Path.cwd())),
         }

@@ -23,7 +23,7 @@ CHANGED = "changed-of-a-test-0123456789"
 def secrets(stack: Stack) -> Iterator[Path]:
     """A file of variables for user code, in all services."""
     file = stack.env.with_name("secrets.env")
-    file.write_text(f"export FILES_TOKEN={TOKEN} # a comment\nFILES_HARD='a$b ${{c}} #d'\n")
+    file.write_text(f"export FILES_TOKEN={TOKEN} # a comment\nFILES_HARD='a$b \"c\" #d'\n")
     env_file.set_value("SECRETS_FILE", str(file), stack.env)
     print(stack.make("up").stdout)
     yield file
