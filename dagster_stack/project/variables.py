@@ -31,6 +31,8 @@ OWN = {
     "LD_LIBRARY_PATH": "take the line out",
     "AWS_PROFILE": "~/.aws is not there: give its keys, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     "PGSSLMODE": "Dagster's own connections would follow it: put sslmode into your connection's address",
+    # Without the stack's own hosts in it, services would look for each other behind the proxy.
+    **dict.fromkeys(("NO_PROXY", "no_proxy"), "name those hosts in NO_PROXY of the stack's own .env"),
 }
 OF_SETTINGS = (
     "RUNNERS",

@@ -123,7 +123,7 @@ def test_the_host_sees_the_names_that_python_dotenv_sees(parts: list[str]) -> No
 
 @pytest.mark.parametrize(
     "name",
-    ["DAGSTER_HOME", "PYTHONPATH", "CELERY_BROKER_URL", "DAGSTER_POSTGRES_PASSWORD", "DAGSTER_STACK_S3_BUCKET", "AWS_PROFILE", "RUNNERS"],
+    ["DAGSTER_HOME", "PYTHONPATH", "CELERY_BROKER_URL", "DAGSTER_POSTGRES_PASSWORD", "DAGSTER_STACK_S3_BUCKET", "AWS_PROFILE", "RUNNERS", "NO_PROXY"],
 )  # fmt: skip
 def test_a_name_that_would_change_the_stack_has_an_objection_with_a_cure(name: str) -> None:
     assert objection(name)
