@@ -90,11 +90,12 @@ def dead_letters(as_json: bool) -> ExitCode:
 
 @cli.command()
 def init() -> None:
-    """Make schema, bucket and S3 user: the service `init`, safe to repeat."""
+    """Make schema, bucket, S3 user and data folder: the service `init`, safe to repeat."""
     from dagster_stack.logs.service import configure
-    from dagster_stack.services.provision import provision
+    from dagster_stack.services.provision import provision, provision_files
 
     configure("init")
+    provision_files()
     provision()
 
 

@@ -17,6 +17,7 @@ DEFAULT_WORKSPACE_YAML = DEFAULT_CELERY_YAML.with_name("workspace.yaml")
 #: What Celery itself takes from the environment, before any configuration file.
 BROKER_VARIABLE = "CELERY_BROKER_URL"
 BUCKET_VARIABLE = "DAGSTER_STACK_S3_BUCKET"
+ENDPOINT_VARIABLE = "DAGSTER_STACK_S3_ENDPOINT_URL"
 PREFIX_VARIABLE = "DAGSTER_STACK_S3_PREFIX"
 #: Bytes of it at most: names of objects need the rest.
 LONGEST_PREFIX = 200
@@ -33,7 +34,7 @@ EXECUTORS = ("job", "celery")
 
 @dataclass(frozen=True)
 class S3Settings:
-    """The bucket and its two addresses: boto3 takes keys and region from `AWS_*` itself."""
+    """The bucket and its two addresses; keys and region are `storage/s3.py`'s."""
 
     bucket: str
     #: None: Amazon's own.
@@ -72,14 +73,14 @@ class Settings:
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Settings":
         bucket = environment.get(BUCKET_VARIABLE)
         key_prefix = s3_key_prefix(environment) if bucket else ""
+        # Where the stack names none of its own, boto3's.
+        endpoint_url = environment.get(ENDPOINT_VARIABLE) or environment.get("AWS_ENDPOINT_URL_S3") or None
         home = Path(environment.get("DAGSTER_HOME") or ".dagster").resolve()
         return Settings(
             s3=S3Settings(
                 bucket=bucket,
-                endpoint_url=environment.get("AWS_ENDPOINT_URL_S3") or None,
-                public_url=environment.get("DAGSTER_STACK_S3_PUBLIC_URL")
-                or environment.get("AWS_ENDPOINT_URL_S3")
-                or None,
+                endpoint_url=endpoint_url,
+                public_url=environment.get("DAGSTER_STACK_S3_PUBLIC_URL") or endpoint_url,
                 key_prefix=key_prefix,
             )
             if bucket

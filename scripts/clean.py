@@ -2,7 +2,7 @@
 
 import os
 
-from scripts import compose, engine, env_file
+from scripts import compose, data_folder, engine, env_file, variables
 from scripts.console import attended, confirm, done, main, run_logged, say
 
 
@@ -30,7 +30,11 @@ def clean() -> None:
         # Where `make up` ended before it had a base image there is none to name, and none is needed.
         environment={"BASE_IMAGE": env_file.settings().get("BASE_IMAGE") or "none"},
     )
-    done("all data is gone; images and .env are kept, `make up` starts afresh")
+    variables.file().unlink(missing_ok=True)
+    kept = ["images", env_file.env_path().name]
+    if folder := env_file.settings().get(data_folder.VARIABLE):
+        kept.append(f"{folder}, which is this host's,")
+    done(f"all data is gone; {' and '.join(kept)} are kept, `make up` starts afresh")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,11 @@ def check_code() -> None:
     """Load the code in the new image; raises Failure with the error of code that does not load."""
     command = ["--progress", "quiet", "run", "--rm", "--no-deps", "--no-TTY", "cli"]
     validate = ["dagster", "definitions", "validate", "--workspace", "workspace.yaml"]
-    run_logged("Loading the new code", [*compose.compose(), *command, *validate])
+    # It may read files that the project brings, and that `init` has not laid on the volume yet.
+    files = "python -P -m dagster_stack.project.data absent && exec"
+    run_logged(
+        "Loading the new code", [*compose.compose(), *command, "sh", "-c", f'{files} "$@"', "sh", *validate]
+    )
 
 
 # --- the code's hash ---------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scripts import env_file, venv
+from dagster_stack.project.variables import VARIABLE
+from scripts import env_file, variables, venv
 from scripts.code_location import DIRECTLY
 from scripts.console import LOG_FOLDER, ROOT, Failure, Progress, done, main, say
 from scripts.dev_worker import DevWorker
@@ -44,7 +45,7 @@ def dev() -> int:
     venv.ensure()
     say(f"\n  Dagit: http://127.0.0.1:{port} once it says so below; Ctrl-C ends it. Data: {HOME}\n")
     with DevWorker(HOME, environment()) as worker:
-        process = subprocess.Popen(dagster_dev(port), cwd=ROOT, env=environment())
+        process = subprocess.Popen(dagster_dev(port), cwd=folder(), env=environment())
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
         while True:
@@ -79,7 +80,7 @@ def dagit() -> Iterator[str]:
     with log.open("w") as file:
         process = subprocess.Popen(
             dagster_dev(str(port)),
-            cwd=ROOT,
+            cwd=folder(),
             env=environment(),
             stdout=file,
             stderr=file,
@@ -120,7 +121,26 @@ def wait_until_answers(url: str, process: subprocess.Popen[bytes], log: Path) ->
 
 def dagster_dev(port: str) -> list[str]:
     command = [str(venv.PYTHON), "-m", "dagster", "dev", "--module-name", "pipelines"]
-    return [*command, "--working-directory", str(ROOT), "--host", "127.0.0.1", "--port", port]
+    return [
+        *with_variables(),
+        *command,
+        "--working-directory",
+        str(ROOT),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        port,
+    ]
+
+
+def with_variables() -> list[str]:
+    """The start of a command that has the project's own variables."""
+    return [str(venv.PYTHON), "-P", "-m", "dagster_stack.project.variables"]
+
+
+def folder() -> Path:
+    """Where all of it runs: Dagster reads the `.env` of its working directory, and this checkout's is the stack's."""
+    return variables.project_folder()
 
 
 def environment() -> dict[str, str]:
@@ -133,6 +153,8 @@ def environment() -> dict[str, str]:
         "DAGSTER_HOME": str(HOME),
         "DAGSTER_STACK_EXECUTOR": kept.get("EXECUTOR")
         or env_file.read(env_file.env_path()).get("EXECUTOR", ""),
+        # Dagster itself lets the project's .env win.
+        VARIABLE: variables.found([*reversed(variables.sources())]),
         "PYTHONPATH": str(ROOT),
         # All is on this host: nothing of it may go through a company's proxy.
         **{

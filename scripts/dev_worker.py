@@ -9,8 +9,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from scripts import venv
-from scripts.console import LOG_FOLDER, ROOT, say
+from scripts import variables, venv
+from scripts.console import LOG_FOLDER, say
 
 LOG = LOG_FOLDER / "dev-worker.log"
 #: Seconds that the worker gets for the step it executes; above DRAIN_SECS of dagster_stack/worker/shutdown.py.
@@ -53,7 +53,7 @@ class DevWorker:
         with LOG.open("ab") as log:
             self._process = subprocess.Popen(
                 command(),
-                cwd=ROOT,
+                cwd=variables.project_folder(),
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -81,6 +81,7 @@ def command() -> list[str]:
     queues = os.environ.get("DEV_QUEUES") or QUEUES
     celery = [str(venv.PYTHON), "-m", "scripts.dev_worker", "-A", "dagster_stack.app", "worker"]
     return [
+        *[str(venv.PYTHON), "-P", "-m", "dagster_stack.project.variables"],
         *celery,
         "-n",
         "dev@%h",

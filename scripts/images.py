@@ -44,12 +44,18 @@ class Image:
     service: str
     inputs: tuple[str, ...]
     note: str = ""
+    #: Settings that the build gets.
+    settings: tuple[str, ...] = ()
 
     def files(self) -> Iterator[Path]:
         for name in self.inputs:
             path = ROOT / name
             found = sorted(path.rglob("*")) if path.is_dir() else [path]
-            yield from (file for file in found if file.is_file() and "__pycache__" not in file.parts)
+            yield from (
+                file
+                for file in found
+                if file.is_file() and "__pycache__" not in file.parts and not is_secret(file)
+            )
 
     def digest(self, base_id: str) -> str:
         """Changes when the base image, a name or a content changes. Modes don't count: each COPY sets its own."""
@@ -57,11 +63,18 @@ class Image:
         for file in self.files():
             digest.update(f"{file.relative_to(ROOT)}\0".encode(errors="surrogateescape"))
             digest.update(hashlib.sha256(file.read_bytes()).digest())
+        for name in self.settings:
+            digest.update(f"{name}={env_file.settings().get(name, '')}\0".encode())
         return digest.hexdigest()
 
     @property
     def variable(self) -> str:
         return f"{self.service.upper().replace('-', '_')}_INPUTS"
+
+
+def is_secret(file: Path) -> bool:
+    """Whether a file holds variables: `.dockerignore` keeps it out of the image."""
+    return file.name == ".env" or file.name.startswith(".env.")
 
 
 def images() -> list[Image]:
@@ -85,6 +98,7 @@ def dagster() -> Image:
         "init",
         ("docker/dagster", "requirements", "dagster.yaml", "workspace.yaml", "celery.yaml", "dagster_stack",
          "pipelines"),
+        settings=("DATA_PATHS",),
     )  # fmt: skip
 
 

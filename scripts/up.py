@@ -5,7 +5,18 @@ import subprocess
 import time
 from pathlib import Path
 
-from scripts import base_image, code_location, compose, engine, env_file, images, preflight, proxies
+from scripts import (
+    base_image,
+    code_location,
+    compose,
+    data_folder,
+    engine,
+    env_file,
+    images,
+    preflight,
+    proxies,
+    variables,
+)
 from scripts.connections import require_connections
 from scripts.console import ROOT, Failure, Progress, done, main, run_logged, say
 
@@ -40,11 +51,15 @@ def prepare() -> None:
     env_file.complete_profiles()
     compose.require_own_project()
     proxies.record()
+    variables.record()
     if "grafana" in env_file.profiles():
         make_readable(ROOT / "docker" / "grafana")
     require_connections(env_file.number("WORKERS", 2))
-    preflight.report([*preflight.runs_at_once(), *preflight.ports(), *preflight.names()])
+    preflight.report(
+        [*preflight.runs_at_once(), *preflight.ports(), *preflight.names(), *data_folder.findings()]
+    )
     base_image.ensure()
+    data_folder.ensure()
 
 
 def make_readable(folder: Path) -> None:

@@ -1,13 +1,13 @@
 """The Celery app that runs send with and workers listen with: both must agree on queues and priorities."""
 
-import os
 from pathlib import Path
 
 from celery import Celery
 from kombu.entity import Queue
 
+from dagster_stack.broker.address import address
 from dagster_stack.broker.tasks import STOCK_TASKS
-from dagster_stack.settings import BROKER_VARIABLE, CeleryConfig, Settings
+from dagster_stack.settings import CeleryConfig, Settings
 
 #: What dagster-celery's own app has, so that its executor and its command line meet our workers.
 QUEUE = "dagster"
@@ -23,9 +23,9 @@ POLLING_SECS = 0.05
 
 def make_app(config: CeleryConfig, settings: Settings) -> Celery:
     """An app with the settings of `celery.yaml` or a job; makes no connection."""
-    app = Celery("dagster", broker=config.broker, backend=config.backend, include=config.include)
+    app = Celery("dagster", broker=config.broker or address(), backend=config.backend, include=config.include)
     app.conf.update(config.config_source)
-    if settings.embedded and not (config.broker or os.environ.get(BROKER_VARIABLE)):
+    if settings.embedded and not (config.broker or address()):
         use_folder_as_broker(app, settings.broker_folder)
     app.conf.update(
         task_queues=[

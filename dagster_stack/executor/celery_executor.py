@@ -41,6 +41,7 @@ from dagster._core.storage.tags import PRIORITY_TAG
 from dagster_celery.executor import CELERY_CONFIG
 
 from dagster_stack import tags
+from dagster_stack.broker.address import address
 from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.link import BrokerLink
 from dagster_stack.errors import SettingsError
@@ -225,7 +226,7 @@ def run_app(config: Mapping[str, Any]) -> Celery:
         or config_source.get("task_always_eager")
         or config.get("broker")
         or defaults.broker
-        or os.environ.get(BROKER_VARIABLE)
+        or address()
     ):
         raise SettingsError(
             f"No broker: set {BROKER_VARIABLE} (compose.yaml does), `broker` in celery.yaml,"

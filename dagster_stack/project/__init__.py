@@ -1,1 +1,1 @@
-"""The user's project: what the platform gives it without being named."""
+"""The user's project: where its code, files and variables come from, and what the platform gives it unasked."""

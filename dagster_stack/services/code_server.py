@@ -28,8 +28,13 @@ def main() -> None:
     from dagster._cli import api
     from dagster._cli import main as command_line
 
+    from dagster_stack.broker.address import withhold
+    from dagster_stack.project import read_only
+
     configure("code-server")
     use_in_dagster()
+    read_only.use_in_dagster()
+    withhold()
     leave_to_service(api)
     command_line()
 

@@ -4,8 +4,9 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from urllib3.exceptions import HTTPError
 from dagster_stack import tags
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import ProvisionError
+from dagster_stack.project import data
 from dagster_stack.services.lifecycle import expire_logs_of_outside_bucket, set_log_expiry
 from dagster_stack.services.ownership import own_places
 from dagster_stack.settings import Settings
@@ -98,6 +100,18 @@ def provision() -> None:
         patiently("the S3 store", lambda: make_outside_bucket(settings))
     kept = patiently("the S3 store", lambda: probed(settings))
     make_schema(settings, kept)
+
+
+def provision_files(environment: Mapping[str, str] = os.environ) -> None:
+    """Lay on the volume of user code what the project brings there; raises ProvisionError where that can't be written."""
+    if volume := environment.get(data.VARIABLE):
+        try:
+            data.lay(environment.get(data.SETTING, ""), Path(volume))
+        except OSError as error:
+            raise ProvisionError(
+                f"The files of the project could not be laid on the volume for user code: {error}. Where DATA_DIR in .env"
+                " names a folder, all in it must belong to user 10000: sudo chown -R 10000:10000 that folder."
+            ) from error
 
 
 def patiently(store: str, make: Callable[[], Made]) -> Made:

@@ -10,6 +10,8 @@ from urllib3 import PoolManager
 
 #: Seconds that a link given to a browser stays valid: the longest that S3 signatures allow, 7 days.
 LINK_LIFETIME_SECS = 7 * 24 * 3600
+#: What boto3 calls the keys, and the ends of the variables' names.
+KEYS = {"aws_access_key_id": "ACCESS_KEY", "aws_secret_access_key": "SECRET_KEY", "region_name": "REGION"}
 #: Of a request that S3 takes for too old or too new.
 CLOCKS = "this machine's clock and the store's differ by more than 15 minutes. Set both by NTP."
 
@@ -32,9 +34,18 @@ def s3_client(endpoint_url: str | None, impatient: bool = False) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    client = boto3.client("s3", endpoint_url=endpoint_url, config=config)
+    client = boto3.Session().client("s3", endpoint_url=endpoint_url, config=config, **own_keys())
     _clients.append(client)
     return client
+
+
+def own_keys() -> dict[str, str]:
+    """The stack's own keys and region, as boto3 takes them: `AWS_*` may be a project's. Empty where it has none."""
+    return {
+        argument: value
+        for argument, name in KEYS.items()
+        if (value := os.environ.get(f"DAGSTER_STACK_S3_{name}"))
+    }
 
 
 _clients: list[Any] = []

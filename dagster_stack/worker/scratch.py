@@ -204,7 +204,8 @@ def explain(text: str) -> str | None:
 
 def use_in_errors() -> None:
     """Let errors of this process say what is full."""
-    error_chains.explanations[:] = [explain]
+    if explain not in error_chains.explanations:
+        error_chains.explanations.append(explain)
 
 
 def running_steps() -> list[Path]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from celery import signals
+from celery import current_app, signals
 
+from dagster_stack.broker.address import withhold
 from dagster_stack.logs.libraries import use_in_dagster
 from dagster_stack.settings import Settings
 from dagster_stack.worker import pool
@@ -72,6 +73,7 @@ def warm_up(**_: Any) -> None:
     """
     adopt_orphans()
     allow_children()
+    withhold(current_app)
     try:
         load()
         from dagster_stack.storage.event_log import PooledEventLogStorage
@@ -90,23 +92,50 @@ def warm_up(**_: Any) -> None:
 
 
 def load() -> None:
-    """Load Dagster as services log it, and the code of the workspace."""
-    from dagster_stack.project import defaults
+    """Load Dagster as services log it, what its secrets loader knows, and then the code of the workspace."""
+    from dagster_stack.project import defaults, read_only
     from dagster_stack.worker import scratch
+    from dagster_stack.worker.process import warm_instance
 
     # Before the code, which may ask a job of its own for its executor.
     defaults.use()
     use_in_dagster()
     scratch.use_in_errors()
-    for module in code_modules(Settings.from_environment().workspace_yaml):
+    read_only.use_in_dagster()
+    workspace = Settings.from_environment().workspace_yaml
+    try:
+        for name in location_names(workspace):
+            warm_instance().inject_env_vars(name)
+    except Exception:
+        # Code that needs them says so itself.
+        logger.warning(
+            "Dagster's secrets loader failed", exc_info=True, extra={"action": "secrets.not_loaded"}
+        )
+    for module in code_modules(workspace):
         importlib.import_module(module)
 
 
 def code_modules(workspace: Path) -> list[str]:
     """The Python modules that a workspace file names as code locations; none without the file."""
+    modules = [entry["python_module"] for entry in entries(workspace) if "python_module" in entry]
+    return [module if isinstance(module, str) else module["module_name"] for module in modules]
+
+
+def location_names(workspace: Path) -> list[str]:
+    """What a workspace file calls its code locations, as far as it says; a module's own name else."""
+    contents = [content for entry in entries(workspace) for content in entry.values()]
+    names = (
+        each if isinstance(each, str) else each.get("location_name") or each.get("module_name")
+        for each in contents
+    )
+    return [name for name in names if name]
+
+
+def entries(workspace: Path) -> list[dict[str, Any]]:
+    """What stands in a workspace file; nothing without the file."""
     try:
-        entries = yaml.safe_load(workspace.read_text(encoding="utf-8"))["load_from"]
+        content = yaml.safe_load(workspace.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
-    modules = [entry["python_module"] for entry in entries if "python_module" in entry]
-    return [module if isinstance(module, str) else module["module_name"] for module in modules]
+    found: list[dict[str, Any]] = content["load_from"]
+    return found

@@ -147,6 +147,14 @@ def test_root_file_system_is_read_only_even_for_root(stack: Stack, service: str)
     assert answer.stderr.count("Read-only file system") == 6, answer.stderr
 
 
+@pytest.mark.parametrize("service", [*SERVICES, "init"])
+def test_files_of_user_code_are_there_where_it_runs_and_nowhere_else(
+    containers: dict[str, dict[str, Any]], service: str
+) -> None:
+    mounts = {mount["Destination"] for mount in containers[service]["Mounts"]}
+    assert ("/opt/data" in mounts) is (service in {*DAGSTER, "init"})
+
+
 # --- networks ------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_a_process_loads_the_code_and_opens_the_instance(
     def get_runs(limit: int) -> None:
         asked.append(limit)
 
-    warm = SimpleNamespace(get_runs=get_runs, event_log_storage=None)
+    warm = SimpleNamespace(get_runs=get_runs, event_log_storage=None, inject_env_vars=lambda _: None)
     monkeypatch.setattr(process, "warm_instance", lambda: warm)
 
     warm_up.warm_up()
@@ -83,6 +84,53 @@ def test_a_process_loads_the_code_and_opens_the_instance(
     assert sys.modules["loaded_by_warm_up"].IS_LOADED
     # One query opens the connection that the first step would wait for.
     assert asked == [1]
+
+
+def test_what_dagsters_secrets_loader_knows_is_there_when_the_code_is_loaded(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a loader as `secrets:` in dagster.yaml names it, and code that needs a secret to be imported
+    monkeypatch.setenv("TOKEN_OF_LOADER", "none yet")
+    asked: list[str] = []
+
+    def inject(location: str) -> None:
+        asked.append(location)
+        os.environ["TOKEN_OF_LOADER"] = "sesame"
+
+    warm = SimpleNamespace(get_runs=lambda **_: [], event_log_storage=None, inject_env_vars=inject)
+    monkeypatch.setattr(process, "warm_instance", lambda: warm)
+    (workspace.parent / "loaded_by_warm_up.py").write_text(
+        "import os\nSEEN = os.environ['TOKEN_OF_LOADER']\n"
+    )
+    importlib.invalidate_caches()
+
+    warm_up.warm_up()
+
+    assert sys.modules["loaded_by_warm_up"].SEEN == "sesame"
+    assert asked == ["loaded_by_warm_up"]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (
+            "load_from: [{python_module: a}, {python_file: {relative_path: b.py, location_name: b}}]",
+            ["a", "b"],
+        ),
+        (
+            "load_from: [{python_module: {module_name: a, location_name: mine}}, {python_file: {relative_path: c.py}}]",
+            ["mine"],
+        ),
+        ("load_from: []", []),
+    ],
+)
+def test_the_loader_is_asked_for_each_location_that_has_a_name(
+    tmp_path: Path, text: str, names: list[str]
+) -> None:
+    file = tmp_path / "workspace.yaml"
+    file.write_text(text)
+
+    assert warm_up.location_names(file) == names
 
 
 def test_on_a_real_instance_warming_up_says_nothing(

@@ -1,0 +1,90 @@
+"""The project's own variables, from its `.env` and SECRETS_FILE, handed to all that executes its code, and to nobody else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dagster_stack.project.variables import MOST_BYTES, VARIABLE, names, objection, packed
+from scripts import env_file
+from scripts.compose import project
+from scripts.console import BUILD_FOLDER, ROOT, Failure, done, warn
+
+SETTING = "SECRETS_FILE"
+PROJECT = "PROJECT"
+
+
+def file() -> Path:
+    """The file by which Compose gives them to containers; there only where the project has some."""
+    return BUILD_FOLDER / "variables" / f"{project()}.env"
+
+
+def project_folder() -> Path:
+    return ROOT / (env_file.settings().get(PROJECT) or "pipelines")
+
+
+def sources() -> list[Path]:
+    """The files that are there, the most important one last; raises Failure when SECRETS_FILE is not."""
+    settings = env_file.settings()
+    of_stack = {env_file.env_path(), (ROOT / ".env").resolve()}
+    own = project_folder() / ".env"
+    found = [own] if own.is_file() and own.resolve() not in of_stack else []
+    if named := settings.get(SETTING):
+        secrets = ROOT / named
+        if not secrets.is_file():
+            raise Failure(
+                f"{SETTING}={named} in {env_file.env_path().name} is no file: make it, or correct that."
+            )
+        if secrets.resolve() in of_stack:
+            raise Failure(
+                f"{SETTING}={named} has the stack's own passwords, for nobody's code: name another file."
+            )
+        found.append(secrets)
+    return found
+
+
+def checked(source: Path) -> str:
+    """A file's text; raises Failure for a name that would change the stack, and for what is no text."""
+    try:
+        text = source.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Failure(f"{source} can't be read: {error}") from error
+    found, broken = names(text)
+    if "\0" in text:
+        raise Failure(f"{source} is no text: it holds a NUL.")
+    if refused := [f"{name}: {cure}" for name in dict.fromkeys(found) if (cure := objection(name))]:
+        lines = "\n".join(f"    {line}" for line in refused)
+        raise Failure(f"{source} sets what would change the stack, and nothing was started:\n{lines}")
+    if broken:
+        warn(f"{source}: line {', '.join(map(str, broken))} sets no variable, `dg dev` leaves it out as well")
+    return text
+
+
+def found(files: Sequence[Path]) -> str:
+    """What is handed on of these; empty when there are none. Raises Failure."""
+    texts = [checked(source) for source in files]
+    value = packed(texts) if texts else ""
+    if len(value) > MOST_BYTES:
+        raise Failure(
+            f"{' and '.join(map(str, files))} have {sum(map(len, texts)):,} characters, and containers take some"
+            f" {MOST_BYTES * 3 // 4:,}: keep large values in files of their own."
+        )
+    return value
+
+
+def record() -> None:
+    """Write the variables for Compose, which makes the containers that have them anew when they change."""
+    path, files = file(), sources()
+    value = found(files)
+    for folder in (BUILD_FOLDER, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        env_file.give(folder, ROOT)
+    if not value:
+        path.unlink(missing_ok=True)
+        return
+    if env_file.read(path).get(VARIABLE) != value:
+        env_file.write(path, f"{VARIABLE}={value}\n", like=env_file.env_path())
+    set_names = {name for source in files for name in names(source.read_text(encoding="utf-8"))[0]}
+    done(f"{len(set_names)} variables for user code, from {' and '.join(map(shown, files))}")
+
+
+def shown(source: Path) -> str:
+    return str(source.relative_to(ROOT) if source.is_relative_to(ROOT) else source)

@@ -1,0 +1,68 @@
+"""The broker's password: out of the environment before user code of steps is loaded, and still there for the platform."""
+
+import os
+
+import pytest
+from celery import Celery
+
+from dagster_stack.broker import address as broker_address
+from dagster_stack.broker.address import address, withhold
+from dagster_stack.broker.app_factory import make_app
+from dagster_stack.executor.celery_executor import run_app
+from dagster_stack.settings import BROKER_VARIABLE, CeleryConfig, Settings
+
+URL = "amqp://dagster:sesame@rabbitmq:5672/dagster"
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_address, "_withheld", {})
+    monkeypatch.setenv(BROKER_VARIABLE, URL)
+    monkeypatch.setenv("DAGSTER_STACK_S3_BUCKET", "a-bucket")
+
+
+def worker(queue: str) -> Celery:
+    settings = Settings.from_environment()
+    app = make_app(CeleryConfig.load(settings.celery_yaml), settings)
+    app.amqp.queues.select([queue])
+    return app
+
+
+def test_a_process_that_executes_steps_has_it_no_more_and_its_app_has() -> None:
+    app = worker("dagster")
+
+    withhold(app)
+
+    assert "sesame" not in repr(dict(os.environ))
+    for url in (app.conf.broker_url, app.conf.broker_read_url, app.conf.broker_write_url):
+        assert url == URL
+    assert app.connection_for_write().password == "sesame"
+
+
+def test_what_is_made_there_later_has_it_too() -> None:
+    withhold(worker("dagster"))
+
+    # A run that a step launches, and one that it executes itself
+    settings = Settings.from_environment()
+    assert make_app(CeleryConfig.load(settings.celery_yaml), settings).conf.broker_url == URL
+    assert run_app({}).conf.broker_url == URL
+    assert address() == URL
+
+
+def test_a_job_that_names_another_broker_keeps_that() -> None:
+    withhold(worker("dagster"))
+
+    assert run_app({"broker": "amqp://other"}).conf.broker_url == "amqp://other"
+
+
+def test_a_process_without_an_app_that_loads_code_for_the_daemon_has_it_no_more() -> None:
+    withhold()
+
+    assert BROKER_VARIABLE not in os.environ
+    assert address() == URL
+
+
+def test_where_runs_are_driven_it_stays() -> None:
+    withhold(worker("runs"))
+
+    assert os.environ[BROKER_VARIABLE] == URL
