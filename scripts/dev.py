@@ -1,5 +1,6 @@
-"""`make dev`: the same pipelines without Docker. SQLite, local files, a worker of its own, no service."""
+"""`make dev`: the same project without Docker. SQLite, local files, a worker of its own, no service."""
 
+import json
 import os
 import signal
 import socket
@@ -8,9 +9,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
-from scripts import venv
+from dagster_stack.project import VARIABLE
+from dagster_stack.project.discovery import Project
+from scripts import project, venv
 from scripts.code_location import DIRECTLY
 from scripts.console import LOG_FOLDER, ROOT, Failure, Progress, done, main, say
 from scripts.dev_worker import DevWorker
@@ -18,6 +22,8 @@ from scripts.preflight import HIGHEST_PORT, bind_problem
 
 #: Runs, event log and objects of the embedded mode; `rm -r .dagster` forgets them.
 HOME = ROOT / ".dagster"
+#: What was found in the project's folder, written at every start.
+FOUND = HOME / "project.json"
 #: Seconds until Dagit must answer; a cold start on 2 cores takes 15.
 START_TIMEOUT_SECS = 120
 #: Seconds between looks whether the worker lives.
@@ -40,9 +46,10 @@ def dev() -> int:
     port = os.environ.get("DAGIT_PORT") or "3000"
     require_free_port(port)
     venv.ensure()
+    find_project()
     say(f"\n  Dagit: http://127.0.0.1:{port} once it says so below; Ctrl-C ends it. Data: {HOME}\n")
-    with DevWorker(HOME, environment()) as worker:
-        process = subprocess.Popen(dagster_dev(port), cwd=ROOT, env=environment())
+    with DevWorker(HOME, environment(), Path(found().root)) as worker:
+        process = subprocess.Popen(dagster_dev(port), cwd=found().root, env=environment())
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
         while True:
@@ -58,7 +65,8 @@ def dev() -> int:
 def demo() -> int:
     """Run the flights in the embedded mode, to the same report; returns the command line's exit code."""
     python = venv.ensure()
-    with DevWorker(HOME, environment()), dagit() as url:
+    find_project()
+    with DevWorker(HOME, environment(), Path(found().root)), dagit() as url:
         command = [str(python), "-m", "dagster_stack", "demo"]
         code = subprocess.run(
             command, cwd=ROOT, env={**environment(), "DAGSTER_STACK_DAGIT_URL": url}, check=False
@@ -77,7 +85,7 @@ def dagit() -> Iterator[str]:
     with log.open("w") as file:
         process = subprocess.Popen(
             dagster_dev(str(port)),
-            cwd=ROOT,
+            cwd=found().root,
             env=environment(),
             stdout=file,
             stderr=file,
@@ -116,9 +124,27 @@ def wait_until_answers(url: str, process: subprocess.Popen[bytes], log: Path) ->
     done(f"Dagit answers at {url}")
 
 
+def find_project() -> None:
+    """Write the workspace file of the project that PROJECT names; raises Failure, with the cure, for what is none.
+
+    In the environment's Python, since this one may read no YAML.
+    """
+    HOME.mkdir(exist_ok=True)
+    command = [str(venv.PYTHON), "-m", "dagster_stack.project", str(project.folder()), str(HOME)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise Failure(result.stderr.strip())
+
+
+@cache
+def found() -> Project:
+    """The project of the embedded mode."""
+    return Project.from_dict(json.loads(FOUND.read_text(encoding="utf-8")))
+
+
 def dagster_dev(port: str) -> list[str]:
-    command = [str(venv.PYTHON), "-m", "dagster", "dev", "--module-name", "pipelines"]
-    return [*command, "--working-directory", str(ROOT), "--host", "127.0.0.1", "--port", port]
+    command = [str(venv.PYTHON), "-m", "dagster", "dev", "--workspace", str(HOME / "workspace.yaml")]
+    return [*command, "--host", "127.0.0.1", "--port", port]
 
 
 def environment() -> dict[str, str]:
@@ -129,7 +155,8 @@ def environment() -> dict[str, str]:
     return {
         **kept,
         "DAGSTER_HOME": str(HOME),
-        "PYTHONPATH": str(ROOT),
+        VARIABLE: str(project.folder()),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(ROOT), *(found().path if FOUND.exists() else ())])),
         # All is on this host: nothing of it may go through a company's proxy.
         **{
             name: ",".join(filter(None, ["127.0.0.1,localhost", kept.get(name)]))

@@ -12,6 +12,8 @@ import yaml
 from celery import signals
 
 from dagster_stack.logs.libraries import use_in_dagster
+from dagster_stack.project import found, use
+from dagster_stack.project.discovery import IMPORTED
 from dagster_stack.settings import Settings
 from dagster_stack.worker import pool
 from dagster_stack.worker.descendants import adopt_orphans, allow_children
@@ -95,15 +97,20 @@ def load() -> None:
 
     use_in_dagster()
     scratch.use_in_errors()
-    for module in code_modules(Settings.from_environment().workspace_yaml):
+    project = found()
+    use(project.path)
+    workspace = Settings.from_environment().workspace_yaml
+    for module in code_modules(workspace) if workspace.exists() else project.modules:
         importlib.import_module(module)
 
 
 def code_modules(workspace: Path) -> list[str]:
-    """The Python modules that a workspace file names as code locations; none without the file."""
+    """The modules that a workspace file names as code locations, but files; none without the workspace file."""
     try:
         entries = yaml.safe_load(workspace.read_text(encoding="utf-8"))["load_from"]
     except FileNotFoundError:
         return []
-    modules = [entry["python_module"] for entry in entries if "python_module" in entry]
-    return [module if isinstance(module, str) else module["module_name"] for module in modules]
+    named = [entry[kind] for entry in entries for kind in IMPORTED if kind in entry]
+    return [
+        each if isinstance(each, str) else each.get("module_name") or each["package_name"] for each in named
+    ]
