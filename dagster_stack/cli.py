@@ -100,8 +100,10 @@ def init() -> None:
 
 
 @cli.command()
-@click.option("--workspace", metavar="FILE", default="workspace.yaml", help="Names the code locations.")
-def daemon(workspace: str) -> None:
+@click.option(
+    "--workspace", metavar="FILE", multiple=True, required=True, help="Names code locations; may be repeated."
+)
+def daemon(workspace: tuple[str, ...]) -> None:
     """Run Dagster's daemon: the service `daemon`."""
     from dagster_stack.logs.service import configure
     from dagster_stack.services.daemon import run_daemon

@@ -1,4 +1,4 @@
-"""The content hash of the code: the platform, the user's pipelines and the locked packages.
+"""The content hash of the code: the platform, the user's project and the locked packages.
 
 It is baked into the image, set as a run's tag and carried by each message, so that a process with other code can
 be told from one with the same.
@@ -13,9 +13,8 @@ from pathlib import Path
 
 #: Names the file in which the image keeps it.
 BAKED = "DAGSTER_STACK_CODE_FILE"
-ROOT = Path(__file__).resolve().parent.parent
-#: What is hashed, below ROOT. A file that is not there does not count.
-PARTS = ("pipelines", "dagster_stack", "requirements/stack.lock", "requirements/flights.lock")
+#: What is hashed of the platform, below its folder. A file that is not there does not count.
+PARTS = ("dagster_stack", "requirements/stack.lock", "requirements/flights.lock")
 #: Hexadecimal digits that are kept: enough to tell versions apart, short enough to read.
 LENGTH = 12
 
@@ -27,25 +26,26 @@ def code_version() -> str:
     return Path(baked).read_text(encoding="ascii").strip() if baked else ""
 
 
-def content_hash(root: Path) -> str:
-    """The hash of names and contents of all files that count as code below `root`."""
+def content_hash(root: Path, project: Path) -> str:
+    """The hash of names and contents of what counts as code below `root`, and of all files of the user's project."""
     digest = hashlib.sha256()
-    for file in sorted(_files(root)):
+    files = [(file.relative_to(root), file) for part in PARTS for file in _files(root / part)]
+    # Under a name that no part has.
+    files += [("project" / file.relative_to(project), file) for file in _files(project)]
+    for name, file in sorted(files):
         content = file.read_bytes()
-        digest.update(f"{file.relative_to(root).as_posix()}\0{len(content)}\0".encode())
+        digest.update(f"{name.as_posix()}\0{len(content)}\0".encode(errors="surrogateescape"))
         digest.update(content)
     return digest.hexdigest()[:LENGTH]
 
 
-def _files(root: Path) -> Iterator[Path]:
-    for part in PARTS:
-        path = root / part
-        if path.is_file():
-            yield path
-        for file in path.rglob("*"):
-            if file.is_file() and "__pycache__" not in file.parts:
-                yield file
+def _files(path: Path) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+    for file in path.rglob("*"):
+        if file.is_file() and "__pycache__" not in file.parts:
+            yield file
 
 
 if __name__ == "__main__":
-    sys.stdout.write(content_hash(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT) + "\n")
+    sys.stdout.write(content_hash(Path(sys.argv[1]), Path(sys.argv[2])) + "\n")

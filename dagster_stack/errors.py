@@ -31,6 +31,10 @@ class SettingsError(StackError):
     """Raised when environment variables or `celery.yaml` contradict each other or can't be read."""
 
 
+class ProjectError(StackError):
+    """Raised when the project's code locations can't be told from its files."""
+
+
 class NotRestored(StackError):
     """Raised when what a step did to its process can't be undone; the message says what it was."""
 

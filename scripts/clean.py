@@ -3,6 +3,7 @@
 import os
 
 from scripts import compose, data_folder, engine, env_file, variables
+from scripts import project as user_project
 from scripts.console import attended, confirm, done, main, run_logged, say
 
 
@@ -30,6 +31,7 @@ def clean() -> None:
         # Where `make up` ended before it had a base image there is none to name, and none is needed.
         environment={"BASE_IMAGE": env_file.settings().get("BASE_IMAGE") or "none"},
     )
+    user_project.remove(user_project.context())
     variables.file().unlink(missing_ok=True)
     kept = ["images", env_file.env_path().name]
     if folder := env_file.settings().get(data_folder.VARIABLE):

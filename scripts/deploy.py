@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from scripts import base_image, compose, engine, env_file, images, up
+from scripts import code_check, compose, engine, env_file, images, up
 from scripts.console import Failure, Progress, done, main, run_logged, say, warn
 
 #: What to do with runs under way; and the minutes after which those that are waited for are handed over.
@@ -52,7 +52,7 @@ def deploy() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     up.prepare()
     image = images.dagster().name
-    with kept_on_failure(image):
+    with images.kept_on_failure(UNTOUCHED):
         say("Building images")
         images.ensure()
         if up.is_up():
@@ -76,30 +76,9 @@ def wanted() -> tuple[str, int]:
     return how, env_file.number("DEPLOY_WAIT_MINUTES", WAIT_MINUTES)
 
 
-@contextmanager
-def kept_on_failure(image: str) -> Iterator[None]:
-    """Give the image's name back to the one that has it now, unless all goes well: a restart would take the other."""
-    before = base_image.image_id(image)
-    try:
-        yield
-    except BaseException as error:
-        if before:
-            subprocess.run([engine.docker(), "tag", before, image], capture_output=True, check=False)
-        if isinstance(error, Failure):
-            raise Failure(f"{error}\n\n  {UNTOUCHED}") from None
-        warn(UNTOUCHED)
-        raise
-
-
 def check_code() -> None:
     """Load the code in the new image; raises Failure with the error of code that does not load."""
-    command = ["--progress", "quiet", "run", "--rm", "--no-deps", "--no-TTY", "cli"]
-    validate = ["dagster", "definitions", "validate", "--workspace", "workspace.yaml"]
-    # It may read files that the project brings, and that `init` has not laid on the volume yet.
-    files = "python -P -m dagster_stack.project.data absent && exec"
-    run_logged(
-        "Loading the new code", [*compose.compose(), *command, "sh", "-c", f'{files} "$@"', "sh", *validate]
-    )
+    code_check.check()
 
 
 # --- the code's hash ---------------------------------------------------------------------------------

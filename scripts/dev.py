@@ -1,5 +1,6 @@
-"""`make dev`: the same pipelines without Docker. SQLite, local files, a worker of its own, no service."""
+"""`make dev`: the same project without Docker. SQLite, local files, a worker of its own, no service."""
 
+import json
 import os
 import signal
 import socket
@@ -8,10 +9,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 
+from dagster_stack.project import VARIABLE as PROJECT
+from dagster_stack.project.discovery import Project
 from dagster_stack.project.variables import VARIABLE
-from scripts import env_file, variables, venv
+from scripts import env_file, project, variables, venv
 from scripts.code_location import DIRECTLY
 from scripts.console import LOG_FOLDER, ROOT, Failure, Progress, done, main, say
 from scripts.dev_worker import DevWorker
@@ -19,6 +23,8 @@ from scripts.preflight import HIGHEST_PORT, bind_problem
 
 #: Runs, event log and objects of the embedded mode; `rm -r .dagster` forgets them.
 HOME = ROOT / ".dagster"
+#: What was found in the project's folder, written at every start.
+FOUND = HOME / "project.json"
 #: Seconds until Dagit must answer; a cold start on 2 cores takes 15.
 START_TIMEOUT_SECS = 120
 #: Seconds between looks whether the worker lives.
@@ -43,8 +49,9 @@ def dev() -> int:
     port = os.environ.get("DAGIT_PORT") or "3000"
     require_free_port(port)
     venv.ensure()
+    find_project()
     say(f"\n  Dagit: http://127.0.0.1:{port} once it says so below; Ctrl-C ends it. Data: {HOME}\n")
-    with DevWorker(HOME, environment()) as worker:
+    with DevWorker(HOME, environment(), folder()) as worker:
         process = subprocess.Popen(dagster_dev(port), cwd=folder(), env=environment())
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
@@ -61,7 +68,8 @@ def dev() -> int:
 def demo() -> int:
     """Run the flights in the embedded mode, to the same report; returns the command line's exit code."""
     python = venv.ensure()
-    with DevWorker(HOME, environment()), dagit() as url:
+    find_project()
+    with DevWorker(HOME, environment(), Path(found().root)), dagit() as url:
         command = [str(python), "-m", "dagster_stack", "demo"]
         code = subprocess.run(
             command, cwd=ROOT, env={**environment(), "DAGSTER_STACK_DAGIT_URL": url}, check=False
@@ -119,18 +127,27 @@ def wait_until_answers(url: str, process: subprocess.Popen[bytes], log: Path) ->
     done(f"Dagit answers at {url}")
 
 
+def find_project() -> None:
+    """Write the workspace file of the project that PROJECT names; raises Failure, with the cure, for what is none.
+
+    In the environment's Python, since this one may read no YAML.
+    """
+    HOME.mkdir(exist_ok=True)
+    command = [str(venv.PYTHON), "-m", "dagster_stack.project", str(project.folder()), str(HOME)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise Failure(result.stderr.strip())
+
+
+@cache
+def found() -> Project:
+    """The project of the embedded mode."""
+    return Project.from_dict(json.loads(FOUND.read_text(encoding="utf-8")))
+
+
 def dagster_dev(port: str) -> list[str]:
-    command = [str(venv.PYTHON), "-m", "dagster", "dev", "--module-name", "pipelines"]
-    return [
-        *with_variables(),
-        *command,
-        "--working-directory",
-        str(ROOT),
-        "--host",
-        "127.0.0.1",
-        "--port",
-        port,
-    ]
+    command = [str(venv.PYTHON), "-m", "dagster", "dev", "--workspace", str(HOME / "workspace.yaml")]
+    return [*with_variables(), *command, "--host", "127.0.0.1", "--port", port]
 
 
 def with_variables() -> list[str]:
@@ -139,8 +156,9 @@ def with_variables() -> list[str]:
 
 
 def folder() -> Path:
-    """Where all of it runs: Dagster reads the `.env` of its working directory, and this checkout's is the stack's."""
-    return variables.project_folder()
+    """Where all of it runs: the project's root. Dagster reads the `.env` there, and this checkout's is the stack's."""
+    root = Path(found().root)
+    return project.folder() if root == ROOT else root
 
 
 def environment() -> dict[str, str]:
@@ -155,7 +173,8 @@ def environment() -> dict[str, str]:
         or env_file.read(env_file.env_path()).get("EXECUTOR", ""),
         # Dagster itself lets the project's .env win.
         VARIABLE: variables.found([*reversed(variables.sources())]),
-        "PYTHONPATH": str(ROOT),
+        PROJECT: str(project.folder()),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(ROOT), *(found().path if FOUND.exists() else ())])),
         # All is on this host: nothing of it may go through a company's proxy.
         **{
             name: ",".join(filter(None, ["127.0.0.1,localhost", kept.get(name)]))

@@ -9,8 +9,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from scripts import variables, venv
-from scripts.console import LOG_FOLDER, say
+from scripts import venv
+from scripts.console import LOG_FOLDER, ROOT, say
 
 LOG = LOG_FOLDER / "dev-worker.log"
 #: Seconds that the worker gets for the step it executes; above DRAIN_SECS of dagster_stack/worker/shutdown.py.
@@ -24,7 +24,8 @@ PR_SET_PDEATHSIG = 1
 class DevWorker:
     """One worker with a process for each core, started and ended with the embedded mode."""
 
-    def __init__(self, home: Path, environment: dict[str, str]) -> None:
+    def __init__(self, home: Path, environment: dict[str, str], folder: Path = ROOT) -> None:
+        self._folder = folder
         self._broker = home / "broker"
         self._heartbeat = home / "heartbeat"
         self._environment = {**environment, "DAGSTER_STACK_HEARTBEAT_FILE": str(self._heartbeat)}
@@ -53,7 +54,7 @@ class DevWorker:
         with LOG.open("ab") as log:
             self._process = subprocess.Popen(
                 command(),
-                cwd=variables.project_folder(),
+                cwd=self._folder,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -79,7 +80,8 @@ class DevWorker:
 def command() -> list[str]:
     """This module, which becomes the worker."""
     queues = os.environ.get("DEV_QUEUES") or QUEUES
-    celery = [str(venv.PYTHON), "-m", "scripts.dev_worker", "-A", "dagster_stack.app", "worker"]
+    # Without the working folder on the path, where the project may have `scripts` of its own.
+    celery = [str(venv.PYTHON), "-P", "-m", "scripts.dev_worker", "-A", "dagster_stack.app", "worker"]
     return [
         *[str(venv.PYTHON), "-P", "-m", "dagster_stack.project.variables"],
         *celery,
@@ -100,7 +102,7 @@ def become_worker() -> None:
     refused = ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGTERM))
     if refused:
         raise OSError(ctypes.get_errno(), "this process can't be told to end with its parent")
-    os.execv(sys.executable, [sys.executable, "-m", "celery", *sys.argv[1:]])
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "celery", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """The stack's own images: built when their inputs changed, with the certificates of the host's network."""
 
 import hashlib
+import os
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from scripts import base_image, env_file, proxies
+from scripts import project as user_project
 from scripts.compose import compose, project
-from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged
+from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, warn
 from scripts.engine import docker
 
 #: Where Debian and its kin keep certificates that an administrator added.
@@ -38,7 +41,7 @@ UNREACHABLE = (
 
 @dataclass(frozen=True)
 class Image:
-    """An image, the Compose service that builds it, and the files that go into it."""
+    """An image, the Compose service that builds it, and the files that go into it: of the checkout, and staged ones."""
 
     name: str
     service: str
@@ -46,23 +49,23 @@ class Image:
     note: str = ""
     #: Settings that the build gets.
     settings: tuple[str, ...] = ()
+    #: Folders that are made for the build.
+    staged: tuple[Path, ...] = ()
 
     def files(self) -> Iterator[Path]:
-        for name in self.inputs:
-            path = ROOT / name
+        for path in (*(ROOT / name for name in self.inputs), *self.staged):
             found = sorted(path.rglob("*")) if path.is_dir() else [path]
-            yield from (
-                file
-                for file in found
-                if file.is_file() and "__pycache__" not in file.parts and not is_secret(file)
-            )
+            for file in found:
+                if (file.is_file() or file.is_symlink()) and "__pycache__" not in file.parts:
+                    yield file
 
     def digest(self, base_id: str) -> str:
         """Changes when the base image, a name or a content changes. Modes don't count: each COPY sets its own."""
         digest = hashlib.sha256(base_id.encode())
         for file in self.files():
             digest.update(f"{file.relative_to(ROOT)}\0".encode(errors="surrogateescape"))
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            content = os.fsencode(os.readlink(file)) if file.is_symlink() else file.read_bytes()
+            digest.update(hashlib.sha256(content).digest())
         for name in self.settings:
             digest.update(f"{name}={env_file.settings().get(name, '')}\0".encode())
         return digest.hexdigest()
@@ -70,11 +73,6 @@ class Image:
     @property
     def variable(self) -> str:
         return f"{self.service.upper().replace('-', '_')}_INPUTS"
-
-
-def is_secret(file: Path) -> bool:
-    """Whether a file holds variables: `.dockerignore` keeps it out of the image."""
-    return file.name == ".env" or file.name.startswith(".env.")
 
 
 def images() -> list[Image]:
@@ -96,15 +94,16 @@ def dagster() -> Image:
     return Image(
         f"{project()}/dagster",
         "init",
-        ("docker/dagster", "requirements", "dagster.yaml", "workspace.yaml", "celery.yaml", "dagster_stack",
-         "pipelines"),
+        ("docker/dagster", "requirements", "dagster.yaml", "celery.yaml", "dagster_stack"),
+        staged=(user_project.context(),),
         settings=("DATA_PATHS",),
-    )  # fmt: skip
+    )
 
 
 def ensure() -> None:
     """Build the images whose inputs changed; say which ones were left alone."""
     write_certificates()
+    user_project.stage()
     base_id = base_image.image_id(env_file.settings()["BASE_IMAGE"])
     digests = {image: image.digest(base_id) for image in wanted()}
     stale = [image for image, digest in digests.items() if built_from(image) != digest]
@@ -134,6 +133,39 @@ def build() -> None:
     proxies.record()
     base_image.ensure()
     ensure()
+
+
+@contextmanager
+def kept_on_failure(untouched: str) -> Iterator[None]:
+    """Give the name of Dagster's image back to the one that has it now, unless all goes well, and say what that means.
+
+    A restart would take the other.
+    """
+    before = base_image.image_id(dagster().name)
+    try:
+        yield
+    except BaseException as error:
+        give_back(before)
+        if isinstance(error, Failure):
+            raise Failure(f"{error}\n\n  {untouched}") from None
+        warn(untouched)
+        raise
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Give the name of Dagster's image back to the one that has it now: what is built in here is only looked at."""
+    before = base_image.image_id(dagster().name)
+    try:
+        yield
+    finally:
+        give_back(before)
+
+
+def give_back(image_id: str) -> None:
+    if image_id:
+        command = [docker(), "tag", image_id, dagster().name]
+        subprocess.run(command, capture_output=True, check=False)
 
 
 def cure(log: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from scripts import (
     base_image,
+    code_check,
     code_location,
     compose,
     data_folder,
@@ -26,18 +27,23 @@ HEALTHY_TIMEOUT_SECS = 240
 STORES = set(env_file.STORES)
 REMOVE = ("--progress", "plain", "--profile", "*", "rm", "--stop", "--force")
 UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
+UNTOUCHED = "Nothing was started or changed."
 #: Lines of an unhealthy service's log that are printed.
 LOG_LINES = 25
 
 
 def up() -> None:
     prepare()
-    say("Building images")
-    images.ensure()
+    with images.kept_on_failure(UNTOUCHED):
+        say("Building images")
+        images.ensure()
+        if not is_up():
+            code_check.check()
     say("Starting")
     start()
-    addresses()
+    # Before anybody is told what to do next.
     check_code_location()
+    addresses()
 
 
 def prepare() -> None:

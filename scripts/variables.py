@@ -5,11 +5,11 @@ from pathlib import Path
 
 from dagster_stack.project.variables import MOST_BYTES, VARIABLE, names, objection, packed
 from scripts import env_file
+from scripts import project as user_project
 from scripts.compose import project
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done, warn
 
 SETTING = "SECRETS_FILE"
-PROJECT = "PROJECT"
 
 
 def file() -> Path:
@@ -17,15 +17,11 @@ def file() -> Path:
     return BUILD_FOLDER / "variables" / f"{project()}.env"
 
 
-def project_folder() -> Path:
-    return ROOT / (env_file.settings().get(PROJECT) or "pipelines")
-
-
 def sources() -> list[Path]:
     """The files that are there, the most important one last; raises Failure when SECRETS_FILE is not."""
     settings = env_file.settings()
     of_stack = {env_file.env_path(), (ROOT / ".env").resolve()}
-    own = project_folder() / ".env"
+    own = user_project.folder() / ".env"
     found = [own] if own.is_file() and own.resolve() not in of_stack else []
     if named := settings.get(SETTING):
         secrets = ROOT / named

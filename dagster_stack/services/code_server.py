@@ -3,9 +3,11 @@
 import os
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 
 from dagster_stack.logs.libraries import leave_to_service, replace, use_in_dagster
 from dagster_stack.logs.service import SERVICE_VARIABLE, active, configure
+from dagster_stack.project import found, use
 
 
 def use_in_code_servers() -> None:
@@ -23,6 +25,13 @@ def entry_point(executable: str) -> Sequence[str]:
     return [executable, "-m", __name__ if executable == sys.executable else "dagster"]
 
 
+def use_location(words: Sequence[str]) -> None:
+    """Let this process import what its code location may: functions import when Dagster has long loaded it."""
+    for name, following in pairwise(words):
+        if name == "--location-name":
+            use(entry for each in found().locations if each.name == following for entry in each.path)
+
+
 def main() -> None:
     """Run Dagster's command line with the arguments of this process."""
     from dagster._cli import api
@@ -32,6 +41,7 @@ def main() -> None:
     from dagster_stack.project import read_only
 
     configure("code-server")
+    use_location(sys.argv)
     use_in_dagster()
     read_only.use_in_dagster()
     withhold()

@@ -1,5 +1,7 @@
 """The `daemon` service: Dagster's daemon with a sign of life, and a look after runs that nobody drives."""
 
+from collections.abc import Sequence
+
 from dagster import DagsterInstance
 from dagster._daemon import controller
 from dagster._daemon.cli import cli
@@ -21,8 +23,8 @@ PROBE_INTERVAL_SECS = 10
 SILENCE_SECS = 60
 
 
-def run_daemon(workspace: str) -> None:
-    """Run Dagster's daemon, with the code locations of a workspace file, until it is stopped."""
+def run_daemon(workspaces: Sequence[str]) -> None:
+    """Run Dagster's daemon, with the code locations of workspace files, until it is stopped."""
     PooledPostgresStorage.allow_process(CONNECTIONS)
     controller.DEFAULT_DAEMON_INTERVAL_SECONDS = BACKFILL_LOOK_SECS
     use_in_dagster()
@@ -32,7 +34,7 @@ def run_daemon(workspace: str) -> None:
         RunWatch(instance).start()
         # No exit of our own: Dagster's daemon ends itself when one of its threads falls silent.
         Heartbeat(lambda: daemon_complaint(instance), interval=PROBE_INTERVAL_SECS).start()
-        cli(["run", "--workspace", workspace], obj={})
+        cli(["run", *(word for file in workspaces for word in ("--workspace", file))], obj={})
 
 
 def daemon_complaint(instance: DagsterInstance) -> str | None:

@@ -13,6 +13,8 @@ from celery import current_app, signals
 
 from dagster_stack.broker.address import withhold
 from dagster_stack.logs.libraries import use_in_dagster
+from dagster_stack.project import found, use
+from dagster_stack.project.discovery import IMPORTED
 from dagster_stack.settings import Settings
 from dagster_stack.worker import pool
 from dagster_stack.worker.descendants import adopt_orphans, allow_children
@@ -102,6 +104,8 @@ def load() -> None:
     use_in_dagster()
     scratch.use_in_errors()
     read_only.use_in_dagster()
+    project = found()
+    use(project.path)
     workspace = Settings.from_environment().workspace_yaml
     try:
         for name in location_names(workspace):
@@ -111,14 +115,16 @@ def load() -> None:
         logger.warning(
             "Dagster's secrets loader failed", exc_info=True, extra={"action": "secrets.not_loaded"}
         )
-    for module in code_modules(workspace):
+    for module in code_modules(workspace) if workspace.exists() else project.modules:
         importlib.import_module(module)
 
 
 def code_modules(workspace: Path) -> list[str]:
-    """The Python modules that a workspace file names as code locations; none without the file."""
-    modules = [entry["python_module"] for entry in entries(workspace) if "python_module" in entry]
-    return [module if isinstance(module, str) else module["module_name"] for module in modules]
+    """The modules that a workspace file names as code locations, but files; none without the workspace file."""
+    named = [entry[kind] for entry in entries(workspace) for kind in IMPORTED if kind in entry]
+    return [
+        each if isinstance(each, str) else each.get("module_name") or each["package_name"] for each in named
+    ]
 
 
 def location_names(workspace: Path) -> list[str]:

@@ -164,7 +164,7 @@ def test_images_made_from_a_checkout_that_nobody_else_may_read_can_be_read_by_th
     stack: Stack, second: Second
 ) -> None:
     # Given that the second copy is up: its `init` and all others could read their code
-    closed = "find /opt/dagster ! -readable -o -type d ! -executable"
+    closed = "find /opt/dagster /opt/project ! -readable -o -type d ! -executable"
     assert second.stack.exec("worker", "sh", "-c", closed).stdout == ""
     # Then modes are no part of the code: both copies have the same
     read = ("worker", "cat", "/opt/dagster/code-version")

@@ -67,7 +67,7 @@ def test_worker_list_shows_the_workers(stack: Stack) -> None:
     names = worker_names(stack, "worker", "dagster") | worker_names(stack, "worker-heavy", "heavy")
 
     # When the stock command line lists them, with celery.yaml and without
-    for options in (["-y", "celery.yaml"], []):
+    for options in (["-y", "/opt/dagster/celery.yaml"], []):
         listed = stack.exec("worker", "dagster-celery", "worker", "list", *options).stdout
 
         # Then all are there

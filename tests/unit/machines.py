@@ -22,6 +22,7 @@ PROJECT_FILES = (
     "Makefile",
     "compose.yaml",
     "celery.yaml",
+    "pipelines",
 )
 
 #: Run before a script in its process: nothing of the real machine's engine is found, and no engine started.
@@ -33,6 +34,10 @@ engine.SOCKET = Path("/nonexistent/docker.sock")
 engine.PID_FILES = {}
 engine.start_by_hand = engine.start_by_systemd = lambda *_: exit("the test must not start an engine")
 """
+
+
+#: What the image says of code that loads.
+CHECKED = '{"project": {}, "reports": [{}], "warnings": [], "errors": {}, "variables": {}, "missing": []}'
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,7 @@ class FakeDocker:
         no_engine = "echo 'Cannot connect to the Docker daemon at unix:///var/run/docker.sock.' >&2; exit 1"
         script = f"""#!/bin/bash
 echo "$*" >> {folder}/calls
+[[ "$*" == *dagster_stack.project.check* ]] && {{ echo '{CHECKED}'; exit 0; }}
 case "$1 $2" in
   "compose version") {f"echo {self.compose}" if self.compose else no_plugin} ;;
   "compose "*) {"exit 0" if self.compose else no_plugin} ;;

@@ -65,11 +65,11 @@ CHANGES: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_hash_changes_with(root: Path, change: str) -> None:
-    before = content_hash(root)
+    before = content_hash(root, root / "pipelines")
 
     CHANGES[change](root)
 
-    assert content_hash(root) != before
+    assert content_hash(root, root / "pipelines") != before
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_the_hash_changes_with(root: Path, change: str) -> None:
     ],
 )
 def test_the_hash_does_not_change_with(root: Path, name: str) -> None:
-    before = content_hash(root)
+    before = content_hash(root, root / "pipelines")
 
     write(root, name, "anything")
 
-    assert content_hash(root) == before
+    assert content_hash(root, root / "pipelines") == before
 
 
 def test_the_same_content_has_the_same_hash_wherever_it_lies(
@@ -97,11 +97,11 @@ def test_the_same_content_has_the_same_hash_wherever_it_lies(
     for name in reversed(FILES):
         write(other, name, FILES[name])
 
-    assert content_hash(other) == content_hash(root)
+    assert content_hash(other, other / "pipelines") == content_hash(root, root / "pipelines")
 
 
 def test_what_is_not_there_does_not_count(tmp_path: Path) -> None:
-    assert len(content_hash(tmp_path)) == LENGTH
+    assert len(content_hash(tmp_path, tmp_path / "pipelines")) == LENGTH
 
 
 def test_all_parts_of_this_project_are_there() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from scripts import base_image, images
+from scripts import project as user_project
 from scripts.console import ROOT
 from scripts.images import Image, build_step, write_certificates
 from tests.unit.machines import FakeDocker, calls
@@ -137,6 +138,7 @@ def test_only_stale_images_are_built_and_the_others_named(
     digests = {image: image.digest(base_image.image_id("base")) for image in images.images()}
     monkeypatch.setattr(images, "built_from", lambda image: "" if image.service == "init" else digests[image])
     monkeypatch.setattr(images, "write_certificates", lambda: None)
+    monkeypatch.setattr(user_project, "stage", lambda: None)
 
     # When the images are ensured
     images.ensure()

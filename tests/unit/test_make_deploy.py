@@ -66,7 +66,7 @@ def test_the_code_is_tried_before_anything_stops_and_init_is_swapped_first(
 
     # Then it goes from the trial over the daemon's stop to init, and to those who work on runs
     steps = [
-        told(docker, "definitions", "validate"),
+        told(docker, "run", "dagster_stack.project.check"),
         told(docker, "stop", "daemon"),
         told(docker, "up", "init"),
         told(docker, "up", "runner", "worker"),

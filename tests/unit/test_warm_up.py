@@ -12,6 +12,7 @@ import pytest
 from celery import signals
 from dagster import DagsterInstance
 
+from dagster_stack.project import found
 from dagster_stack.storage import s3
 from dagster_stack.worker import process, warm_up
 from dagster_stack.worker.warm_up import code_modules
@@ -47,6 +48,10 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             "load_from: [{python_module: a}, {python_file: b.py}, {python_module: {module_name: c.d}}]",
             ["a", "c.d"],
         ),
+        (
+            "load_from: [{autoload_defs_module: {module_name: a.defs}}, {python_package: {package_name: b}}]",
+            ["a.defs", "b"],
+        ),
         ("load_from: [{grpc_server: {host: localhost, port: 4266}}]", []),
         ("load_from: []", []),
     ],
@@ -60,8 +65,9 @@ def test_the_modules_of_a_workspace_are_those_that_python_can_import(
     assert code_modules(file) == modules
 
 
-def test_the_stacks_own_workspace_names_the_pipelines() -> None:
-    assert code_modules(ROOT / "workspace.yaml") == ["pipelines"]
+def test_the_project_of_a_checkout_is_its_example() -> None:
+    assert found().modules == ["pipelines"]
+    assert found().root == str(ROOT)
 
 
 def test_without_a_workspace_there_is_nothing_to_load(tmp_path: Path) -> None:

@@ -1,0 +1,242 @@
+"""What is to be known of a project before it is served: `make project` prints it, `make up` and `make deploy` heed it.
+
+`python -m dagster_stack.project.check` loads each location in a process of its own and prints JSON.
+"""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from dagster_stack.project import found
+from dagster_stack.project.discovery import PASSED_OVER, Location, Project
+from dagster_stack.project.inspection import OWN_EXECUTORS, Report
+
+#: Seconds that a load may take before it is told; Dagster itself gives up a code server after 180.
+SLOW_SECS, PATIENCE_SECS = 60, 180
+#: Lines of what the code printed that go with an error that leaves no report.
+PRINTED_LINES = 15
+#: Top-level modules that are no part of what is served.
+NO_CODE = {"setup", "conftest", "noxfile", "tasks", *PASSED_OVER}
+#: How YAML of components asks for a variable: `{{ env.NAME }}`, `{{ env("NAME") }}`.
+IN_YAML = re.compile(r"\{\{\s*env[.(]['\"]?([A-Za-z_]\w*)")
+#: What EXECUTOR in .env is in a service, and the executors that it concerns.
+EXECUTOR_VARIABLE = "DAGSTER_STACK_EXECUTOR"
+MAPPED_EXECUTORS = {"multiprocess", "multi_or_in_process_executor"}
+#: Folders that all services share: where a resource may keep files.
+SHARED = "/opt/data"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A project with what its locations are made of, what would go wrong, and what can't work."""
+
+    project: Project
+    reports: list[Report]
+    warnings: list[str] = field(default_factory=list)
+    #: The error of each location that does not load, by its name.
+    errors: dict[str, str] = field(default_factory=dict)
+    #: Variables that the code asks for, each with the place that asks; and those of them that are not set.
+    variables: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+
+
+def check(project: Project) -> Checked:
+    """Load all locations, one after the other, and judge what was found."""
+    reports = [report_of(location, project) for location in project.locations]
+    asked = variables(project, reports)
+    missing = [name for name in asked if name not in os.environ]
+    warnings = [sentence for report in reports for sentence in judged(report, project)]
+    warnings += [*shared_modules(project), *(unset(name, asked[name]) for name in missing)]
+    errors = {report.name: report.error for report in reports if report.error}
+    return Checked(project, reports, warnings, errors, asked, missing)
+
+
+def report_of(location: Location, project: Project) -> Report:
+    """A location's report, from a process that works where its code server will."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "report.json")
+        command = [sys.executable, "-m", "dagster_stack.project.inspection", location.name, str(file)]
+        try:
+            result = subprocess.run(
+                command,
+                cwd=project.root,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                timeout=PATIENCE_SECS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return Report(location.name, PATIENCE_SECS, f"it is not loaded after {PATIENCE_SECS} s")
+        if file.exists():
+            return Report(**json.loads(file.read_text(encoding="utf-8")))
+        printed = result.stdout.decode(errors="replace").splitlines()[-PRINTED_LINES:]
+        ended = f"its process ended with {result.returncode} while it was loaded"
+        return Report(location.name, error="\n".join([ended, *printed]))
+
+
+# --- judgements ----------------------------------------------------------------------------------------------
+
+
+def judged(report: Report, project: Project) -> Iterator[str]:
+    """What of one location would surprise on the stack, in words with the cure."""
+    name = report.name
+    for executor, jobs in report.executors.items():
+        if executor not in OWN_EXECUTORS and not is_mapped(executor):
+            yield (
+                f"{name}: {listed(jobs)} {'has' if len(jobs) == 1 else 'have'} the executor {executor}, whose steps do not"
+                " go to the workers. Leave `executor` out, or set EXECUTOR=celery in .env."
+            )
+    for key, (kind, place) in report.local.items():
+        if place and is_shared(place, project):
+            continue
+        where = place or "Dagster's own folder"
+        yield (
+            f"{name}: the resource {key} ({kind}) keeps its data in {where}, on the disk of one container: a step on"
+            " another worker does not find it, or finds an old one. Use a path below data/, which all services share,"
+            " or leave it to the stack's IO manager."
+        )
+    for address, line in report.connections.items():
+        yield (
+            f"{name}: {line} asks {address} while the code is loaded: where that does not answer, nothing can be"
+            " launched. Ask it in an asset, an op or a sensor."
+        )
+    if report.secs > SLOW_SECS:
+        yield (
+            f"{name}: the code takes {report.secs:.0f} s to load, in each process of each service. Import heavy"
+            " libraries, and read large files, in the functions that need them."
+        )
+
+
+def is_mapped(executor: str) -> bool:
+    """Whether EXECUTOR=celery gives the steps of jobs with this executor to the workers."""
+    return os.environ.get(EXECUTOR_VARIABLE) == "celery" and executor in MAPPED_EXECUTORS
+
+
+def is_shared(place: str, project: Project) -> bool:
+    """Whether a path lies on the volume that all services share: it, or a link of the project that leads there."""
+    real = os.path.realpath(os.path.join(project.root, os.path.expanduser(place)))
+    return Path(real).is_relative_to(SHARED) or Path(
+        os.path.normpath(os.path.join(project.root, place))
+    ).is_relative_to(Path(project.root, "data"))
+
+
+def shared_modules(project: Project) -> Iterator[str]:
+    """Top-level modules of one name in several locations: in one process the first that is imported would win."""
+    homes: dict[str, dict[Path, list[str]]] = {}
+    for location in project.locations:
+        for module, home in top_level(location).items():
+            homes.setdefault(module, {}).setdefault(home, []).append(location.name)
+    for module, places in sorted(homes.items()):
+        if len(places) > 1:
+            where = " and ".join(
+                f"{os.path.relpath(home, project.root)} ({listed(names)})" for home, names in places.items()
+            )
+            yield (
+                f"several locations have a module {module}: {where}. Give each a name of its own, or put it into the"
+                " location's package."
+            )
+
+
+def top_level(location: Location) -> dict[str, Path]:
+    """The modules and packages that a location's code may import by a bare name, with their files."""
+    result: dict[str, Path] = {}
+    for entry in location.path:
+        for each in sorted(Path(entry).iterdir()) if Path(entry).is_dir() else ():
+            is_module = each.suffix == ".py" or (each / "__init__.py").is_file()
+            if is_module and each.stem.isidentifier() and each.stem not in NO_CODE:
+                result.setdefault(each.stem, each)
+    return result
+
+
+# --- variables -------------------------------------------------------------------------------------------------
+
+
+def unset(name: str, place: str) -> str:
+    return (
+        f"{name} is not set, and {place} asks for it: put it into the project's .env, or into SECRETS_FILE."
+    )
+
+
+def variables(project: Project, reports: list[Report]) -> dict[str, str]:
+    """The variables that the code asks for and has no default for, each with the place that asks."""
+    asked: dict[str, str] = {}
+    for location in project.locations:
+        for entry in location.path:
+            for file in code_files(Path(entry)):
+                place = os.path.relpath(file, project.root)
+                for name, line in asked_in(file):
+                    asked.setdefault(name, f"{place}:{line}")
+    for report in reports:
+        for name in report.variables:
+            asked.setdefault(name, f"a resource of {report.name}")
+    return dict(sorted(asked.items()))
+
+
+def code_files(entry: Path) -> Iterator[Path]:
+    """The files below an import root that may ask for variables."""
+    for place, folders, files in os.walk(entry):
+        folders[:] = sorted(
+            name
+            for name in folders
+            if name not in PASSED_OVER
+            and not name.startswith(".")
+            and not Path(place, name, "pyvenv.cfg").exists()
+        )
+        yield from (Path(place, name) for name in sorted(files) if name.endswith((".py", ".yaml", ".yml")))
+
+
+def asked_in(file: Path) -> Iterator[tuple[str, int]]:
+    """The names of variables in a file that it can't do without, with their lines."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return
+    if file.suffix != ".py":
+        for number, line in enumerate(text.splitlines(), 1):
+            yield from ((name, number) for name in IN_YAML.findall(line))
+        return
+    if "EnvVar" not in text and "environ" not in text:
+        return
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if (name := asked_by(node)) and isinstance(node, ast.expr):
+            yield name, node.lineno
+
+
+def asked_by(node: ast.AST) -> str | None:
+    """The variable of `EnvVar("A")`, `EnvVar.int("A")` or `os.environ["A"]`; None for anything else."""
+    match node:
+        case ast.Call(func=func, args=[ast.Constant(value=str(name))]) if "EnvVar" in words(func):
+            return name
+        case ast.Subscript(value=value, slice=ast.Constant(value=str(name)), ctx=ast.Load()) if words(value)[
+            :1
+        ] == ["environ"]:
+            return name
+    return None
+
+
+def words(node: ast.expr) -> list[str]:
+    """The words of `a.b.c`, the last one first."""
+    if isinstance(node, ast.Attribute):
+        return [node.attr, *words(node.value)]
+    return [node.id] if isinstance(node, ast.Name) else []
+
+
+def listed(names: list[str]) -> str:
+    """Some of these names, and how many more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+if __name__ == "__main__":
+    json.dump(asdict(check(found())), sys.stdout)

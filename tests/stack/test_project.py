@@ -1,0 +1,122 @@
+"""Projects of Dagster's own tools: made here from nothing, found and served as they are."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from scripts.console import ROOT
+from tests.stack.stack import Stack
+
+#: Seconds that packages may take to come, and a tool to answer.
+INSTALL_SECS, TOOL_SECS = 300, 180
+MATERIALIZE_ALL = "__ASSET_JOB"
+
+
+class Tools:
+    """`create-dagster` and `dg` of this Dagster's version, in an environment of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._programs, self._home = folder / "bin", folder.with_name("home")
+        self._home.mkdir()
+        uv = str(Path(sys.executable).with_name("uv"))
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
+        wanted = [f"{name}=={version('dagster')}" for name in ("create-dagster", "dagster-dg-cli")]
+        install = [uv, "pip", "install", "--quiet", "--python", str(self._programs / "python"), *wanted]
+        subprocess.run(install, check=True, timeout=INSTALL_SECS)
+
+    def __call__(self, place: Path, *command: str) -> str:
+        # What a project imports, the platform too, is this environment's.
+        packages = os.pathsep.join([str(ROOT), sysconfig.get_paths()["purelib"]])
+        environment = {
+            **os.environ,
+            "PATH": f"{self._programs}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": packages,
+            "COLUMNS": "200",
+            # The dagster.yaml beside the example is the stack's.
+            "DAGSTER_HOME": str(self._home),
+        }
+        environment.pop("VIRTUAL_ENV", None)
+        result = subprocess.run(
+            command,
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TOOL_SECS,
+            check=False,
+        )
+        assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Tools:
+    return Tools(tmp_path_factory.mktemp("tools") / "venv")
+
+
+@pytest.fixture(scope="module")
+def scaffolded(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `create-dagster project` and `dg scaffold defs` make, in a folder whose name has a space."""
+    place = tmp_path_factory.mktemp("a folder")
+    tools(place, "create-dagster", "project", "my-project", "--no-uv-sync")
+    tools(place / "my-project", "dg", "scaffold", "defs", "dagster.asset", "assets.py")
+    code = "import dagster as dg\n\n\n@dg.asset\ndef one() -> int:\n    return 1\n\n\n@dg.asset\ndef two(one: int) -> int:\n    return one + 1\n"
+    (place / "my-project" / "src" / "my_project" / "defs" / "assets.py").write_text(code)
+    return place / "my-project"
+
+
+def test_the_example_is_a_project_of_dagsters_own_tools(tools: Tools) -> None:
+    tools(ROOT, "dg", "check", "defs")
+    listed = json.loads(tools(ROOT, "dg", "list", "defs", "--json"))
+
+    assert {each["name"] for each in listed["jobs"]} >= {"parallel_pipeline", "flights", "queues"}
+
+
+@pytest.fixture
+def served(stack: Stack, scaffolded: Path) -> Iterator[subprocess.CompletedProcess[str]]:
+    """The stack with the scaffolded project in the place of the example; afterwards it has its own code again."""
+    try:
+        yield stack.make("deploy", f"PROJECT={scaffolded}", "DEPLOY=hand-over")
+    finally:
+        stack.make("up")
+
+
+def test_a_scaffolded_project_is_served_as_it_is(
+    stack: Stack, served: subprocess.CompletedProcess[str]
+) -> None:
+    # Given its two assets, of which one needs the other's output
+    # When they are materialized
+    run_id = stack.launch(MATERIALIZE_ALL, location="my-project")
+
+    # Then both steps were executed by workers
+    assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+    assert "the code loads (1 code location)" in served.stdout
+
+
+def test_what_was_found_is_printed(stack: Stack, scaffolded: Path) -> None:
+    printed = stack.make("project", f"PROJECT={scaffolded}").stdout
+
+    assert "Found by my-project/pyproject.toml" in printed
+    assert "my_project.definitions, imported from src and ." in printed
+    assert "2: one, two" in printed
+
+
+def test_code_that_does_not_load_leaves_the_stack_as_it_is(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "etl.py").write_text(
+        "import gone_from_here\nimport dagster as dg\n\ndefs = dg.Definitions()\n"
+    )
+
+    result = stack.make("up", f"PROJECT={tmp_path}", check=False)
+
+    assert result.returncode != 0
+    assert "etl.py:1  import gone_from_here" in result.stderr
+    assert "Nothing was started or changed" in result.stderr
+    assert "Next:" not in result.stdout
+    assert stack.exec("worker", "python", "-c", "import pipelines").returncode == 0
