@@ -11,7 +11,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +115,11 @@ def load(location: Location) -> list[Any]:
     from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
     from dagster._grpc.server import LoadedRepositories
 
+    from dagster_stack.project import defaults
+
     use(location.path)
-    with suppress(ModuleNotFoundError):
-        # What jobs get that name no executor: as in each process that loads code.
-        import_module("dagster_stack.project.defaults").use()
+    # As in each process that loads code.
+    defaults.use()
     field_of = {
         "python_file": "python_file",
         "python_module": "module_name",
