@@ -1,5 +1,5 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
-# Variables: JOB, CONFIG, TAGS, N, OFF, JSON, DEPLOY, RUN, SERVICE, SINCE, FOLLOW, ROUNDS, WORK, MINUTES, SEED, FORCE (below), PYTHON,
+# Variables: JOB, CONFIG, TAGS, N, OFF, JSON, DEPLOY, RUN, SERVICE, SINCE, FOLLOW, ROUNDS, WORK, MINUTES, SEED, FORCE, UPGRADE (below), PYTHON,
 # STACK_ENV_FILE (another .env: a second copy of the stack), INSTALL_DOCKER, REQUIRED_DISK_GB, TAKE_OVER (docs/operations.md).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
@@ -51,7 +51,7 @@ project: ## What was found in the folder that PROJECT names: code locations, job
 	@$(PYTHON) -m scripts.project_report
 dev: ## The same project without Docker: SQLite, local files
 	@$(PYTHON) -m scripts.dev
-lock: ## Write requirements/*.lock anew from pyproject.toml
+lock: ## Write requirements/*.lock from pyproject.toml: [UPGRADE=name|all]
 	@$(PYTHON) -m scripts.lock
 dashboards: ## Write Grafana's dashboards anew from scripts/dashboards
 	@$(PYTHON) -m scripts.dashboards

@@ -14,7 +14,7 @@ from pathlib import Path
 #: Names the file in which the image keeps it.
 BAKED = "DAGSTER_STACK_CODE_FILE"
 #: What is hashed of the platform, below its folder. A file that is not there does not count.
-PARTS = ("dagster_stack", "requirements/stack.lock", "requirements/flights.lock")
+PARTS = ("dagster_stack", "requirements/stack.lock", "requirements/flights.lock", "requirements/project.lock")
 #: Hexadecimal digits that are kept: enough to tell versions apart, short enough to read.
 LENGTH = 12
 

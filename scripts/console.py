@@ -139,17 +139,24 @@ class Progress:
                 say(line)
 
 
+def tail(log: str) -> str:
+    """The lines that a log ends with."""
+    return "\n".join(log.splitlines()[-LOG_TAIL_LINES:])
+
+
 def run_logged(
     title: str,
     command: Sequence[str],
     *,
     detail: Callable[[str], str | None] = lambda line: line,
+    excerpt: Callable[[str], str] = lambda log: "",
     environment: dict[str, str] | None = None,
     cwd: Path = ROOT,
 ) -> None:
-    """Run a long command with a progress line; its output goes to a log, whose end a failure shows.
+    """Run a long command with a progress line; its output goes to a log, of which a failure shows a part.
 
-    `detail` turns a line of output into what the progress line says, or None to keep it.
+    `detail` turns a line of output into what the progress line says, or None to keep it. `excerpt` finds in a log what
+    says why it failed; the end of the log is shown where that finds nothing.
     Raises Failure when the command does not end with 0.
     """
     LOG_FOLDER.mkdir(parents=True, exist_ok=True)
@@ -181,6 +188,8 @@ def run_logged(
                 raise
         elapsed = progress.elapsed
     if process.returncode:
-        tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-LOG_TAIL_LINES:])
-        raise Failure(f"{title} failed after {elapsed}. The end of {log}:\n\n{tail}")
+        text = log.read_text(encoding="utf-8")
+        if said := excerpt(text):
+            raise Failure(f"{title} failed after {elapsed}. What {log} says:\n\n{said}")
+        raise Failure(f"{title} failed after {elapsed}. The end of {log}:\n\n{tail(text)}")
     done(f"{title} ({elapsed})")

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scripts import base_image, env_file, proxies
+from dagster_stack.packages import explain
+from scripts import base_image, env_file, package_index, proxies
 from scripts import project as user_project
 from scripts.compose import compose, project
-from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, warn
+from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, tail, warn
 from scripts.engine import docker
 
 #: Where Debian and its kin keep certificates that an administrator added.
@@ -104,6 +105,7 @@ def ensure() -> None:
     """Build the images whose inputs changed; say which ones were left alone."""
     write_certificates()
     user_project.stage()
+    package_index.write()
     base_id = base_image.image_id(env_file.settings()["BASE_IMAGE"])
     digests = {image: image.digest(base_id) for image in wanted()}
     stale = [image for image, digest in digests.items() if built_from(image) != digest]
@@ -116,15 +118,19 @@ def ensure() -> None:
     environment = {**behind, **{image.variable: digest for image, digest in digests.items()}}
     for number, image in enumerate(stale, 1):
         note = f" ({image.note})" if image.note else ""
-        try:
-            run_logged(
-                f"Building image {number} of {len(stale)}: {image.name}{note}",
-                [*compose(), "--progress", "plain", "build", *arguments, image.service],
-                detail=build_step,
-                environment=environment,
-            )
-        except Failure as failure:
-            raise Failure(f"{failure}{cure(str(failure))}") from None
+        run_logged(
+            f"Building image {number} of {len(stale)}: {image.name}{note}",
+            [*compose(), "--progress", "plain", "build", *arguments, image.service],
+            detail=build_step,
+            excerpt=reason,
+            environment=environment,
+        )
+
+
+def reason(log: str) -> str:
+    """What a failed build's log says: the lines that name the failure, else its end; then what to do."""
+    said = explain.excerpt(log) or tail(log)
+    return f"{said}{cure(said)}"
 
 
 def build() -> None:
@@ -185,6 +191,11 @@ def cure(log: str) -> str:
         return (
             "\n\nThe build could not reach the outside. When this network has a proxy, name it: HTTP_PROXY and"
             " HTTPS_PROXY in .env."
+        )
+    if unknown := re.search(r"E: (?:Unable to locate package|Package '?)\s*([\w.+:-]+)", log):
+        return (
+            f"\n\nThe image's Debian has no package {unknown[1]}, which packages.txt of the project names: correct the name"
+            " there, or take it out."
         )
     if "no space left on device" in log.lower():
         return "\n\nThe disk is full: make room (`docker system df` shows what is there), then run `make up` again."

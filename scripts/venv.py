@@ -50,14 +50,15 @@ def is_usable() -> bool:
     return (FOLDER / "lib" / VERSION).is_dir() and PYTHON.exists() and (FOLDER / "bin" / "pip").exists()
 
 
-def make() -> None:
+def make(folder: Path | None = None) -> None:
     """A fresh environment. Debian keeps the part of Python that makes them in a package of its own."""
+    folder = folder or FOLDER
     if sys.version_info >= TOO_NEW:
         raise Failure(
             f"Dagster's packages need Python 3.11 to 3.13, found {sys.version.split()[0]}."
             " Name one: make PYTHON=/path/to/python3.13 …"
         )
-    command = [sys.executable, "-m", "venv", "--clear", str(FOLDER)]
+    command = [sys.executable, "-m", "venv", "--clear", str(folder)]
     BUILD_FOLDER.mkdir(exist_ok=True)
     if subprocess.run(
         [sys.executable, "-c", "import ensurepip"], capture_output=True, check=False
@@ -70,7 +71,7 @@ def make() -> None:
                 " make PYTHON=/path/to/python3 …"
             )
         apt.install(f"Installing {package}", [package])
-    run_logged(f"Making {FOLDER.name}", command)
+    run_logged(f"Making {folder.name}", command)
 
 
 if __name__ == "__main__":

@@ -233,10 +233,25 @@ def test_the_same_certificates_are_not_written_again_and_others_are(tmp_path: Pa
         ("Err:1 http://apt.example trixie InRelease  407  Proxy Authentication Required", "login"),
         ("Temporary failure resolving 'packages.example'", "name it: HTTP_PROXY"),
         ("dial tcp: lookup modules.example: no such host", "name it: HTTP_PROXY"),
+        ("E: Unable to locate package ffmpge", "no package ffmpge, which packages.txt"),
+        ("E: Package 'libfoo1' has no installation candidate", "no package libfoo1, which packages.txt"),
     ],
 )
 def test_a_failed_build_names_the_cure_where_its_log_says_why(log: str, named: str) -> None:
     assert named in images.cure(log)
+
+
+def test_a_failed_build_shows_what_says_why_and_not_its_last_lines() -> None:
+    noise = "\n".join(f"#9 {second}.0 note: line {second}" for second in range(60))
+
+    said = images.reason(f"#9 0.5 E: Unable to locate package ffmpge\n{noise}\n")
+
+    assert said.startswith("E: Unable to locate package ffmpge\n\nThe image's Debian has no package ffmpge")
+    assert "note: line" not in said
+
+
+def test_where_nothing_says_why_a_failed_builds_last_lines_are_shown() -> None:
+    assert images.reason("one\ntwo\n") == "one\ntwo"
 
 
 def test_a_failed_build_of_another_reason_gets_no_advice() -> None:

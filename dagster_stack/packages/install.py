@@ -1,0 +1,252 @@
+"""A project's Python packages, added to the platform's: what the platform has stays in its very version.
+
+`python -m dagster_stack.packages.install WANTED PLATFORM_LOCK PREFIX` resolves what was collected with the platform's
+versions as constraints, and installs what the platform lacks below PREFIX, for the Python of /venv.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from dagster_stack.packages import explain, locks, network
+from dagster_stack.packages.errors import Refused, main
+from dagster_stack.packages.sources import Source, table
+from dagster_stack.packages.wanted import SOURCES
+
+UV = "/uv/bin/uv"
+PYTHON = "/venv/bin/python"
+COMPILE = [
+    "pip",
+    "compile",
+    "--generate-hashes",
+    "--no-annotate",
+    "--no-header",
+    "--no-emit-index-url",
+    "--quiet",
+]
+INSTALL = ["pip", "install", "--no-deps", "--compile-bytecode", "--link-mode", "copy"]
+COMMON = ["--color", "never", "--no-progress"]
+#: What came in, in WANTED: it counts as code.
+LOCK = "project.lock"
+#: How a package's own build says that a program or a header is missing.
+MISSING = re.compile(
+    r"fatal error: (?P<header>\S+\.h)|(?:command |unable to execute )'(?P<command>[\w./+-]+)'"
+    r"|(?P<program>\b(?:gcc|cc|g\+\+|cmake|cargo|rustc|gfortran|pkg-config|pg_config|mysql_config|make|ninja|swig))\b"
+    r"[^\n]{0,40}(?:not found|No such file|not installed|is required|missing)"
+    r"|(?:Could not find|Unknown compiler|Can't find|can't find)[^\n]{0,60}?(?P<tool>gcc|cc\b|cmake|Rust|pkg-config|\w+_config)",
+    re.IGNORECASE,
+)
+
+#: Runs uv with arguments, in a folder: it takes and writes folders of the project relative to that.
+Uv = Callable[[list[str], Path], "subprocess.CompletedProcess[str]"]
+
+
+def uv(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run uv in the build's network; what it prints is without passwords."""
+    result = subprocess.run(
+        [UV, *arguments, *COMMON, "--python", PYTHON],
+        cwd=folder,
+        env=network.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    result.stdout = network.hidden(result.stdout)
+    return result
+
+
+def install(wanted: Path, lock: Path, prefix: Path, call: Uv = uv) -> None:
+    """Add the project's packages; raises Refused for what can't be had, with both sides and the cure."""
+    prefix.mkdir(parents=True, exist_ok=True)
+    found = [Source(**each) for each in json.loads((wanted / SOURCES).read_text(encoding="utf-8"))]
+    platform = locks.versions(lock.read_text(encoding="utf-8"))
+    for source in found:
+        refuse_other_versions(wanted, source, platform)
+    text = resolve(wanted, found, platform, call) if found else ""
+    added = {name: entry for name, entry in entries(text) if name not in platform}
+    target = wanted / LOCK
+    target.write_text("".join(added.values()), encoding="utf-8")
+    if added:
+        result = call([*INSTALL, "--prefix", str(prefix), "-r", str(target)], wanted)
+        print(result.stdout, flush=True)
+        if result.returncode:
+            raise Refused(
+                not_built(result.stdout) or failed("The project's packages can't be installed", result.stdout)
+            )
+    print(f"{len(added)} packages of the project beside the platform's {len(platform)}", flush=True)
+
+
+def refuse_other_versions(wanted: Path, source: Source, platform: dict[str, str]) -> None:
+    """Raise Refused where a file asks for another version of what is the platform's: all such lines at once."""
+    wrong = []
+    for line, requirement in asked(wanted / source.file):
+        version = platform.get(locks.canonical(requirement.name), "")
+        if not version or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        if requirement.url or not requirement.specifier.contains(version.split(", ")[0], prereleases=True):
+            wrong.append(f"{line}: the platform has {requirement.name} {version}")
+    if wrong:
+        raise Refused(
+            "\n".join(
+                [
+                    f"{source.file} asks for other versions than the platform has, and one process can't have both:",
+                    *wrong,
+                    "Leave these lines out, as the platform brings the packages, or allow its versions"
+                    f" ({suggestion(wrong[0])}). Another version of the platform: UPGRADE of `make lock`.",
+                ]
+            )
+        )
+
+
+def suggestion(line: str) -> str:
+    """A range that allows the platform's version: `dagster>=1.13,<2`."""
+    name, version = line.rpartition(": the platform has ")[2].split(" ")[:2]
+    parts = version.rstrip(",").split(".")
+    return f"{name}>={'.'.join(parts[:2])}" + (f",<{int(parts[0]) + 1}" if parts[0].isdigit() else "")
+
+
+def asked(file: Path) -> Iterator[tuple[str, Requirement]]:
+    """The requirements of a file as they stand there, those of included files too."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if file.suffix == ".toml":
+        lines = [str(each) for each in table(tomllib.loads(text), "project")["dependencies"]]
+    else:
+        lines = text.replace("\\\n", " ").splitlines()
+    for line in lines:
+        stripped = re.split(r"(?:^|\s)#|\s--", line, maxsplit=1)[0].strip()
+        if included := re.match(r"(?:-r|--requirement)[ =]*(\S+)", line.strip()):
+            yield from asked(file.parent / included[1])
+        try:
+            yield stripped, Requirement(stripped)
+        except InvalidRequirement:
+            # An option, or what uv itself has to say something about.
+            continue
+
+
+def resolve(wanted: Path, found: list[Source], platform: dict[str, str], call: Uv) -> str:
+    """All packages of the project with the platform's versions, as a lock. A uv.lock's versions are preferred."""
+    output, constraints = wanted / "resolved.lock", wanted / "platform.txt"
+    constraints.write_text(
+        "".join(f"{name}=={version}\n" for name, version in platform.items() if "," not in version),
+        encoding="utf-8",
+    )
+    files = [source.file for source in found]
+    command = [*COMPILE, *files, "--constraints", str(constraints), "--output-file", str(output)]
+    output.write_text(preferred(wanted, found, platform), encoding="utf-8")
+    result = call(command, wanted)
+    if result.returncode:
+        raise Refused(not_built(result.stdout) or conflict(found, result.stdout))
+    text = output.read_text(encoding="utf-8")
+    refuse_other_dagster(locks.versions(text), platform, command, call, wanted)
+    return text
+
+
+def refuse_other_dagster(
+    locked: dict[str, str], platform: dict[str, str], command: list[str], call: Uv, folder: Path
+) -> None:
+    """Raise Refused for a library of Dagster's in a version of another Dagster; those of others are named so too.
+
+    Early releases name no Dagster, so a resolver takes them when the right one conflicts with something.
+    """
+    bound = folder / "dagster.txt"
+    for name, series in locks.foreign({**locked, **platform}).items():
+        bound.write_text(f"{name}=={series}\n", encoding="utf-8")
+        if call(
+            [*COMPILE, "--no-deps", str(bound), "--output-file", str(folder / "exists.lock")], folder
+        ).returncode:
+            continue
+        result = call([*command, "--constraints", str(bound)], folder)
+        raise Refused(
+            f"{name} {locked[name]} does not belong to Dagster {platform['dagster']}: {name}=={series} does.\n"
+            f"{explain.explanation(result.stdout)}\n"
+            f"Ask for {name}=={series}, and take out or loosen what stands against it."
+        )
+
+
+def preferred(wanted: Path, found: list[Source], platform: dict[str, str]) -> str:
+    """Versions and hashes of the projects' uv.lock for what the platform lacks, as a lock that uv goes by."""
+    text = ""
+    for lock in dict.fromkeys(source.lock for source in found if source.lock):
+        packages = tomllib.loads((wanted / lock).read_text(encoding="utf-8")).get("package", [])
+        names = [package["name"] for package in packages]
+        for package in packages:
+            if names.count(package["name"]) > 1 or package["name"] in platform:
+                continue
+            files = [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]
+            hashes = sorted(
+                {each["hash"] for each in files if str(each.get("hash", "")).startswith("sha256:")}
+            )
+            if "registry" in package.get("source", {}) and hashes:
+                end = "".join(f" \\\n    --hash={each}" for each in hashes)
+                text += f"{package['name']}=={package['version']}{end}\n"
+    return text
+
+
+def entries(text: str) -> Iterator[tuple[str, str]]:
+    """The packages of a lock with their text: pinned, from an address, or from a folder, which is not left there."""
+    for block in re.split(r"\n(?=\S)", text):
+        entry = re.sub(r"^-e ", "", block.strip())
+        if match := re.match(r"[A-Za-z0-9][\w.-]*(?=\s*(?:\[|==|@))", entry):
+            yield locks.canonical(match[0]), f"{entry}\n"
+        elif entry:
+            # A folder, which uv writes as it would a name.
+            yield entry, f"{entry if entry.startswith(('.', '/', 'file:')) else f'./{entry}'}\n"
+
+
+def conflict(found: list[Source], output: str) -> str:
+    """Why there is no solution, with both sides; what uv calls `you` is the project and the platform."""
+    if "No solution found" not in output:
+        return failed("The project's packages can't be resolved", output)
+    files = " and ".join(dict.fromkeys(source.file for source in found))
+    if absent := re.search(r"Because (\S+) was not found in", output):
+        return f"No package index has {absent[1]}, for which {files} asks, itself or by another package.\n{login(output)}"
+    return (
+        f"The packages of {files} can't be had together with the platform's.\n{explain.explanation(output)}\n"
+        f"Where it says that you require one exact version, that is the platform's (requirements/stack.lock); the rest is"
+        f" what {files} asks for. Allow other versions there."
+    )
+
+
+def failed(what: str, output: str) -> str:
+    said = explain.excerpt(output) or "\n".join(output.splitlines()[-3:])
+    return f"{what}.\n{said}\n{login(output)}"
+
+
+def login(output: str) -> str:
+    """What to do where an index, or git, wanted another login than it got; empty where none did."""
+    if not re.search(
+        r"\b40[13] |Unauthorized|[Aa]uthentication|could not read (?:Username|Password)", output
+    ):
+        return ""
+    return (
+        "A login was refused, or is missing: PIP_EXTRA_INDEX_URL, UV_INDEX_… or NETRC in .env"
+        " (docs/operations.md, Packages)."
+    )
+
+
+def not_built(output: str) -> str:
+    """What to do about a package that has no wheel and could not be built here; empty where that is not the reason."""
+    package = re.search(r"Failed to (?:download and )?build `([^`]+)`", output)
+    if not package:
+        return ""
+    missing = MISSING.search(output)
+    what = next((each for each in missing.groups() if each), "") if missing else ""
+    said = explain.excerpt(output) if not what else ""
+    return (
+        f"{package[1]} has no wheel for this Python ({sys.version_info.major}.{sys.version_info.minor}) and had to be built,"
+        f" which failed{f': {what} is missing' if what else ''}.\n{said}\n"
+        "Choose a version with wheels, or name in packages.txt what builds it: build-essential, and the -dev packages of the"
+        " libraries that it needs."
+    )
+
+
+if __name__ == "__main__":
+    main(lambda: install(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])))

@@ -1,0 +1,259 @@
+"""A project's packages beside the platform's: what comes in, what wins, what is refused in which words.
+
+Real uv, with packages made here and no network.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dagster_stack.packages import install, wanted
+from dagster_stack.packages.errors import Refused
+from dagster_stack.packages.sources import Source
+from scripts.console import ROOT
+from tests.unit.wheels import LOCAL_BACKEND, no_network, source, wheel
+
+UV = ROOT / ".venv/bin/uv"
+HASHES = " \\\n    --hash=sha256:" + "a" * 64 + "\n"
+#: A build backend that a compiler's absence stops.
+NEEDS_A_COMPILER = """\
+import sys
+def build_wheel(*_):
+    print("error: command 'gcc' failed: No such file or directory", file=sys.stderr)
+    sys.exit(1)
+"""
+
+
+class Project:
+    """A folder with package files, the platform's lock, and an index of wheels."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.index, self.prefix = folder / "project", folder / "index", folder / "added"
+        self._out, self._lock = folder / "wanted", folder / "stack.lock"
+        self.folder.mkdir()
+        self._lock.write_text("".join(f"{each}{HASHES}" for each in ("dagster==1.13.27", "frame==1.5")))
+        for name, version in (
+            ("dagster", "1.13.27"),
+            ("dagster", "1.13.30"),
+            ("frame", "1.5"),
+            ("frame", "2.0"),
+        ):
+            wheel(self.index, name, version)
+
+    def has(self, **files: str) -> None:
+        for name, text in files.items():
+            (self.folder / name.replace("__", ".")).write_text(text)
+
+    def asks(self, *requirements: str, more: str = "") -> None:
+        self.has(
+            pyproject__toml=f'[project]\nname = "x"\nversion = "0"\ndependencies = {[*requirements]}\n{more}'
+        )
+
+    def install(self) -> list[str]:
+        """Install as the build does; returns what came in."""
+        wanted.write(self.folder, self._out)
+        install.install(self._out / "python", self._lock, self.prefix, self._uv)
+        return re.findall(r"^[\w.-]+==\S+", (self._out / "python" / install.LOCK).read_text(), re.MULTILINE)
+
+    def refused(self) -> str:
+        with pytest.raises(Refused) as refused:
+            self.install()
+        return " ".join(str(refused.value).split())
+
+    def _uv(self, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [UV, *arguments, *install.COMMON, "--python", sys.executable],
+            cwd=folder,
+            env={**os.environ, **no_network(self.folder.parent, self.index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+def test_without_package_files_nothing_is_installed(project: Project) -> None:
+    assert project.install() == []
+
+
+def test_what_the_platform_lacks_comes_in_and_the_platforms_own_does_not(project: Project) -> None:
+    # Given the pin that a scaffold writes, and a package that needs one of the platform's
+    wheel(project.index, "plot", "3.1", "frame")
+    project.asks("dagster==1.13.27", "plot")
+
+    assert project.install() == ["plot==3.1"]
+
+    installed = {path.name for path in project.prefix.rglob("*.py")}
+    assert installed == {"plot.py"}
+    assert list(project.prefix.rglob("plot*.pyc")), "bytecode is made now: the image is read-only later"
+
+
+def test_the_platforms_version_wins_where_a_newer_one_is_there(project: Project) -> None:
+    wheel(project.index, "plot", "3.1", "frame<2")
+    wheel(project.index, "plot", "4.0", "frame>=2")
+    project.asks("dagster", "frame", "plot")
+
+    assert project.install() == ["plot==3.1"]
+
+
+def test_another_version_of_the_platforms_is_refused_with_both_and_the_cure(project: Project) -> None:
+    project.has(requirements__txt="dagster==1.13.20  # as it was\nframe>=2\nnone-of-it\n")
+
+    said = project.refused()
+
+    assert "requirements.txt asks for other versions than the platform has" in said
+    assert "dagster==1.13.20: the platform has dagster 1.13.27" in said
+    assert "frame>=2: the platform has frame 1.5" in said
+    assert "allow its versions (dagster>=1.13,<2)" in said
+    assert "none-of-it" not in said
+
+
+def test_a_line_for_another_python_or_system_is_no_conflict(project: Project) -> None:
+    project.asks("frame>=2; python_version < '3.9'", "frame; sys_platform == 'linux'")
+
+    assert project.install() == []
+
+
+def test_the_platforms_package_from_elsewhere_is_refused(project: Project) -> None:
+    project.asks("dagster @ https://example.com/dagster-1.13.27-py3-none-any.whl")
+
+    assert "the platform has dagster 1.13.27" in project.refused()
+
+
+def test_a_conflict_further_down_names_both_sides(project: Project) -> None:
+    wheel(project.index, "plot", "3.1", "frame>=2")
+    project.asks("plot")
+
+    said = project.refused()
+
+    assert "The packages of pyproject.toml can't be had together with the platform's" in said
+    assert "plot" in said
+    assert "frame>=2" in said
+    assert "frame==1.5" in said
+
+
+def test_a_package_that_no_index_has_is_named(project: Project) -> None:
+    project.asks("pandsa")
+
+    assert "No package index has pandsa, for which pyproject.toml asks" in project.refused()
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "error: No solution found when resolving dependencies\n  cause: Because plot was not found in the package registry and"
+        " you require plot\n\nhint: An index URL (http://x) could not be queried due to a lack of valid authentication"
+        " credentials (401 Unauthorized).\n",
+        "error: Git operation failed\n  fatal: could not read Username for 'https://git.example': terminal prompts disabled\n",
+    ],
+)
+def test_a_login_that_was_refused_names_the_settings(output: str) -> None:
+    said = install.conflict([Source("requirements.txt")], output)
+
+    assert "PIP_EXTRA_INDEX_URL, UV_INDEX_… or NETRC in .env" in said
+
+
+def test_the_versions_of_uv_lock_are_kept_where_the_platform_has_none(project: Project) -> None:
+    # Given a uv.lock with an older version than the newest, and another one of a platform's package
+    old = wheel(project.index, "plot", "3.1", "frame")
+    wheel(project.index, "plot", "4.0", "frame")
+    project.asks("plot")
+    project.has(
+        uv__lock="".join(
+            f'[[package]]\nname = "{name}"\nversion = "{version}"\nsource = {{ registry = "https://index.example/simple" }}\n'
+            f'wheels = [{{ url = "https://index.example/x.whl", hash = "sha256:{digest(old)}" }}]\n'
+            for name, version in (("plot", "3.1"), ("frame", "2.0"))
+        )
+    )
+
+    assert project.install() == ["plot==3.1"]
+
+
+def digest(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_package_that_is_not_what_uv_lock_says_is_not_installed(project: Project) -> None:
+    wheel(project.index, "plot", "3.1")
+    project.asks("plot")
+    project.has(
+        uv__lock='[[package]]\nname = "plot"\nversion = "3.1"\nsource = { registry = "https://index.example/simple" }\n'
+        f'wheels = [{{ url = "https://index.example/x.whl", hash = "sha256:{"b" * 64}" }}]\n'
+    )
+
+    assert "Hash mismatch" in project.refused()
+
+
+def test_a_package_that_must_be_compiled_says_so_with_the_cure(project: Project) -> None:
+    source(project.index, "native", "1.0", NEEDS_A_COMPILER)
+    project.asks("native")
+
+    said = project.refused()
+
+    assert "native==1.0 has no wheel for this Python" in said
+    assert "gcc is missing" in said
+    assert "packages.txt" in said
+    assert "build-essential" in said
+
+
+@pytest.mark.parametrize("named", ["editable", "a path", "requirements.txt"])
+def test_a_local_package_of_the_project_is_installed_and_not_linked(project: Project, named: str) -> None:
+    # Given a package in the project's folder
+    (project.folder / "mylib").mkdir()
+    (project.folder / "mylib/backend.py").write_text(LOCAL_BACKEND)
+    (project.folder / "mylib/pyproject.toml").write_text(
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n[project]\nname = "mylib"\nversion = "1.0"\n'
+    )
+    if named == "requirements.txt":
+        project.has(requirements__txt="-e ./mylib\n")
+    else:
+        editable = str(named == "editable").lower()
+        project.asks(
+            "mylib", more=f'[tool.uv.sources]\nmylib = {{ path = "mylib", editable = {editable} }}\n'
+        )
+
+    project.install()
+
+    assert list(project.prefix.rglob("mylib.py"))
+
+
+# --- libraries of Dagster's ----------------------------------------------------------------------------
+
+
+def test_a_library_of_dagsters_comes_in_the_version_that_belongs(project: Project) -> None:
+    wheel(project.index, "dagster-frames", "0.29.27", "dagster==1.13.27")
+    wheel(project.index, "dagster-frames", "0.29.30", "dagster==1.13.30")
+    project.asks("dagster-frames")
+
+    assert project.install() == ["dagster-frames==0.29.27"]
+
+
+def test_a_library_of_another_dagster_is_refused_with_what_stands_against_the_right_one(
+    project: Project,
+) -> None:
+    wheel(project.index, "dagster-frames", "0.11.14")
+    wheel(project.index, "dagster-frames", "0.29.27", "dagster==1.13.27", "frame>=2")
+    project.asks("dagster-frames")
+
+    said = project.refused()
+
+    assert "dagster-frames 0.11.14 does not belong to Dagster 1.13.27" in said
+    assert "frame>=2" in said
+
+
+def test_a_package_of_others_may_be_named_like_a_library(project: Project) -> None:
+    wheel(project.index, "dagster-evidence", "0.3.1", "dagster>=1.9")
+    project.asks("dagster-evidence")
+
+    assert project.install() == ["dagster-evidence==0.3.1"]
