@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket
 
 from dagster_stack.services.answers import OWN_STATUS_CODE, Answer, send_json, status_code, use_in_webserver
+from dagster_stack.storage.sqlstate import note
 
 
 def test_an_answer_with_a_lone_surrogate_is_json_all_the_same() -> None:
@@ -44,13 +45,14 @@ def test_so_is_what_goes_over_a_websocket() -> None:
     assert json.loads(sent[-1]["text"].encode()) == {"text": "\udcff"}
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [(DataError("INSERT", {}, Exception("too long")), 200), (RuntimeError("a mistake"), 500)],
-)
-def test_what_postgres_says_is_an_answer(error: Exception, status: int) -> None:
+def test_what_postgres_says_is_an_answer_and_what_anything_else_says_is_a_mistake() -> None:
     """The page, and every client, shows it; of HTTP 500 they show the number."""
-    assert status_code(cast(Any, object()), None, [error]) == status
+    ours = DataError("INSERT", {}, Exception("too long"))
+    note(ours, is_sent=True)
+
+    assert status_code(cast(Any, object()), None, [ours]) == 200
+    for other in (DataError("INSERT", {}, Exception("of user code's database")), RuntimeError("a mistake")):
+        assert status_code(cast(Any, object()), None, [other]) == 500
 
 
 def test_the_webserver_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
