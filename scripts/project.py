@@ -32,6 +32,8 @@ LEFT_OUT = {
     ".tox",
 }
 SECRETS = ".env"
+#: What Dagster reads of dbt's output: the build does not make it.
+MANIFEST = "manifest.json"
 #: Bytes up to which a copy is compared with its original byte by byte; of a larger file, size and time.
 COMPARED = 1 << 20
 #: Bytes above which it is said how large the image gets.
@@ -166,19 +168,22 @@ def is_left_out(source: Path, name: str) -> bool:
     parts = name.split("/")
     if any(part in LEFT_OUT or part.startswith(SECRETS) or part.endswith(".egg-info") for part in parts):
         return True
-    place = source
-    for part in parts[:-1]:
-        place /= part
-        if is_made(place):
-            return True
-    return False
+    folders = [source.joinpath(*parts[:number]) for number in range(1, len(parts))]
+    if folders and is_dbts(folders[-1]) and parts[-1] == MANIFEST:
+        return False
+    return any(is_made(folder) or is_dbts(folder) for folder in folders)
 
 
 @cache
 def is_made(place: Path) -> bool:
-    """Whether a folder is a virtual environment, dbt's output or this stack's own build folder."""
-    is_dbts = place.name == "target" and (place.parent / "dbt_project.yml").exists()
-    return is_dbts or (place / "pyvenv.cfg").exists() or place == BUILD_FOLDER
+    """Whether a folder is a virtual environment or this stack's own build folder."""
+    return (place / "pyvenv.cfg").exists() or place == BUILD_FOLDER
+
+
+@cache
+def is_dbts(place: Path) -> bool:
+    """Whether a folder is dbt's output."""
+    return place.name == "target" and (place.parent / "dbt_project.yml").exists()
 
 
 class Ignores:
