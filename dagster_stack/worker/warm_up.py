@@ -104,8 +104,7 @@ def load() -> None:
     use_in_dagster()
     scratch.use_in_errors()
     read_only.use_in_dagster()
-    project = found()
-    use(project.path)
+    use(found().path)
     workspace = Settings.from_environment().workspace_yaml
     try:
         for name in location_names(workspace):
@@ -115,12 +114,14 @@ def load() -> None:
         logger.warning(
             "Dagster's secrets loader failed", exc_info=True, extra={"action": "secrets.not_loaded"}
         )
-    for module in code_modules(workspace) if workspace.exists() else project.modules:
+    for module in code_modules(workspace):
         importlib.import_module(module)
 
 
 def code_modules(workspace: Path) -> list[str]:
-    """The modules that a workspace file names as code locations, but files; none without the workspace file."""
+    """The modules that a workspace file names as code locations, but files; without that file those of the project."""
+    if not workspace.exists():
+        return found().modules
     named = [entry[kind] for entry in entries(workspace) for kind in IMPORTED if kind in entry]
     return [
         each if isinstance(each, str) else each.get("module_name") or each["package_name"] for each in named

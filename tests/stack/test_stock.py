@@ -9,6 +9,8 @@ from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
 ONE_OFF = "stock-heavy"
+#: In a worker, which works in the project.
+CONFIG = "/opt/dagster/celery.yaml"
 
 
 def worker_names(stack: Stack, service: str, prefix: str) -> set[str]:
@@ -67,7 +69,7 @@ def test_worker_list_shows_the_workers(stack: Stack) -> None:
     names = worker_names(stack, "worker", "dagster") | worker_names(stack, "worker-heavy", "heavy")
 
     # When the stock command line lists them, with celery.yaml and without
-    for options in (["-y", "/opt/dagster/celery.yaml"], []):
+    for options in (["-y", CONFIG], []):
         listed = stack.exec("worker", "dagster-celery", "worker", "list", *options).stdout
 
         # Then all are there
@@ -96,7 +98,7 @@ def test_worker_start_takes_steps_of_its_queue(stack: Stack) -> None:
             # And `terminate --all` ends it like all the others, which their restart policy brings back
             before = started(stack, "worker")
             stack.exec(
-                "worker", "dagster-celery", "worker", "terminate", "--all", "-y", "celery.yaml", check=False
+                "worker", "dagster-celery", "worker", "terminate", "--all", "-y", CONFIG, check=False
             )
             wait_until(lambda: stack.docker("ps", "-q", "--filter", f"name={name}").stdout, 60,
                        "the stock worker is gone", until=lambda found: not found)  # fmt: skip
@@ -111,7 +113,7 @@ def test_worker_terminate_ends_the_worker_beside_it(stack: Stack) -> None:
     before = started(stack, "worker", "worker-heavy")
 
     # When the stock command line, inside a worker's container, terminates the worker named `dagster` on this host
-    stack.exec("worker", "dagster-celery", "worker", "terminate", "-y", "celery.yaml", check=False)
+    stack.exec("worker", "dagster-celery", "worker", "terminate", "-y", CONFIG, check=False)
 
     # Then this one ends and comes back, and the others go on
     wait_for_restart(stack, {target: before[target]})

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dagster_stack.project import variables as project_variables
+from dagster_stack.project.discovery import Project
 from dagster_stack.project.variables import OF_STORE, VARIABLE, names, objection, packed, unpacked
-from scripts import dev, env_file, variables
+from scripts import dev, env_file, project, variables
 from scripts.console import ROOT, Failure
 
 HARD = (
@@ -183,7 +184,7 @@ def checkout(tmp_path: Path, env: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     """A checkout with a project beside the stack's own file of passwords."""
     root = tmp_path / "checkout"
     (root / "pipelines").mkdir(parents=True)
-    for module in (variables, dev):
+    for module in (variables, dev, project):
         monkeypatch.setattr(module, "ROOT", root)
     monkeypatch.setattr(variables, "BUILD_FOLDER", root / ".build")
     env.write_text("COMPOSE_PROJECT_NAME=second\n")
@@ -278,6 +279,7 @@ def test_the_embedded_mode_gets_them_and_not_the_stacks(
     checkout: Path, env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dev, "HOME", tmp_path / ".dagster")
+    monkeypatch.setattr(dev, "found", lambda: Project(str(checkout), (), ""))
     (checkout / ".env").write_text("POSTGRES_PASSWORD=sesame\n")
     (checkout / "pipelines/.env").write_text("A=1\n")
     (checkout / "mine.env").write_text("A=2\n")

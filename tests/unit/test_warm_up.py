@@ -65,13 +65,9 @@ def test_the_modules_of_a_workspace_are_those_that_python_can_import(
     assert code_modules(file) == modules
 
 
-def test_the_project_of_a_checkout_is_its_example() -> None:
-    assert found().modules == ["pipelines"]
+def test_without_a_workspace_the_projects_own_are_loaded_in_a_checkout_its_example(tmp_path: Path) -> None:
+    assert code_modules(tmp_path / "none.yaml") == found().modules == ["pipelines"]
     assert found().root == str(ROOT)
-
-
-def test_without_a_workspace_there_is_nothing_to_load(tmp_path: Path) -> None:
-    assert code_modules(tmp_path / "none.yaml") == []
 
 
 def test_a_process_loads_the_code_and_opens_the_instance(
