@@ -29,9 +29,9 @@ SET_CHILD_SUBREAPER = 36
 #: Seconds that a process gets to end after it was asked to; then it is killed.
 ASKED_SECS = 1.0
 #: Seconds that Python's trackers get to remove what a killed process kept in named shared memory.
-TRACKERS_SECS = 1.0
+TRACKERS_SECS = 4.0
 #: Seconds after which killed processes are not waited for any more: a call of the kernel keeps them.
-KILLED_SECS = 5.0
+KILLED_SECS = 8.0
 #: Seconds for what multiprocessing does at a program's end: pools, managers and queues end their processes.
 FINALIZERS_SECS = 2.0
 LOOK_SECS = 0.005
