@@ -92,12 +92,11 @@ def test_postgres_starts_again_though_its_configuration_is_read_only(
     asked = ("exec", name, "psql", "-X", "-q", "-U", "postgres", "-t", "-c")
 
     def answer_of_the_server() -> str:
-        # The short start before it has other settings: this one is the container's own process.
-        is_server = (
-            stack.docker("exec", name, "cat", "/proc/1/comm", check=False).stdout.strip() == "postgres"
+        # The short start before it listens on the socket alone.
+        listens = (
+            stack.docker("exec", name, "pg_isready", "-q", "-h", "127.0.0.1", check=False).returncode == 0
         )
-        read_only = stack.docker(*asked, "SHOW default_transaction_read_only", check=False).stdout.strip()
-        return read_only if is_server else ""
+        return stack.docker(*asked, "SHOW default_transaction_read_only").stdout.strip() if listens else ""
 
     wait_until(answer_of_the_server, 30, "Postgres takes writes", until=lambda answer: answer == "off")
     stack.docker(*asked, "ALTER SYSTEM SET default_transaction_read_only = on")
