@@ -97,9 +97,7 @@ def test_worker_start_takes_steps_of_its_queue(stack: Stack) -> None:
 
             # And `terminate --all` ends it like all the others, which their restart policy brings back
             before = started(stack, "worker")
-            stack.exec(
-                "worker", "dagster-celery", "worker", "terminate", "--all", "-y", CONFIG, check=False
-            )
+            stack.exec("worker", "dagster-celery", "worker", "terminate", "--all", "-y", CONFIG, check=False)
             wait_until(lambda: stack.docker("ps", "-q", "--filter", f"name={name}").stdout, 60,
                        "the stock worker is gone", until=lambda found: not found)  # fmt: skip
     finally:
