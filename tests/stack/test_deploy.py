@@ -22,9 +22,9 @@ from tests.waiting import wait_until
 
 STEPS = [op.name for op in LIGHT + HEAVY]
 #: More than runners drive at once, so that some wait in the queue.
-RUNS = 11
-#: A step longer than what a worker that stops lets it have.
-LONG_SECS = 30
+RUNS = 13
+#: A step longer than what a worker that stops lets it have, and than the build before.
+LONG_SECS = 45
 #: What belongs to this host alone.
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv", ".build", ".dagster", ".*_cache", "__pycache__", "tests", "docs"
@@ -132,7 +132,7 @@ def test_deploy_waits_for_runs_under_way_and_queued_ones_get_the_new_code(
 ) -> None:
     # Given more runs than can be driven at once
     old = code_on(stack, "worker")
-    before = [stack.launch("queues", naps()) for _ in range(RUNS)]
+    before = [stack.launch("queues", naps(3)) for _ in range(RUNS)]
     wait_until_under_way(stack, before)
 
     # When edited code is deployed, and a run is launched meanwhile
