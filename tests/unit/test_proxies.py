@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 import pytest
@@ -34,7 +35,7 @@ def client_says(tmp_path: Path, **places: dict[str, str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"proxies": named}))
 
 
-def compose_file() -> dict[str, dict[str, object]]:
+def compose_file() -> dict[str, dict[str, Any]]:
     return dict(yaml.safe_load((ROOT / "compose.yaml").read_text())["services"])
 
 
