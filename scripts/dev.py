@@ -69,7 +69,7 @@ def demo() -> int:
     """Run the flights in the embedded mode, to the same report; returns the command line's exit code."""
     python = venv.ensure()
     find_project()
-    with DevWorker(HOME, environment(), Path(found().root)), dagit() as url:
+    with DevWorker(HOME, environment(), folder()), dagit() as url:
         command = [str(python), "-m", "dagster_stack", "demo"]
         code = subprocess.run(
             command, cwd=ROOT, env={**environment(), "DAGSTER_STACK_DAGIT_URL": url}, check=False
