@@ -39,7 +39,7 @@ def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
         (f"PermissionError: [Errno 13] Permission denied: '{Path.cwd()}/file'", True),
         ("PermissionError: [Errno 13] Permission denied: 'file'", True),
         ("PermissionError: [Errno 13] Permission denied: '/opt/data/file'", False),
-        ("PermissionError: [Errno 13] Permission denied: '/root/x'", False),
+        ("PermissionError: [Errno 13] Permission denied: '/etc/x'", False),
         ("psycopg2.OperationalError: permission denied for table runs", False),
         ("ValueError: 30", False),
     ],
