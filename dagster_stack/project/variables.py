@@ -53,7 +53,7 @@ OF_STORE = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
 _SPACE, _BLANKS = re.compile(r"\s*"), re.compile(r"[^\S\r\n]*")
 _NAME = re.compile(r"""(?:export[^\S\r\n]+)?+(?:(?=\#)|'([^']+)'|(?!')([^=\#\s]+))""")
 _VALUE = re.compile(
-    r"""=[^\S\r\n]*(?:(?<=\s)(?=\#)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?!['"])[^\r\n]*)|(?!=)""", re.DOTALL
+    r"""=[^\S\r\n]*+(?:(?<=\s)(?=\#)|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|(?!['"])[^\r\n]*)|(?!=)""", re.DOTALL
 )
 _END = re.compile(r"(?:[^\S\r\n]*\#[^\r\n]*)?[^\S\r\n]*(?:\r\n|\n|\r|$)")
 _REST = re.compile(r"[^\r\n]*(?:\r\n|\n|\r)?")

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dagster_stack.project import variables as project_variables
@@ -108,7 +108,7 @@ def test_names_are_found_without_the_values_parser() -> None:
     assert broken == [15]
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(
     st.lists(
         st.sampled_from(
@@ -116,6 +116,7 @@ def test_names_are_found_without_the_values_parser() -> None:
         )
     )
 )
+@example(["A", "=", " ", "'"])
 def test_the_host_sees_the_names_that_python_dotenv_sees(parts: list[str]) -> None:
     text = "".join(parts)
 
