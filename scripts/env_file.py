@@ -172,6 +172,20 @@ def write(path: Path, text: str, like: Path | None = None) -> None:
     scratch.replace(path)
 
 
+def hand_on(path: Path, text: str, like: Path) -> None:
+    """Make a file below the build folder what Compose is to read of it; without text there is none.
+
+    Compose looks for it at every command, also as the user who started the stack by sudo: that one owns it, as `like`.
+    """
+    for folder in (path.parent.parent, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        give(folder, like)
+    if not text:
+        path.unlink(missing_ok=True)
+    elif not path.exists() or path.read_text(encoding="utf-8") != text:
+        write(path, text, like=env_path())
+
+
 def give(path: Path, like: Path) -> None:
     """Let the owner of `like` own it: `sudo make up` must not take it away from the user who runs `make ps` next."""
     if os.geteuid() == 0:

@@ -42,18 +42,11 @@ def file() -> Path:
 
 def record() -> None:
     """Find out what builds and containers get, and write it for Compose; say so where there is a proxy."""
-    path, (source, values) = file(), found()
-    # Compose looks for the file at every command, also as the user who started the stack by sudo.
-    for folder in (BUILD_FOLDER, path.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-        env_file.give(folder, ROOT)
+    source, values = found()
+    # In single quotes a $ of a password stands for itself.
+    env_file.hand_on(file(), "".join(f"{name}='{value}'\n" for name, value in values.items()), like=ROOT)
     if not values:
-        path.unlink(missing_ok=True)
         return
-    if values != recorded():
-        # In single quotes a $ of a password stands for itself.
-        lines = (f"{name}='{value}'\n" for name, value in values.items())
-        env_file.write(path, "".join(lines), like=env_file.env_path())
     named = ", ".join(sorted({without_login(values[name]) for name in PROXIES if name in values}))
     done(f"proxy for builds and user code, from {source}: {named}")
 

@@ -68,16 +68,11 @@ def found(files: Sequence[Path]) -> str:
 
 def record() -> None:
     """Write the variables for Compose, which makes the containers that have them anew when they change."""
-    path, files = file(), sources()
+    files = sources()
     value = found(files)
-    for folder in (BUILD_FOLDER, path.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-        env_file.give(folder, ROOT)
+    env_file.hand_on(file(), f"{VARIABLE}={value}\n" if value else "", like=ROOT)
     if not value:
-        path.unlink(missing_ok=True)
         return
-    if env_file.read(path).get(VARIABLE) != value:
-        env_file.write(path, f"{VARIABLE}={value}\n", like=env_file.env_path())
     set_names = {name for source in files for name in names(source.read_text(encoding="utf-8"))[0]}
     done(f"{len(set_names)} variables for user code, from {' and '.join(map(shown, files))}")
 
