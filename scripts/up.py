@@ -5,6 +5,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from dagster_stack.project import DEFAULT
 from scripts import (
     base_image,
     code_check,
@@ -18,6 +19,7 @@ from scripts import (
     proxies,
     variables,
 )
+from scripts import project as user_project
 from scripts.connections import require_connections
 from scripts.console import ROOT, Failure, Progress, done, main, run_logged, say
 
@@ -240,7 +242,10 @@ def addresses() -> None:
     say("")
     for title, address, login in rows:
         say(f"  {title:<10} {address:<24} {login}".rstrip())
-    say("\n  Next: `make demo` runs 336,776 flights through it; `make help` lists the rest.")
+    is_example = user_project.folder() == ROOT / DEFAULT
+    flights = "`make demo` runs 336,776 flights through it"
+    own = "`make run JOB=…` or Dagit launches a job, `make project` lists yours"
+    say(f"\n  Next: {flights if is_example else own}; `make help` lists the rest.")
 
 
 if __name__ == "__main__":

@@ -204,6 +204,19 @@ def test_the_addresses_are_those_of_the_settings_and_the_next_command_is_named(
     assert "make demo" in shown
 
 
+def test_a_project_of_ones_own_has_no_flights(
+    env: Path, programs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    FakeDocker().install(programs)
+    env.write_text(f"PROJECT={tmp_path}\n")
+
+    up.addresses()
+
+    shown = capsys.readouterr().out
+    assert "make demo" not in shown
+    assert "make run JOB=" in shown
+
+
 @pytest.mark.parametrize(
     ("address", "host"),
     [
