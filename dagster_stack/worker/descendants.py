@@ -69,12 +69,17 @@ class Descendants:
         #: What ran before the context's begin; None: it has not begun, and nothing here is its own.
         self._kept: set[Process] | None = None
         self._finalizers: set[Any] = set()
+        #: Trackers that user code started before, with what they were: a step's own memory goes with its own tracker.
+        self._aside: list[tuple[Any, int, int | None]] = []
         #: Processes that had to be ended, for people.
         self.told: list[str] = []
 
     def __enter__(self) -> "Descendants":
         self._kept = set(children()) if has_children() else set()
         self._finalizers = set(finalizers())
+        self._aside = [(each, each._fd, each._pid) for each in trackers() if each._fd is not None]
+        for tracker, _, _ in self._aside:
+            tracker._fd = tracker._pid = None
         return self
 
     def __exit__(
@@ -89,15 +94,18 @@ class Descendants:
         if has_children():
             with default_sigchld():
                 self._finalize()
-                self.told += end(self._found, ASKED_SECS, self._kept)
+                self.told += end(self._found, ASKED_SECS)
             forget_helpers(self._kept)
+        for tracker, pipe, process in self._aside:
+            tracker._fd, tracker._pid = pipe, process
+        self._aside = []
         # Its folder for sockets is among the step's temporary files.
         config().pop("tempdir", None)
 
     def kill(self) -> None:
         """The same at once, for a process that is about to end."""
         if self._kept is not None and has_children():
-            end(self._found, 0, self._kept)
+            end(self._found, 0)
 
     def _found(self) -> "list[Process]":
         kept = self._kept or set()
@@ -167,9 +175,7 @@ def descendants(roots: "Iterable[Process]") -> "list[Process]":
     return found
 
 
-def end(
-    find: "Callable[[], list[Process]]", asked_secs: float, kept: "Collection[Process]" = ()
-) -> list[str]:
+def end(find: "Callable[[], list[Process]]", asked_secs: float) -> list[str]:
     """End what `find` finds until it finds nothing any more: asked first, then killed, trackers of memory last."""
     told: dict[Process, str] = {}
     began = time.monotonic()
@@ -189,7 +195,7 @@ def end(
             break
         if not others:
             # Each ends when nobody is left who could use what it tracks: this process too must let go of it.
-            let_go_of_trackers(kept)
+            let_go_of_trackers()
         for each in others or (found if now > killed_at + TRACKERS_SECS else []):
             if now >= killed_at:
                 send(each, signal.SIGKILL)
@@ -291,11 +297,10 @@ def trackers() -> list[Any]:
     return [sys.modules[each]._resource_tracker for each in names if each in sys.modules]
 
 
-def let_go_of_trackers(kept: "Collection[Process]") -> None:
+def let_go_of_trackers() -> None:
     """Let trackers remove what they track, and end: they do once nobody uses it, so this process closes its end."""
-    alive_still = {each.pid for each in kept}
     for tracker in trackers():
-        if tracker._fd is not None and tracker._pid not in alive_still:
+        if tracker._fd is not None:
             with suppress(OSError):
                 os.close(tracker._fd)
             tracker._fd = tracker._pid = None
@@ -304,7 +309,7 @@ def let_go_of_trackers(kept: "Collection[Process]") -> None:
 def forget_helpers(kept: "Collection[Process]") -> None:
     """Let multiprocessing, and loky, start anew what was ended with the step."""
     alive_still = {each.pid for each in kept}
-    let_go_of_trackers(kept)
+    let_go_of_trackers()
     module = sys.modules.get("multiprocessing.forkserver")
     server = module and module._forkserver
     if server and server._forkserver_pid is not None and server._forkserver_pid not in alive_still:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,25 @@ def test_shared_memory_of_an_ended_process_is_removed_by_its_tracker() -> None:
 
     assert not Path("/dev/shm", left.name).exists()
     left.close()
+
+
+def test_a_tracker_that_user_code_started_when_it_was_loaded_keeps_nothing_of_a_step() -> None:
+    loaded = SharedMemory(create=True, size=100)
+    tracker: Any = resource_tracker._resource_tracker
+    own = tracker._pid
+    try:
+        for _ in range(2):
+            with Descendants():
+                left = SharedMemory(create=True, size=100)
+
+            assert not Path("/dev/shm", left.name).exists()
+            left.close()
+        assert Path("/dev/shm", loaded.name).exists()
+        assert tracker._pid == own
+        assert psutil.pid_exists(own)
+    finally:
+        loaded.close()
+        loaded.unlink()
 
 
 def test_shared_memory_that_no_tracker_knows_is_removed_where_one_step_has_the_container(
