@@ -161,6 +161,12 @@ def folder() -> Path:
     return project.folder() if root == ROOT else root
 
 
+def path() -> list[str]:
+    """What all processes import from: of several code locations each has its own folders alone."""
+    project = found() if FOUND.exists() else None
+    return project.path if project and len(project.locations) == 1 else []
+
+
 def environment() -> dict[str, str]:
     """This process's environment, made the embedded mode's."""
     HOME.mkdir(exist_ok=True)
@@ -174,7 +180,7 @@ def environment() -> dict[str, str]:
         # Dagster itself lets the project's .env win.
         VARIABLE: variables.found([*reversed(variables.sources())]),
         PROJECT: str(project.folder()),
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(ROOT), *(found().path if FOUND.exists() else ())])),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(ROOT), *path()])),
         # All is on this host: nothing of it may go through a company's proxy.
         **{
             name: ",".join(filter(None, ["127.0.0.1,localhost", kept.get(name)]))

@@ -25,7 +25,7 @@ from dagster_stack import celery_executor, stack_resources
 from dagster_stack.bench.works import WARM_UP
 from dagster_stack.project import found, use
 from dagster_stack.settings import Settings
-from dagster_stack.worker.warm_up import code_modules
+from dagster_stack.worker.warm_up import code_modules, entries
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def parallel(name: str, width: int, each: Callable[..., object]) -> GraphDefinit
 def users_job(name: str) -> GraphDefinition | None:
     """What a job of the workspace's code executes; None when it has no such job."""
     use(found().path)
-    for module in code_modules(Settings.from_environment().workspace_yaml):
+    for module in code_modules(entries(Settings.from_environment().workspace_yaml)):
         definitions = getattr(importlib.import_module(module), "defs", None)
         if isinstance(definitions, Definitions):
             for job in definitions.jobs or ():

@@ -17,6 +17,7 @@ from dagster._serdes import deserialize_value, serialize_value
 
 from dagster_stack import tags
 from dagster_stack.code_version import code_version
+from dagster_stack.project.locations import location_of
 from dagster_stack.storage.claims import Work
 
 Message = TypeVar("Message", "StepMessage", "RunMessage")
@@ -58,6 +59,8 @@ class StepMessage:
     redeliver: bool
     #: When a worker with other code first handed it back (seconds since 1970), or None.
     refused_at: float | None = None
+    #: That of its run; empty in a project of one.
+    location: str = ""
     version: int = VERSION
 
     @property
@@ -69,7 +72,7 @@ class StepMessage:
         return Work(self.run_id, self.step_key, self.attempt)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return _plain(self)
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "StepMessage":
@@ -97,6 +100,8 @@ class RunMessage:
     #: The content hash of the code that launched it.
     code: str
     refused_at: float | None = None
+    #: The code location that it is of; empty in a project of one.
+    location: str = ""
     version: int = VERSION
 
     @property
@@ -108,12 +113,20 @@ class RunMessage:
         return Work(self.run_id)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return _plain(self)
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> "RunMessage":
         """Raises ValueError for a message that this version can't read."""
         return _read(RunMessage, content)
+
+
+def _plain(message: "StepMessage | RunMessage") -> dict[str, Any]:
+    content = asdict(message)
+    if not message.location:
+        # Workers of before, which finish their steps during a deployment, know of no such field.
+        del content["location"]
+    return content
 
 
 def _read(kind: type[Message], content: Mapping[str, Any]) -> Message:
@@ -162,6 +175,7 @@ def step_message(
         retry_mode=retry_mode.value,
         code=code_version(),
         redeliver=tags.may_be_redelivered(step.tags, run.tags),
+        location=location_of(run),
     )
 
 

@@ -129,7 +129,7 @@ def is_shared(place: str, project: Project) -> bool:
 
 
 def shared_modules(project: Project) -> Iterator[str]:
-    """Top-level modules of one name in several locations: in one process the first that is imported would win."""
+    """Top-level modules of one name in several locations: no trouble here, but for whatever has both on one path."""
     homes: dict[str, dict[Path, list[str]]] = {}
     for location in project.locations:
         for module, home in top_level(location).items():
@@ -140,8 +140,9 @@ def shared_modules(project: Project) -> Iterator[str]:
                 f"{os.path.relpath(home, project.root)} ({listed(names)})" for home, names in places.items()
             )
             yield (
-                f"several locations have a module {module}: {where}. Give each a name of its own, or put it into the"
-                " location's package."
+                f"several locations have a module {module}: {where}. Each imports its own, since no process here has two"
+                " locations. A script or a test that has both on its path takes the first one: give each a name of its"
+                " own, or put it into the location's package."
             )
 
 

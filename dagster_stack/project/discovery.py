@@ -64,10 +64,12 @@ class Project:
         entries = (entry for location in self.locations for entry in location.path)
         return list(dict.fromkeys([*entries, self.root]))
 
-    @property
-    def modules(self) -> list[str]:
-        """The modules that its locations are loaded from."""
-        return [location.target for location in self.locations if location.kind != FILE]
+    def path_of(self, name: str) -> list[str]:
+        """The same for one location; for all of them where none is called so."""
+        for location in self.locations:
+            if location.name == name:
+                return list(dict.fromkeys([*location.path, self.root]))
+        return self.path
 
     def workspace(self) -> dict[str, Any]:
         """The content of a workspace file."""

@@ -26,6 +26,7 @@ from dagster_stack.broker.tasks import RUN_TASK
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.logs.context import bound
+from dagster_stack.project.locations import location_of
 from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.storage.claims import STALE_SECS, Work
 from dagster_stack.storage.database import patiently
@@ -81,7 +82,7 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
 
         An error would make Dagster fail the run: while the broker or the database is away it stays as it is.
         """
-        message = RunMessage(run.run_id, code_version())
+        message = RunMessage(run.run_id, code_version(), location=location_of(run))
         with bound(run=run.run_id, task=message.task_id):
             try:
                 self._tell_code(run)

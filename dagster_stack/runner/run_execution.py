@@ -44,7 +44,7 @@ from dagster_stack.worker.descendants import Descendants
 from dagster_stack.worker.interruption import Interruption
 from dagster_stack.worker.isolation.undisturbed import tell_left, undisturbed
 from dagster_stack.worker.losses import KILLED_AT_LIMIT
-from dagster_stack.worker.process import warm_instance
+from dagster_stack.worker.process import holder, warm_instance
 from dagster_stack.worker.scratch import has_room, see_to_room
 from dagster_stack.worker.shutdown import is_leaving
 from dagster_stack.worker.step_folder import step_folder
@@ -69,7 +69,7 @@ def execute_run(task: Task, content: Any) -> None:
     except ValueError as error:
         put_aside(task, content, str(error))
         return
-    execution = RunExecution(task, message, f"{task.request.hostname} (process {os.getpid()})")
+    execution = RunExecution(task, message, holder(task.request.hostname))
     # The stock executor, in a run of this stack, waits for its steps within this task.
     with (
         bound(run=message.run_id, task=message.task_id),

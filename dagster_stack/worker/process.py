@@ -1,15 +1,40 @@
-"""What a worker process keeps warm between steps."""
+"""What a worker process keeps warm between steps, and what claims call it."""
 
 import os
 from contextlib import ExitStack
 from functools import cache
+from typing import TYPE_CHECKING
 
-from dagster import DagsterInstance
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+
+class _Process:
+    """The process of the pool whose work this one does."""
+
+    pid: int | None = None
+
+
+def work_for(pool_process: int) -> None:
+    """Let this process's claims bear the name of that one: a worker knows those of its pool."""
+    _Process.pid = pool_process
+
+
+def works_for_another() -> bool:
+    """Whether it does."""
+    return _Process.pid is not None
+
+
+def holder(worker: str) -> str:
+    """What this process is called as the holder of a claim."""
+    return f"{worker} (process {_Process.pid or os.getpid()})"
 
 
 @cache
-def warm_instance() -> DagsterInstance:
+def warm_instance() -> "DagsterInstance":
     """The process's Dagster instance, open until the process ends."""
+    from dagster import DagsterInstance
+
     return ExitStack().enter_context(DagsterInstance.get())
 
 

@@ -43,7 +43,7 @@ from dagster_stack.worker.losses import KILLED_AT_LIMIT
 from dagster_stack.worker.own_process import Order, execute_apart
 from dagster_stack.worker.pids import naming_limit
 from dagster_stack.worker.planned_job import PlannedJob, planned_job, step_events
-from dagster_stack.worker.process import warm_instance
+from dagster_stack.worker.process import holder, warm_instance
 from dagster_stack.worker.scratch import see_to_room
 from dagster_stack.worker.shutdown import is_leaving
 from dagster_stack.worker.standing import ENDED_RUN, standing
@@ -68,10 +68,9 @@ def execute_step(task: Task, content: Any) -> None:
     except ValueError as error:
         put_aside(task, content, str(error))
         return
-    holder = f"{task.request.hostname} (process {os.getpid()})"
     execution = StepExecution(
         message,
-        holder,
+        holder(task.request.hostname),
         wake_run=lambda: wake_up(task.app, message.run_id),
         has_worker_of=lambda code: has_worker_of(task, code),
         celery_limits=getattr(task.request, "timelimit", None),

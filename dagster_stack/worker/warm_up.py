@@ -3,7 +3,9 @@
 import gc
 import importlib
 import logging
+import os
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from dagster_stack.broker.address import withhold
 from dagster_stack.logs.libraries import use_in_dagster
 from dagster_stack.project import found, use
 from dagster_stack.project.discovery import IMPORTED
+from dagster_stack.project.locations import several
 from dagster_stack.settings import Settings
 from dagster_stack.worker import pool
 from dagster_stack.worker.descendants import adopt_orphans, allow_children
+from dagster_stack.worker.losses import database_url
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +52,9 @@ def install() -> None:
 def share(sender: Any, instance: Any, **_: Any) -> None:
     """Load the platform before a pool of several processes is forked, so that they share it.
 
-    A pool of one has nobody to share with: its main process stays small. User code is never loaded here:
-    threads and connections that it starts would not survive the fork.
+    A pool of one has nobody to share with: its main process stays small. So it does where the processes of several code
+    locations do the work. User code is never loaded here: threads and connections that it starts would not survive the
+    fork.
     """
     _worker.name = str(sender)
     pool.prepare(instance.concurrency)
@@ -57,7 +62,7 @@ def share(sender: Any, instance: Any, **_: Any) -> None:
 
     # Shared by all its processes, those that come later too.
     PUMP.start()
-    if instance.concurrency > 1:
+    if instance.concurrency > 1 and not several():
         for module in SHARED:
             importlib.import_module(module)
         if place := Settings.from_environment().s3:
@@ -76,6 +81,10 @@ def warm_up(**_: Any) -> None:
     adopt_orphans()
     allow_children()
     withhold(current_app)
+    if several():
+        # Each location's process loads its code; this one never loads any, nor Dagster.
+        sweep()
+        return
     try:
         load()
         from dagster_stack.storage.event_log import PooledEventLogStorage
@@ -93,8 +102,29 @@ def warm_up(**_: Any) -> None:
     gc.freeze()
 
 
-def load() -> None:
-    """Load Dagster as services log it, what its secrets loader knows, and then the code of the workspace."""
+def sweep() -> None:
+    """Free, without Dagster, what an earlier worker of this name executed."""
+    import sqlalchemy
+
+    from dagster_stack.storage.claims import Claims
+    from dagster_stack.storage.database import noting_engine
+
+    try:
+        if url := database_url(Path(os.environ["DAGSTER_HOME"])):
+            claims = Claims(noting_engine(url, poolclass=sqlalchemy.NullPool))
+            claims.sweep(_worker.name, _worker.started_at)
+    except Exception:
+        # They come free by themselves.
+        logger.warning(
+            "claims of an earlier worker stay for a while",
+            exc_info=True,
+            extra={"action": "claims.not_swept"},
+        )
+
+
+def load(location: str = "") -> None:
+    """Load Dagster as services log it, what its secrets loader knows, and then the code of the workspace: in a project of
+    several code locations that of one."""
     from dagster_stack.project import defaults, read_only
     from dagster_stack.worker import scratch
     from dagster_stack.worker.process import warm_instance
@@ -104,8 +134,8 @@ def load() -> None:
     use_in_dagster()
     scratch.use_in_errors()
     read_only.use_in_dagster()
-    use(found().path)
-    workspace = Settings.from_environment().workspace_yaml
+    use(found().path_of(location))
+    workspace = entries(Settings.from_environment().workspace_yaml, location)
     try:
         for name in location_names(workspace):
             warm_instance().inject_env_vars(name)
@@ -118,19 +148,17 @@ def load() -> None:
         importlib.import_module(module)
 
 
-def code_modules(workspace: Path) -> list[str]:
-    """The modules that a workspace file names as code locations, but files; without that file those of the project."""
-    if not workspace.exists():
-        return found().modules
-    named = [entry[kind] for entry in entries(workspace) for kind in IMPORTED if kind in entry]
+def code_modules(workspace: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The modules that a workspace's entries name as code locations, but files."""
+    named = [entry[kind] for entry in workspace for kind in IMPORTED if kind in entry]
     return [
         each if isinstance(each, str) else each.get("module_name") or each["package_name"] for each in named
     ]
 
 
-def location_names(workspace: Path) -> list[str]:
-    """What a workspace file calls its code locations, as far as it says; a module's own name else."""
-    contents = [content for entry in entries(workspace) for content in entry.values()]
+def location_names(workspace: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a workspace's entries call their code locations, as far as they say; a module's own name else."""
+    contents = [content for entry in workspace for content in entry.values()]
     names = (
         each if isinstance(each, str) else each.get("location_name") or each.get("module_name")
         for each in contents
@@ -138,11 +166,14 @@ def location_names(workspace: Path) -> list[str]:
     return [name for name in names if name]
 
 
-def entries(workspace: Path) -> list[dict[str, Any]]:
-    """What stands in a workspace file; nothing without the file."""
+def entries(workspace: Path, location: str = "") -> list[dict[str, Any]]:
+    """What stands in a workspace file, without that file what was found in the project; in a project of several code
+    locations the entry of the one that is named, if it is among them."""
     try:
         content = yaml.safe_load(workspace.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return []
-    found: list[dict[str, Any]] = content["load_from"]
-    return found
+        content = found().workspace()
+    all_of_them: list[dict[str, Any]] = content["load_from"]
+    if not several():
+        return all_of_them
+    return [each for each in all_of_them if location in location_names([each])]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -79,25 +80,61 @@ def test_the_example_is_a_project_of_dagsters_own_tools(tools: Tools) -> None:
     assert {each["name"] for each in listed["jobs"]} >= {"parallel_pipeline", "flights", "queues"}
 
 
-@pytest.fixture
-def served(stack: Stack, scaffolded: Path) -> Iterator[subprocess.CompletedProcess[str]]:
-    """The stack with the scaffolded project in the place of the example; afterwards it has its own code again."""
+#: Both locations have this job, and modules of these names; the second is imported when a step runs.
+COMPARED = """
+import sys
+import dagster as dg
+import helpers
+
+ALL = {"my_project", "other"}
+
+
+@dg.op
+def compare():
+    import later
+
+    package = __name__.partition(".")[0]
+    assert package == helpers.NAME == later.NAME, (package, helpers.NAME, later.NAME)
+    assert ALL & sys.modules.keys() == {package}
+
+
+@dg.job
+def compared():
+    compare.alias("one")()
+    compare.alias("two")()
+"""
+
+
+@pytest.fixture(scope="module")
+def workspace(scaffolded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `dg` workspace of the scaffolded project and a second one, which share names of modules."""
+    folder = tmp_path_factory.mktemp("several") / "workspace"
+    shutil.copytree(scaffolded, folder / "my-project")
+    (folder / "dg.toml").write_text(
+        'directory_type = "workspace"\n[[workspace.projects]]\npath = "my-project"\n[[workspace.projects]]\npath = "other"\n'
+    )
+    other = folder / "other"
+    (other / "src/other").mkdir(parents=True)
+    (other / "src/other/__init__.py").touch()
+    (other / "pyproject.toml").write_text(
+        '[project]\nname = "other"\nversion = "1"\n[tool.dg]\ndirectory_type = "project"\n'
+        '[tool.dg.project]\nroot_module = "other"\ncode_location_target_module = "other.definitions"\n'
+    )
+    (other / "src/other/definitions.py").write_text(COMPARED + "\ndefs = dg.Definitions(jobs=[compared])\n")
+    (folder / "my-project/src/my_project/defs/compared.py").write_text(COMPARED)
+    for name, source in (("my_project", folder / "my-project/src"), ("other", other / "src")):
+        for module in ("helpers", "later"):
+            (source / f"{module}.py").write_text(f"NAME = {name!r}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(stack: Stack, workspace: Path) -> Iterator[subprocess.CompletedProcess[str]]:
+    """The stack with that workspace in the place of the example; afterwards it has its own code again."""
     try:
-        yield stack.make("deploy", f"PROJECT={scaffolded}", "DEPLOY=hand-over")
+        yield stack.make("deploy", f"PROJECT={workspace}", "DEPLOY=hand-over")
     finally:
         stack.make("up")
-
-
-def test_a_scaffolded_project_is_served_as_it_is(
-    stack: Stack, served: subprocess.CompletedProcess[str]
-) -> None:
-    # Given its two assets, of which one needs the other's output
-    # When they are materialized
-    run_id = stack.launch(MATERIALIZE_ALL, location="my-project")
-
-    # Then both steps were executed by workers
-    assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
-    assert "the code loads (1 code location)" in served.stdout
 
 
 def test_what_was_found_is_printed(stack: Stack, scaffolded: Path) -> None:
@@ -120,3 +157,26 @@ def test_code_that_does_not_load_leaves_the_stack_as_it_is(stack: Stack, tmp_pat
     assert "Nothing was started or changed" in result.stderr
     assert "Next:" not in result.stdout
     assert stack.exec("worker", "python", "-c", "import pipelines").returncode == 0
+
+
+def test_no_two_code_locations_ever_meet_in_one_process(
+    stack: Stack, served: subprocess.CompletedProcess[str]
+) -> None:
+    """Eight runs at once, on workers and runners that have both locations' steps and runs to execute."""
+    assert "several locations have a module helpers" in served.stdout
+    runs = [stack.launch("compared", location=name) for name in ("my-project", "other") * 4]
+
+    for run_id in runs:
+        assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+
+
+def test_a_scaffolded_project_is_served_as_it_is(
+    stack: Stack, served: subprocess.CompletedProcess[str]
+) -> None:
+    # Given its two assets, of which one needs the other's output
+    # When they are materialized
+    run_id = stack.launch(MATERIALIZE_ALL, location="my-project")
+
+    # Then both steps were executed by workers
+    assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+    assert "the code loads (2 code locations)" in served.stdout

@@ -12,7 +12,7 @@ from dagster import DagsterInstance, DagsterRun
 
 from dagster_stack import tags
 from dagster_stack.storage.event_log import PooledEventLogStorage
-from dagster_stack.worker import own_process, shared_memory
+from dagster_stack.worker import child, own_process, shared_memory
 from dagster_stack.worker.step_execution import StepExecution
 from tests.unit import own_process_jobs as jobs
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
@@ -143,11 +143,11 @@ def test_what_it_dies_of_its_parent_dies_of(
     "code", [0, 7, -signal.SIGKILL, -signal.SIGSEGV, -signal.SIGTERM, -(signal.SIGRTMAX - 1)]
 )
 def test_a_process_dies_likewise(code: int) -> None:
-    child = os.fork()
-    if child == 0:
-        own_process.die_likewise(code)
+    forked = os.fork()
+    if forked == 0:
+        child.die_likewise(code)
 
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
+    assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == code
 
 
 def test_a_step_that_closes_all_descriptors_is_no_riddle(

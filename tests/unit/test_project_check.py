@@ -135,8 +135,9 @@ def test_locations_are_loaded_apart_and_one_that_is_broken_names_its_line(
     assert "two/src/p_two/definitions.py:1  import gone_from_here" in found.errors["two"]
     assert "sys.exit(3)" in found.errors["three"]
     assert [each for each in found.warnings if "have a module" in each] == [
-        "several locations have a module helpers: one/src/helpers.py (one) and two/src/helpers.py (two). Give each a name of"
-        " its own, or put it into the location's package."
+        "several locations have a module helpers: one/src/helpers.py (one) and two/src/helpers.py (two). Each imports"
+        " its own, since no process here has two locations. A script or a test that has both on its path takes the first"
+        " one: give each a name of its own, or put it into the location's package."
     ]
 
 

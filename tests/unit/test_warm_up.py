@@ -15,7 +15,7 @@ from dagster import DagsterInstance
 from dagster_stack.project import found
 from dagster_stack.storage import s3
 from dagster_stack.worker import process, warm_up
-from dagster_stack.worker.warm_up import code_modules
+from dagster_stack.worker.warm_up import code_modules, entries
 from scripts.console import ROOT
 
 
@@ -62,11 +62,11 @@ def test_the_modules_of_a_workspace_are_those_that_python_can_import(
     file = tmp_path / "workspace.yaml"
     file.write_text(text)
 
-    assert code_modules(file) == modules
+    assert code_modules(entries(file)) == modules
 
 
 def test_without_a_workspace_the_projects_own_are_loaded_in_a_checkout_its_example(tmp_path: Path) -> None:
-    assert code_modules(tmp_path / "none.yaml") == found().modules == ["pipelines"]
+    assert code_modules(entries(tmp_path / "none.yaml")) == ["pipelines"]
     assert found().root == str(ROOT)
 
 
@@ -132,7 +132,7 @@ def test_the_loader_is_asked_for_each_location_that_has_a_name(
     file = tmp_path / "workspace.yaml"
     file.write_text(text)
 
-    assert warm_up.location_names(file) == names
+    assert warm_up.location_names(entries(file)) == names
 
 
 def test_on_a_real_instance_warming_up_says_nothing(
