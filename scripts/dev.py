@@ -14,7 +14,7 @@ from pathlib import Path
 
 from dagster_stack.project import VARIABLE as PROJECT
 from dagster_stack.project.discovery import Project
-from dagster_stack.project.variables import VARIABLE
+from dagster_stack.project.variables import OF_LOCATIONS, VARIABLE
 from scripts import env_file, project, variables, venv
 from scripts.code_location import DIRECTLY
 from scripts.console import LOG_FOLDER, ROOT, Failure, Progress, done, main, say
@@ -179,6 +179,10 @@ def environment() -> dict[str, str]:
         or env_file.read(env_file.env_path()).get("EXECUTOR", ""),
         # Dagster itself lets the project's .env win.
         VARIABLE: variables.found([*reversed(variables.sources())]),
+        # They lie where Dagster's own loader may read them.
+        OF_LOCATIONS: json.dumps(
+            {name: str(file.parent) for name, file in variables.sources_of_locations().items()}
+        ),
         PROJECT: str(project.folder()),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(ROOT), *path()])),
         # All is on this host: nothing of it may go through a company's proxy.

@@ -1,8 +1,11 @@
 """The project's own variables, from its `.env` and SECRETS_FILE, handed to all that executes its code, and to nobody else."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
+from dagster_stack.errors import ProjectError
+from dagster_stack.project.discovery import members
 from dagster_stack.project.variables import MOST_BYTES, VARIABLE, names, objection, packed
 from scripts import env_file
 from scripts import project as user_project
@@ -37,6 +40,15 @@ def sources() -> list[Path]:
     return found
 
 
+def sources_of_locations() -> dict[str, Path]:
+    """The `.env` of each project of a workspace, by the name of its code location: nobody else gets it, as with `dg dev`."""
+    try:
+        found = members(user_project.folder())
+    except ProjectError as error:
+        raise Failure(str(error)) from error
+    return {name: folder / ".env" for name, folder in found.items() if (folder / ".env").is_file()}
+
+
 def checked(source: Path) -> str:
     """A file's text; raises Failure for a name that would change the stack, and for what is no text."""
     try:
@@ -54,13 +66,15 @@ def checked(source: Path) -> str:
     return text
 
 
-def found(files: Sequence[Path]) -> str:
+def found(files: Sequence[Path], of_locations: Mapping[str, Path] = MappingProxyType({})) -> str:
     """What is handed on of these; empty when there are none. Raises Failure."""
     texts = [checked(source) for source in files]
-    value = packed(texts) if texts else ""
+    own = {name: checked(source) for name, source in of_locations.items()}
+    value = packed(texts, own) if texts or own else ""
     if len(value) > MOST_BYTES:
+        size = sum(map(len, [*texts, *own.values()]))
         raise Failure(
-            f"{' and '.join(map(str, files))} have {sum(map(len, texts)):,} characters, and containers take some"
+            f"{' and '.join(map(str, [*files, *of_locations.values()]))} have {size:,} characters, and containers take some"
             f" {MOST_BYTES * 3 // 4:,}: keep large values in files of their own."
         )
     return value
@@ -68,8 +82,9 @@ def found(files: Sequence[Path]) -> str:
 
 def record() -> None:
     """Write the variables for Compose, which makes the containers that have them anew when they change."""
-    files = sources()
-    value = found(files)
+    files, of_locations = sources(), sources_of_locations()
+    value = found(files, of_locations)
+    files += of_locations.values()
     env_file.hand_on(file(), f"{VARIABLE}={value}\n" if value else "", like=ROOT)
     if not value:
         return

@@ -17,6 +17,7 @@ from pathlib import Path
 from dagster_stack.project import found
 from dagster_stack.project.discovery import PASSED_OVER, Location, Project
 from dagster_stack.project.inspection import OWN_EXECUTORS, Report
+from dagster_stack.project.variables import of_location
 
 #: Seconds that a load may take before it is told; Dagster itself gives up a code server after 180.
 SLOW_SECS, PATIENCE_SECS = 60, 180
@@ -51,7 +52,8 @@ def check(project: Project) -> Checked:
     """Load all locations, one after the other, and judge what was found."""
     reports = [report_of(location, project) for location in project.locations]
     asked = variables(project, reports)
-    missing = [name for name in asked if name not in os.environ]
+    known = {*os.environ, *(name for each in project.locations for name in of_location(each.name))}
+    missing = [name for name in asked if name not in known]
     warnings = [sentence for report in reports for sentence in judged(report, project)]
     warnings += [*shared_modules(project), *(unset(name, asked[name]) for name in missing)]
     errors = {report.name: report.error for report in reports if report.error}

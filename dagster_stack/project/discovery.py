@@ -140,6 +140,17 @@ def _by_dg(folder: Path) -> Project | None:
     return Project(str(folder), tuple(locations), source)
 
 
+def members(folder: Path) -> dict[str, Path]:
+    """The folders of a `dg` workspace's projects, by the names of their locations. Raises ProjectError."""
+    config = (_dg_of(folder) or ("", {}))[1]
+    if not (_by_dg(folder) and "workspace" in config):
+        return {}
+    specs = config["workspace"]["projects"]
+    return {
+        _dg_member(folder, "", spec).name: Path(os.path.normpath(folder / spec["path"])) for spec in specs
+    }
+
+
 def _dg_member(folder: Path, source: str, spec: Any) -> Location:
     """The location of one of a workspace's projects."""
     if not isinstance(spec, dict) or not isinstance(spec.get("path"), str):

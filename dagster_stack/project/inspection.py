@@ -115,9 +115,10 @@ def load(location: Location) -> list[Any]:
     from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
     from dagster._grpc.server import LoadedRepositories
 
-    from dagster_stack.project import defaults
+    from dagster_stack.project import defaults, variables
 
     use(location.path)
+    os.environ.update(variables.of_location(location.name))
     # As in each process that loads code.
     defaults.use()
     field_of = {

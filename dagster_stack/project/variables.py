@@ -1,4 +1,5 @@
-"""The project's own variables: its `.env` and SECRETS_FILE, in the environment of all that executes its code.
+"""The project's own variables: its `.env` and SECRETS_FILE, in the environment of all that executes its code; of a
+workspace's projects each its own, in what executes that one's.
 
 `make up` hands their texts to containers in one variable, which no parser but python-dotenv's, that of `dg dev`, looks
 into. As a program (`python -m dagster_stack.project.variables COMMAND …`) this module becomes a command that has them.
@@ -10,14 +11,21 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
+from pathlib import Path
+from types import MappingProxyType
 from typing import NoReturn
 
 #: The texts, the most important one last, as JSON in base64: nothing in it means anything to a shell or to Compose.
 VARIABLE = "DAGSTER_STACK_VARIABLES"
 #: Bytes that it may have: Linux takes no longer variable.
 MOST_BYTES = 128 * 1024 - len(VARIABLE) - 2
+
+#: Dagster's own: a JSON object with the folder of each location's `.env`. `dg dev` sets it in a workspace.
+OF_LOCATIONS = "DAGSTER_PROJECT_ENV_FILE_PATHS"
+#: Where a container has those.
+FOLDER = Path("/tmp/dagster/variables")
 
 #: What the stack and the processes in its containers are set up with.
 OWN = {
@@ -94,15 +102,17 @@ def objection(name: str) -> str | None:
     return None
 
 
-def packed(texts: Sequence[str]) -> str:
-    return base64.b64encode(json.dumps(texts).encode()).decode()
+def packed(texts: Sequence[str], of_locations: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Texts for all, and one for each of some code locations."""
+    return base64.b64encode(json.dumps([texts, dict(of_locations)]).encode()).decode()
 
 
-def unpacked(value: str) -> list[str]:
+def unpacked(value: str) -> tuple[list[str], dict[str, str]]:
     """Raises ValueError for what nobody has packed."""
     try:
-        return [str(text) for text in json.loads(base64.b64decode(value, validate=True))]
-    except (binascii.Error, UnicodeDecodeError, TypeError) as error:
+        texts, of_locations = json.loads(base64.b64decode(value, validate=True))
+        return list(map(str, texts)), {str(name): str(text) for name, text in of_locations.items()}
+    except (binascii.Error, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise ValueError(str(error)) from error
 
 
@@ -112,13 +122,36 @@ def apply() -> None:
         return
     from dotenv import dotenv_values
 
-    for text in unpacked(value):
+    texts, of_locations = unpacked(value)
+    if of_locations:
+        os.environ[OF_LOCATIONS] = json.dumps(written(of_locations))
+    for text in texts:
         found = dotenv_values(stream=StringIO(text)).items()
         values = {name: value for name, value in found if value is not None and not objection(name)}
         if not values.keys().isdisjoint(OWN_STORE):
             for name in OF_STORE:
                 os.environ.pop(name, None)
         os.environ.update(values)
+
+
+def written(of_locations: Mapping[str, str]) -> dict[str, str]:
+    """Put each location's own where Dagster's loader finds them; returns the folder of each."""
+    folders = {}
+    for number, (name, text) in enumerate(of_locations.items()):
+        folder = FOLDER / str(number)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = os.open(folder / ".env", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(file, "w", encoding="utf-8", newline="") as opened:
+            opened.write(text)
+        folders[name] = str(folder)
+    return folders
+
+
+def of_location(name: str) -> dict[str, str]:
+    """What one code location has beyond all others' variables, by Dagster's own loader."""
+    from dagster._core.secrets.env_file import PerProjectEnvFileLoader
+
+    return PerProjectEnvFileLoader().get_secrets_for_environment(name)
 
 
 def main(command: Sequence[str]) -> NoReturn:

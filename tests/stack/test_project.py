@@ -82,6 +82,7 @@ def test_the_example_is_a_project_of_dagsters_own_tools(tools: Tools) -> None:
 
 #: Both locations have this job, and modules of these names; the second is imported when a step runs.
 COMPARED = """
+import os
 import sys
 import dagster as dg
 import helpers
@@ -96,6 +97,7 @@ def compare():
     package = __name__.partition(".")[0]
     assert package == helpers.NAME == later.NAME, (package, helpers.NAME, later.NAME)
     assert ALL & sys.modules.keys() == {package}
+    assert os.environ["WHOSE"] == package
 
 
 @dg.job
@@ -125,6 +127,7 @@ def workspace(scaffolded: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     for name, source in (("my_project", folder / "my-project/src"), ("other", other / "src")):
         for module in ("helpers", "later"):
             (source / f"{module}.py").write_text(f"NAME = {name!r}\n")
+        (source.parent / ".env").write_text(f"WHOSE={name}\n")
     return folder
 
 

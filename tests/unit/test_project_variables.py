@@ -204,7 +204,43 @@ def test_the_projects_file_and_then_the_one_of_secrets_are_handed_on(checkout: P
     assert file.stat().st_mode & 0o777 == 0o600
     value = env_file.read(file)[VARIABLE]
     assert re.fullmatch(r"[A-Za-z0-9+/=]+", value)
-    assert unpacked(value) == ["A=$x\n", "B='2'\n"]
+    assert unpacked(value) == (["A=$x\n", "B='2'\n"], {})
+
+
+def test_each_project_of_a_workspace_has_its_own_file_as_with_dg_dev(
+    checkout: Path, env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a workspace of two projects, each with a file, and one for all
+    workspace = checkout / "workspace"
+    for name in ("one", "two"):
+        package = workspace / name / f"p_{name}"
+        package.mkdir(parents=True)
+        (package / "definitions.py").touch()
+        (workspace / name / "pyproject.toml").write_text(f'[tool.dg.project]\nroot_module = "p_{name}"\n')
+        (workspace / name / ".env").write_text(f"WHOSE={name}\n")
+    (workspace / "dg.toml").write_text(
+        '[[workspace.projects]]\npath = "one"\n[[workspace.projects]]\npath = "two"\n'
+    )
+    (workspace / ".env").write_text("SHARED=1\n")
+    env.write_text("COMPOSE_PROJECT_NAME=second\nPROJECT=workspace\n")
+
+    # When they travel to a container
+    variables.record()
+    monkeypatch.setattr(project_variables, "FOLDER", tmp_path / "there")
+    monkeypatch.setenv(VARIABLE, env_file.read(checkout / ".build/variables/second.env")[VARIABLE])
+    monkeypatch.setenv(project_variables.OF_LOCATIONS, "{}")
+    monkeypatch.setenv("SHARED", "0")
+    project_variables.apply()
+
+    # Then all have the shared ones, and Dagster's loader gives each location its own
+    assert os.environ["SHARED"] == "1"
+    assert "WHOSE" not in os.environ
+    assert [project_variables.of_location(name) for name in ("one", "two", "none")] == [
+        {"WHOSE": "one"},
+        {"WHOSE": "two"},
+        {},
+    ]
+    assert (tmp_path / "there/0/.env").stat().st_mode & 0o777 == 0o600
 
 
 def test_without_any_there_is_nothing_to_hand_on_and_what_was_is_gone(checkout: Path) -> None:
@@ -289,7 +325,7 @@ def test_the_embedded_mode_gets_them_and_not_the_stacks(
     # Then its processes run where Dagster finds the project's file and not the stack's
     assert dev.folder() == checkout / "pipelines"
     # And the project's own wins, as Dagster reads that once more
-    assert unpacked(dev.environment()[VARIABLE]) == ["A=2\n", "A=1\n"]
+    assert unpacked(dev.environment()[VARIABLE]) == (["A=2\n", "A=1\n"], {})
 
 
 def test_the_longest_variable_is_one_that_linux_takes() -> None:
