@@ -1,4 +1,4 @@
-"""A Python that this process starts for user code, orders about and listens to: both ends of that.
+"""A process that this one starts for user code, orders about and listens to: both ends of that.
 
 It ends with this process. When it dies, this process dies of the same, so that its loss is found, told and repeated as
 any other.
@@ -12,7 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,14 +29,20 @@ RECEIVED = 1 << 16
 
 
 class Child:
-    """The parent's end. `module` is the program: it begins with `parent_of`."""
+    """The parent's end. `wait` returns the exit code of process `pid`, once it has ended."""
 
-    def __init__(
-        self, module: str, inherited: Sequence[int] = (), environment: Mapping[str, str] | None = None
-    ) -> None:
-        self._socket, theirs = socket.socketpair()
+    def __init__(self, pid: int, told: socket.socket, wait: Callable[[], int]) -> None:
+        self.pid = pid
+        self._socket = told
+        self._wait = wait
         self._rest = b""
-        environment = dict(os.environ if environment is None else environment)
+        self._code: int | None = None
+
+    @classmethod
+    def started(cls, module: str) -> "Child":
+        """A fresh Python with this module as its program, which begins with `Parent.of_program`."""
+        ours, theirs = socket.socketpair()
+        environment = dict(os.environ)
         path = environment.get("PYTHONPATH", "").split(os.pathsep)
         if str(PLATFORM) not in path:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLATFORM), *path]))
@@ -43,16 +50,29 @@ class Child:
         command = [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())]
         with theirs:
             try:
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno(), *inherited], env=environment
+                process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment
                 )
             except BaseException:
-                self._socket.close()
+                ours.close()
                 raise
+        return cls(process.pid, ours, process.wait)
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    @classmethod
+    def forked(cls, program: Callable[["Parent"], object]) -> "Child":
+        """A copy of this process, which executes the program and ends: it shares memory as long as nobody writes to it."""
+        ours, theirs = socket.socketpair()
+        parent = os.getpid()
+        with theirs:
+            try:
+                pid = os.fork()
+            except BaseException:
+                ours.close()
+                raise
+            if not pid:
+                ours.close()
+                _execute(program, theirs, parent)
+        return cls(pid, ours, lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
     def tell(self, **content: Any) -> None:
         """Send it a line; of its death `hear` tells."""
@@ -60,7 +80,10 @@ class Child:
             self._socket.sendall(f"{json.dumps(content)}\n".encode())
 
     def send_signal(self, number: int) -> None:
-        self._process.send_signal(number)
+        # Once it is reaped its number may be another's.
+        if self._code is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def hear(self) -> Iterator[dict[str, Any]]:
         """What it says, as it comes; ends when it has died."""
@@ -93,11 +116,39 @@ class Child:
     def wait(self) -> int:
         """Its exit code, once it has ended."""
         self._socket.close()
-        return self._process.wait()
+        if self._code is None:
+            self._code = self._wait()
+        return self._code
+
+    def leave(self) -> None:
+        """In a fork of this process, whose child it is not."""
+        self._socket.close()
 
     def kill(self) -> int:
-        self._process.kill()
+        self.send_signal(signal.SIGKILL)
         return self.wait()
+
+
+def _execute(program: Callable[["Parent"], object], told: socket.socket, parent: int) -> NoReturn:
+    """What a forked child does."""
+    code = 1
+    try:
+        program(Parent(told, parent))
+        code = 0
+    except SystemExit as error:
+        code = exit_code(error)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        # Neither what is registered for the parent's exit, nor threads that are left, keep it.
+        os._exit(code)
+
+
+def exit_code(error: SystemExit) -> int:
+    return error.code if isinstance(error.code, int) else int(error.code is not None)
 
 
 def die_likewise(code: int) -> NoReturn:
@@ -117,16 +168,21 @@ def die_likewise(code: int) -> NoReturn:
 class Parent:
     """Whoever has started this process: what it says, and what it is told."""
 
-    def __init__(self, descriptor: int, pid: int) -> None:
+    def __init__(self, told: socket.socket, pid: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
         if os.getppid() != pid:
             # It has died before it could be told.
             os._exit(1)
+        self._socket = told
+        self._lines = self._socket.makefile("r", encoding="ascii")
+
+    @classmethod
+    def of_program(cls, descriptor: int, pid: int) -> "Parent":
+        """That of a process which is a program of its own, by the program's arguments."""
         # Where a script's folder is: Dagster takes it away while it loads code.
         sys.path.insert(0, str(Path(sys.executable).parent))
         os.set_inheritable(descriptor, False)
-        self._socket = socket.socket(fileno=descriptor)
-        self._lines = self._socket.makefile("r", encoding="ascii")
+        return cls(socket.socket(fileno=descriptor), pid)
 
     def hear(self) -> dict[str, Any] | None:
         """Its next line; None when there will be none any more."""

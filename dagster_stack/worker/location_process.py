@@ -1,20 +1,20 @@
 """In a project of several code locations: a process for each of them behind each process of the pool.
 
 The pool's process loads no user code. It hands what it gets to the process of its location, which does all that the
-pool's does in a project of one, and stays warm. Which of them stay, memory says: those that were used last. As a program,
-this module is such a process.
+pool's does in a project of one, and stays warm. It is a fork, so that all of them share the platform. Which of them stay,
+memory says: those that were used last.
 """
 
 import gc
 import logging
 import os
 import signal
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 
 from celery import Celery, Task
 from celery.exceptions import Reject
@@ -28,20 +28,6 @@ logger = logging.getLogger(__name__)
 
 #: What a task may ask of its request.
 REQUEST = ("id", "hostname", "delivery_info", "timelimit", "shadow", "reply_to", "correlation_id", "headers")
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a location's process has to know of the pool's, whose work it does."""
-
-    location: str
-    pool_process: int
-    #: The descriptor by which it sees that its worker was told to stop.
-    leaving: int
-    #: What lay in shared memory before the pool; None: other processes use it too.
-    shared_memory: list[str] | None
-    #: Whether user code is not to see the broker's address.
-    withholds_broker: bool
 
 
 @dataclass(frozen=True)
@@ -59,12 +45,10 @@ class Outcome:
 class LocationProcesses:
     """Those of one process of the pool. Together they have no more memory than a process of the pool may have."""
 
-    def __init__(
-        self, setup: "Mapping[str, Any]", environment: Mapping[str, str], most_bytes: int | None
-    ) -> None:
-        self._setup = setup
-        self._environment = environment
-        self._most_bytes = most_bytes
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        most = app.conf.worker_max_memory_per_child
+        self._most_bytes = most * 1024 if most else None
         #: By location, the one that was used last at the end.
         self._kept: OrderedDict[str, Child] = OrderedDict()
 
@@ -75,10 +59,7 @@ class LocationProcesses:
             return self._after(location, outcome)
         # None so far, or one that had died before it got this.
         self._end(location)
-        child = self._kept[location] = Child(
-            __name__, inherited=[self._setup["leaving"]], environment=self._environment
-        )
-        child.tell(**asdict(Setup(location=location, **self._setup)))
+        child = self._kept[location] = Child.forked(partial(serve, self._app, location))
         if outcome := self._try(child, order):
             return self._after(location, outcome)
         die_likewise(child.wait())
@@ -106,6 +87,11 @@ class LocationProcesses:
 
     def _bytes(self) -> int:
         return sum(resident_bytes(child.pid) for child in self._kept.values())
+
+    def leave(self) -> None:
+        """In a fork: they are its parent's."""
+        for child in self._kept.values():
+            child.leave()
 
     def _end(self, location: str) -> None:
         if child := self._kept.pop(location, None):
@@ -149,7 +135,7 @@ def is_needed() -> bool:
 def execute(task: Task, arguments: Any, named: Any) -> Any:
     """Do what a task is to do in the process of its code location; returns and raises what that would."""
     if _Process.locations is None:
-        _Process.locations = _made(task.app)
+        _Process.locations = LocationProcesses(task.app)
     request = {name: getattr(task.request, name, None) for name in REQUEST}
     order = {"task": task.name, "arguments": arguments, "named": named, "request": request}
     outcome = _Process.locations.execute(location_of_message([arguments, named]), order)
@@ -160,73 +146,33 @@ def execute(task: Task, arguments: Any, named: Any) -> Any:
     return outcome.result
 
 
-def _made(app: Celery) -> LocationProcesses:
-    from dagster_stack.broker.address import address
-    from dagster_stack.settings import BROKER_VARIABLE
-    from dagster_stack.worker import shared_memory, shutdown
-
-    most = app.conf.worker_max_memory_per_child
-    before = shared_memory.before_pool()
-    broker = address()
-    setup = {
-        "pool_process": os.getpid(),
-        "leaving": shutdown.descriptor(),
-        "shared_memory": None if before is None else sorted(before),
-        "withholds_broker": BROKER_VARIABLE not in os.environ,
-    }
-    environment = {**os.environ, **({BROKER_VARIABLE: broker} if broker else {})}
-    return LocationProcesses(setup, environment, most * 1024 if most else None)
-
-
 # --- a location's process ------------------------------------------------------------------------------------
 
 
-def main(descriptor: int, pid: int) -> NoReturn:
-    parent = Parent(descriptor, pid)
-    setup = parent.hear()
-    app = prepare(Setup(**setup)) if setup else None
-    while app and (order := parent.hear()):
-        parent.tell(has_begun=True)
-        try:
-            outcome = outcome_of(app, **order)
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else int(error.code is not None)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        parent.tell(**asdict(outcome))
-        if outcome.is_over:
-            break
-    # Threads that are left do not keep it.
-    os._exit(0)
-
-
-def prepare(setup: Setup) -> Celery:
-    """What a process of the pool has before its first task, with the code of one location. Returns the worker's app."""
-    from dagster_stack.broker.address import withhold
-    from dagster_stack.logs.service import configure
-    from dagster_stack.worker import shared_memory, shutdown
+def serve(app: Celery, location: str, parent: Parent) -> None:
+    """Do what this fork of a pool's process is told to, until there is nothing more."""
     from dagster_stack.worker.descendants import adopt_orphans
     from dagster_stack.worker.warm_up import load
 
+    if _Process.locations:
+        _Process.locations.leave()
+    # Its connections to the broker are its parent's too.
+    app._after_fork()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    configure("worker")
+    work_for(os.getppid())
     adopt_orphans()
-    work_for(setup.pool_process)
-    shutdown.share(setup.leaving)
-    shared_memory.remember(setup.shared_memory)
-
-    from dagster_stack.app import app
-
-    if setup.withholds_broker:
-        withhold()
     try:
-        load(setup.location)
+        load(location)
     except Exception:
         # A step that meets it again fails with it, where people look.
         logger.warning("this process starts cold", exc_info=True, extra={"action": "process.cold"})
     gc.freeze()
-    return app
+    while order := parent.hear():
+        parent.tell(has_begun=True)
+        outcome = outcome_of(app, **order)
+        parent.tell(**asdict(outcome))
+        if outcome.is_over:
+            break
 
 
 def outcome_of(app: Celery, task: str, arguments: Any, named: Any, request: Mapping[str, Any]) -> Outcome:
@@ -245,7 +191,3 @@ def outcome_of(app: Celery, task: str, arguments: Any, named: Any, request: Mapp
     finally:
         called.pop_request()
     return Outcome(**{**asdict(found), "is_over": is_to_be_replaced()})
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))

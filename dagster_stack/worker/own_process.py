@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from dagster_stack import errors
 from dagster_stack.errors import StackError
-from dagster_stack.worker.child import Child, Parent, die_likewise
+from dagster_stack.worker.child import Child, Parent, die_likewise, exit_code
 
 if TYPE_CHECKING:
     from dagster_stack.broker.messages import StepMessage
@@ -48,7 +48,7 @@ def execute_apart(order: Order, ended: Callable[[], None], woken: Callable[[], N
     `ended` is called when its end stands in the log, `woken` when its run is to look. Does not return when it dies.
     """
     with _interrupts() as forward_to:
-        child = Child(__name__)
+        child = Child.started(__name__)
         try:
             forward_to(child)
             child.tell(**{**vars(order), "message": order.message.to_json()})
@@ -103,7 +103,7 @@ def _listen(child: Child, ended: Callable[[], None], woken: Callable[[], None]) 
 
 
 def main(descriptor: int, pid: int) -> NoReturn:
-    parent = Parent(descriptor, pid)
+    parent = Parent.of_program(descriptor, pid)
     early: list[int] = []
     signal.signal(signal.SIGINT, lambda number, _: early.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -113,10 +113,9 @@ def main(descriptor: int, pid: int) -> NoReturn:
     try:
         end = _execute(order, early, parent.tell)
     except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(exit_code(error))
     parent.tell(**asdict(end))
     # Threads that are left do not keep it.
     os._exit(0)

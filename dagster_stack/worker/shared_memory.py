@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,15 +31,6 @@ def remember_worker(concurrency: int) -> None:
     """Several processes may each have a step: nobody can tell whose a segment is. Python's tracker of each step does."""
     own = concurrency == 1 and bool(os.environ.get(VARIABLE))
     _worker.before = names() if own else None
-
-
-def before_pool() -> frozenset[str] | None:
-    return _worker.before
-
-
-def remember(before: Iterable[str] | None) -> None:
-    """The same in a process that works for one of the pool, which knows what `before_pool` says."""
-    _worker.before = None if before is None else frozenset(before)
 
 
 def clear_worker() -> None:

@@ -19,32 +19,18 @@ logger = logging.getLogger(__name__)
 DRAIN_SECS = 20
 
 
-class _Leaving:
-    """One byte that the processes of a pool, and those that work for them, share with their worker."""
-
-    descriptor = os.memfd_create("leaving")
-    os.ftruncate(descriptor, 1)
-    byte = mmap.mmap(descriptor, 1)
+#: One byte that the processes of a pool share with their worker.
+_leaving = mmap.mmap(-1, 1)
 
 
 def is_leaving() -> bool:
     """Whether this process's worker was told to stop: what it still does may go to another one."""
-    return _Leaving.byte[0] != 0
-
-
-def descriptor() -> int:
-    """By which a process that is no fork of the worker sees the same; see `share`."""
-    return _Leaving.descriptor
-
-
-def share(descriptor: int) -> None:
-    """Let this process see what another one's worker was told."""
-    _Leaving.byte, _Leaving.descriptor = mmap.mmap(descriptor, 1), descriptor
+    return _leaving[0] != 0
 
 
 def start_drain(**_: Any) -> None:
     """Bound Celery's warm shutdown, which by itself waits for ever."""
-    _Leaving.byte[0] = 1
+    _leaving[0] = 1
     timer = threading.Timer(DRAIN_SECS, hand_back)
     timer.daemon = True
     timer.start()

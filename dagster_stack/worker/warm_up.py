@@ -52,8 +52,8 @@ def install() -> None:
 def share(sender: Any, instance: Any, **_: Any) -> None:
     """Load the platform before a pool of several processes is forked, so that they share it.
 
-    A pool of one has nobody to share with: its main process stays small. So it does where the processes of several code
-    locations do the work. User code is never loaded here: threads and connections that it starts would not survive the
+    A pool of one has nobody to share with: its main process stays small. Its process has, where it forks for each of
+    several code locations. User code is never loaded here: threads and connections that it starts would not survive the
     fork.
     """
     _worker.name = str(sender)
@@ -62,15 +62,20 @@ def share(sender: Any, instance: Any, **_: Any) -> None:
 
     # Shared by all its processes, those that come later too.
     PUMP.start()
-    if instance.concurrency > 1 and not several():
-        for module in SHARED:
-            importlib.import_module(module)
-        if place := Settings.from_environment().s3:
-            from dagster_stack.storage.s3 import s3_client
-
-            # Made without a connection. Of the S3 service's description alone it holds 15 MB.
-            s3_client(place.endpoint_url)
+    if instance.concurrency > 1:
+        load_shared()
         gc.freeze()
+
+
+def load_shared() -> None:
+    """Load the platform for all processes that are forked from this one."""
+    for module in SHARED:
+        importlib.import_module(module)
+    if place := Settings.from_environment().s3:
+        from dagster_stack.storage.s3 import s3_client
+
+        # Made without a connection. Of the S3 service's description alone it holds 15 MB.
+        s3_client(place.endpoint_url)
 
 
 def warm_up(**_: Any) -> None:
@@ -82,7 +87,9 @@ def warm_up(**_: Any) -> None:
     allow_children()
     withhold(current_app)
     if several():
-        # Each location's process loads its code; this one never loads any, nor Dagster.
+        # Each location's process loads its code; this one never loads any.
+        load_shared()
+        gc.freeze()
         sweep()
         return
     try:
@@ -103,7 +110,7 @@ def warm_up(**_: Any) -> None:
 
 
 def sweep() -> None:
-    """Free, without Dagster, what an earlier worker of this name executed."""
+    """Free what an earlier worker of this name executed, on a connection that no fork inherits."""
     import sqlalchemy
 
     from dagster_stack.storage.claims import Claims
