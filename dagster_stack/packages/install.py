@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from packaging.markers import Marker
 from packaging.requirements import InvalidRequirement, Requirement
 
 from dagster_stack.packages import explain, locks, network
@@ -67,7 +68,7 @@ def install(wanted: Path, lock: Path, prefix: Path, call: Uv = uv) -> None:
     """Add the project's packages; raises Refused for what can't be had, with both sides and the cure."""
     prefix.mkdir(parents=True, exist_ok=True)
     found = [Source(**each) for each in json.loads((wanted / SOURCES).read_text(encoding="utf-8"))]
-    platform = locks.versions(lock.read_text(encoding="utf-8"))
+    platform = locks.versions(here(lock.read_text(encoding="utf-8")))
     for source in found:
         refuse_other_versions(wanted, source, platform)
     text = resolve(wanted, found, platform, call) if found else ""
@@ -82,6 +83,14 @@ def install(wanted: Path, lock: Path, prefix: Path, call: Uv = uv) -> None:
                 not_built(result.stdout) or failed("The project's packages can't be installed", result.stdout)
             )
     print(f"{len(added)} packages of the project beside the platform's {len(platform)}", flush=True)
+
+
+def here(lock: str) -> str:
+    """A lock without what it has for other systems and Pythons alone."""
+    lines = ((match[0], match["marker"]) for match in locks.ENTRY.finditer(lock))
+    return "".join(
+        f"{text}\n" for text, marker in lines if not marker or Marker(marker.strip(" ;")).evaluate()
+    )
 
 
 def refuse_other_versions(wanted: Path, source: Source, platform: dict[str, str]) -> None:

@@ -35,7 +35,8 @@ class Project:
         self.folder, self.index, self.prefix = folder / "project", folder / "index", folder / "added"
         self._out, self._lock = folder / "wanted", folder / "stack.lock"
         self.folder.mkdir()
-        self._lock.write_text("".join(f"{each}{HASHES}" for each in ("dagster==1.13.27", "frame==1.5")))
+        locked = ("dagster==1.13.27", "frame==1.5", "colours==1.0 ; sys_platform == 'win32'")
+        self._lock.write_text("".join(f"{each}{HASHES}" for each in locked))
         for name, version in (
             ("dagster", "1.13.27"),
             ("dagster", "1.13.30"),
@@ -95,6 +96,15 @@ def test_what_the_platform_lacks_comes_in_and_the_platforms_own_does_not(project
     installed = {path.name for path in project.prefix.rglob("*.py")}
     assert installed == {"plot.py"}
     assert list(project.prefix.rglob("plot*.pyc")), "bytecode is made now: the image is read-only later"
+
+
+def test_what_the_platform_has_on_other_systems_alone_comes_in(project: Project) -> None:
+    # Given a package that the lock has for Windows, and that one of the project's needs everywhere
+    wheel(project.index, "colours", "1.1")
+    wheel(project.index, "plot", "3.1", "colours")
+    project.asks("plot")
+
+    assert project.install() == ["colours==1.1", "plot==3.1"]
 
 
 def test_the_platforms_version_wins_where_a_newer_one_is_there(project: Project) -> None:
