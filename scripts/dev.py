@@ -50,6 +50,13 @@ def dev() -> int:
     require_free_port(port)
     venv.ensure()
     find_project()
+    # As the image's build does it: what `dagster dev` makes itself is renewed by it anyway.
+    subprocess.run(
+        [*with_variables(), str(venv.PYTHON), "-m", "dagster_stack.project.manifests", str(folder())],
+        cwd=ROOT,
+        env=environment(),
+        check=False,
+    )
     say(f"\n  Dagit: http://127.0.0.1:{port} once it says so below; Ctrl-C ends it. Data: {HOME}\n")
     with DevWorker(HOME, environment(), folder()) as worker:
         process = subprocess.Popen(dagster_dev(port), cwd=folder(), env=environment())

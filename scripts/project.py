@@ -32,7 +32,7 @@ LEFT_OUT = {
     ".tox",
 }
 SECRETS = ".env"
-#: What Dagster reads of dbt's output: the build does not make it.
+#: What Dagster reads of dbt's output: the build makes it anew, where it can.
 MANIFEST = "manifest.json"
 #: Bytes up to which a copy is compared with its original byte by byte; of a larger file, size and time.
 COMPARED = 1 << 20
@@ -183,7 +183,7 @@ def is_made(place: Path) -> bool:
 @cache
 def is_dbts(place: Path) -> bool:
     """Whether a folder is dbt's output."""
-    return place.name == "target" and (place.parent / "dbt_project.yml").exists()
+    return place.name in {"target", "logs"} and (place.parent / "dbt_project.yml").exists()
 
 
 class Ignores:

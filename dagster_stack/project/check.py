@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from dagster_stack.project import found
+from dagster_stack.project import dbt, found, manifests
 from dagster_stack.project.discovery import PASSED_OVER, Location, Project
 from dagster_stack.project.inspection import OWN_EXECUTORS, Report
 from dagster_stack.project.variables import of_location
@@ -55,6 +55,7 @@ def check(project: Project) -> Checked:
     known = {*os.environ, *(name for each in project.locations for name in of_location(each.name))}
     missing = [name for name in asked if name not in known]
     warnings = [sentence for report in reports for sentence in judged(report, project)]
+    warnings += [*manifests.warnings(), *connections_of_dbt(project)]
     warnings += [*shared_modules(project), *(unset(name, asked[name]) for name in missing)]
     errors = {report.name: report.error for report in reports if report.error}
     return Checked(project, reports, warnings, errors, asked, missing)
@@ -130,6 +131,19 @@ def is_shared(place: str, project: Project) -> bool:
     ).is_relative_to(Path(project.root, "data"))
 
 
+def connections_of_dbt(project: Project) -> Iterator[str]:
+    """DuckDB files of dbt that not all services share: a path in profiles.yml is relative to dbt_project.yml."""
+    for each in dbt.find(Path(project.root)):
+        if (file := each.duckdb_file()) and each.profiles and not is_shared(str(file), project):
+            own = file.is_relative_to(project.root)
+            where = "in the project's read-only folder" if own else "on the disk of one container"
+            shared = os.path.relpath(Path(project.root, "data", file.name), each.folder)
+            yield (
+                f"{each.shown(each.profiles)} keeps DuckDB's file at {each.shown(file) if own else file}, {where}: write"
+                f" path: {shared}, which all services share."
+            )
+
+
 def shared_modules(project: Project) -> Iterator[str]:
     """Top-level modules of one name in several locations: no trouble here, but for whatever has both on one path."""
     homes: dict[str, dict[Path, list[str]]] = {}
@@ -180,6 +194,9 @@ def variables(project: Project, reports: list[Report]) -> dict[str, str]:
     for report in reports:
         for name in report.variables:
             asked.setdefault(name, f"a resource of {report.name}")
+    for each in dbt.find(Path(project.root)):
+        for name, place in each.variables():
+            asked.setdefault(name, place)
     return dict(sorted(asked.items()))
 
 

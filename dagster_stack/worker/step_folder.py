@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 #: What programs look at for the place of their temporary files.
 VARIABLES = ("TMPDIR", "TEMP", "TMP")
+#: Where dbt puts what it makes: each invocation of dagster-dbt has a folder of its own there. In the image they name the
+#: second one, since the project's own `target/` is read-only; a project may name another.
+DBT_VARIABLES, DBT_FOLDER = ("DBT_TARGET_PATH", "DBT_LOG_PATH"), "/tmp/dbt"
 #: Where `/proc/<pid>/stat` says when a process was started, counted behind the process's name.
 STARTED_AT = 19
 
@@ -39,9 +42,11 @@ def step_folder() -> Iterator[Path]:
     It is removed with all that is in it.
     """
     folder = _make()
-    before, variables = tempfile.tempdir, {name: os.environ.get(name) for name in VARIABLES}
+    now = dict.fromkeys(VARIABLES, str(folder))
+    now |= {name: f"{folder}/dbt" for name in DBT_VARIABLES if os.environ.get(name) == DBT_FOLDER}
+    before, variables = tempfile.tempdir, {name: os.environ.get(name) for name in now}
     tempfile.tempdir = str(folder)
-    os.environ.update(dict.fromkeys(VARIABLES, str(folder)))
+    os.environ.update(now)
     try:
         yield folder
     finally:

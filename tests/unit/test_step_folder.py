@@ -14,6 +14,7 @@ import pytest
 
 from dagster_stack.worker import step_folder as module
 from dagster_stack.worker.step_folder import parent, remove, remove_dead, step_folder
+from scripts.console import ROOT
 from tests.waiting import wait_until
 
 
@@ -45,6 +46,23 @@ def test_the_variables_that_name_it_are_as_before(monkeypatch: pytest.MonkeyPatc
         os.environ.pop("TEMP")
 
     assert dict(os.environ) == before
+
+
+def test_what_dbt_makes_is_in_it_unless_the_project_names_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBT_TARGET_PATH", module.DBT_FOLDER)
+    monkeypatch.setenv("DBT_LOG_PATH", "data/logs")
+
+    with step_folder() as folder:
+        assert os.environ["DBT_TARGET_PATH"] == f"{folder}/dbt"
+        assert os.environ["DBT_LOG_PATH"] == "data/logs"
+
+    assert os.environ["DBT_TARGET_PATH"] == module.DBT_FOLDER
+
+
+def test_the_image_lets_dbt_write_where_steps_look_for_it() -> None:
+    dockerfile = (ROOT / "docker/dagster/Dockerfile").read_text()
+
+    assert all(f"{name}={module.DBT_FOLDER} " in dockerfile for name in module.DBT_VARIABLES)
 
 
 def test_each_step_has_a_folder_of_its_own() -> None:

@@ -1,0 +1,1 @@
+{% macro in_units(cents) %}({{ cents }} / 100.0){% endmacro %}

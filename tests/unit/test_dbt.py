@@ -1,0 +1,266 @@
+"""dbt projects: which ones are found, what their manifests are made with, and in which words that fails."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dagster_stack import project as module
+from dagster_stack.project import check, dbt, manifests
+from dagster_stack.project.discovery import discover
+from tests.unit.test_project_discovery import DG_DEFS, DG_PROJECT, project
+
+DBT_PROJECT = 'name: shop\nversion: "1.0"\nprofile: shop\n'
+PROFILES = """\
+shop:
+  target: "{{ env_var('SHOP_TARGET', 'prod') }}"
+  outputs:
+    dev:
+      type: duckdb
+      path: shop.duckdb
+    prod:
+      type: postgres
+      host: "{{ env_var('SHOP_HOST', 'localhost') }}"
+      port: "{{ env_var('SHOP_PORT') | as_number }}"
+      password: "{{ env_var('DBT_ENV_SECRET_SHOP') }}"
+"""
+#: In the place of dbt: it writes down what it is called with, and a manifest.
+DBT = """\
+#!{python}
+import json, os, pathlib, sys
+if {output!r}:
+    sys.exit({output!r})
+target = pathlib.Path(os.environ["DBT_TARGET_PATH"])
+if "parse" in sys.argv:
+    (target / "manifest.json").write_text(json.dumps({{"args": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd()}}))
+else:
+    pathlib.Path("dbt_packages").mkdir()
+"""
+
+
+class Dbt:
+    """A user's project with dbt in it, and a dbt that answers as it is told."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.root, self._program = folder / "mine", folder / "dbt"
+        monkeypatch.setattr(manifests, "program", lambda: self._program)
+        monkeypatch.setattr(manifests, "BAKED", folder / "dbt.json")
+        self.has(**{"shop/dbt_project.yml": DBT_PROJECT, "shop/profiles.yml": PROFILES})
+        self.answers("")
+
+    def has(self, **files: str) -> None:
+        project(self.root, files)
+
+    def answers(self, output: str) -> None:
+        """Let dbt fail with a text, or work."""
+        self._program.write_text(DBT.format(python=sys.executable, output=output))
+        self._program.chmod(0o755)
+
+    def lacks_dbt(self) -> None:
+        self._program.unlink()
+
+    def built(self) -> list[str]:
+        """What is said after the image's build."""
+        manifests.main(str(self.root), str(manifests.BAKED))
+        return manifests.warnings()
+
+    def manifest(self, name: str = "shop") -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.root / name / "target/manifest.json").read_text())
+        return content
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dbt:
+    return Dbt(tmp_path, monkeypatch)
+
+
+def test_every_dbt_project_is_found_and_no_package_of_one(mine: Dbt) -> None:
+    for name in ("shop/dbt_packages/utils", "shop/target", ".venv/lib", "deep/er", "env/x"):
+        mine.has(**{f"{name}/dbt_project.yml": DBT_PROJECT})
+    mine.has(**{"env/pyvenv.cfg": ""})
+
+    assert [each.name for each in dbt.find(mine.root)] == ["mine/deep/er", "mine/shop"]
+
+
+def test_the_manifest_is_made_without_any_value_of_the_projects_variables(mine: Dbt) -> None:
+    # Given a profile and a model that ask for variables, of which no build has one
+    mine.has(**{"shop/models/a.sql": "select {{ env_var('SHOP_LIMIT') }}, {{ env_var('SHOP_X', 'x') }}"})
+
+    # When it is made
+    assert mine.built() == []
+
+    # Then those without a default had something that is a number, too, and others their default
+    environment = mine.manifest()["env"]
+    assert {name: environment.get(name) for name in ("SHOP_PORT", "SHOP_LIMIT", "SHOP_HOST", "SHOP_X")} == {
+        "SHOP_PORT": "1",
+        "SHOP_LIMIT": "1",
+        "SHOP_HOST": None,
+        "SHOP_X": None,
+    }
+    # dbt hides the value of such a variable in all that it prints.
+    assert environment["DBT_ENV_SECRET_SHOP"] == manifests.SECRET_PLACEHOLDER
+    assert mine.manifest()["cwd"] == str(mine.root / "shop")
+    # And nothing else of dbt's is left in the project
+    assert [path.name for path in (mine.root / "shop/target").iterdir()] == ["manifest.json"]
+
+
+def test_a_profile_elsewhere_in_the_project_is_found(mine: Dbt) -> None:
+    (mine.root / "shop/profiles.yml").rename(mine.root / "profiles.yml")
+
+    assert mine.built() == []
+    assert mine.manifest()["env"]["DBT_PROFILES_DIR"] == str(mine.root)
+
+
+def test_a_target_that_only_a_variable_names_is_the_first_one_in_the_build(mine: Dbt) -> None:
+    mine.has(**{"shop/profiles.yml": PROFILES.replace("'SHOP_TARGET', 'prod'", "'SHOP_TARGET'")})
+
+    assert mine.built() == []
+    assert mine.manifest()["args"][-2:] == ["--target", "dev"]
+
+
+def test_packages_are_installed_unless_the_project_brings_them(mine: Dbt) -> None:
+    mine.has(**{"shop/packages.yml": "packages: []\n"})
+
+    assert mine.built() == []
+    assert (mine.root / "shop/dbt_packages").is_dir()
+    # A second call of `dbt deps` would fail: the folder is there.
+    assert mine.built() == []
+
+
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        (
+            "08:00:00  Encountered an error:\nRuntime Error\n  Could not find adapter type postgres!",
+            "dbt-postgres is missing: add it to the project's pyproject.toml",
+        ),
+        (
+            "Compilation Error\n  Model 'a' depends on a node named 'b' which was not found",
+            "dbt parse says: Compilation Error Model 'a' depends on a node named 'b' which was not found.",
+        ),
+    ],
+)
+def test_what_dbt_can_not_parse_is_said_with_its_place_and_stops_no_build(
+    mine: Dbt, output: str, said: str
+) -> None:
+    mine.answers(output)
+
+    (sentence,) = mine.built()
+
+    assert sentence.startswith("mine/shop/dbt_project.yml: no target/manifest.json")
+    assert said in sentence
+
+
+@pytest.mark.parametrize(
+    ("packages", "output", "said"),
+    [
+        ("- git: https://x/y.git", "FileNotFoundError: No such file or directory: 'git'", "`git` into packages.txt"),
+        ("- package: a/b", "Traceback\nConnectionError: Failed to resolve 'hub'", "let git list dbt_packages/"),
+        ("- git: https://{{ env_var('DBT_ENV_SECRET_T') }}@x/y.git", "fatal: unable to access", "NETRC in .env"),
+    ],
+)  # fmt: skip
+def test_packages_that_do_not_come_are_said_with_the_cure(
+    mine: Dbt, packages: str, output: str, said: str
+) -> None:
+    mine.has(**{"shop/packages.yml": f"packages:\n  {packages}\n"})
+    mine.answers(output)
+
+    assert said in mine.built()[0]
+
+
+def test_a_profile_in_the_home_folder_is_said_with_the_cure(mine: Dbt) -> None:
+    (mine.root / "shop/profiles.yml").unlink()
+
+    (sentence,) = mine.built()
+
+    assert "no profiles.yml has its profile 'shop', and that of ~/.dbt is not in the image" in sentence
+
+
+def test_a_project_whose_packages_lack_dbt_is_told_which_ones(mine: Dbt) -> None:
+    mine.lacks_dbt()
+
+    assert "add dagster-dbt and dbt-postgres to its pyproject.toml" in mine.built()[0]
+
+
+def test_a_manifest_that_the_project_brings_stays_where_none_can_be_made(mine: Dbt) -> None:
+    mine.has(**{"shop/target/manifest.json": "{}"})
+    mine.answers("Runtime Error\n  no")
+
+    assert "The one that the project brings is used" in mine.built()[0]
+    assert mine.manifest() == {}
+
+
+def test_a_package_of_ones_own_is_nobodys_project(mine: Dbt) -> None:
+    mine.has(**{"shared/dbt_project.yml": "name: shared\n"})
+
+    assert mine.built() == []
+    assert not (mine.root / "shared/target").exists()
+
+
+def test_the_embedded_mode_makes_only_what_is_absent(mine: Dbt, capsys: pytest.CaptureFixture[str]) -> None:
+    mine.has(**{"shop/target/manifest.json": "{}", "other/dbt_project.yml": DBT_PROJECT})
+
+    manifests.main(str(mine.root))
+
+    assert mine.manifest() == {}
+    assert mine.manifest("other")["cwd"] == str(mine.root / "other")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_component_finds_the_folders_that_it_would_make(mine: Dbt) -> None:
+    # Given a project of dg with a dbt project in it: its component makes folders beside the code when it is loaded
+    mine.has(
+        **{
+            "pyproject.toml": DG_PROJECT.format(name="mine"),
+            "src/mine/__init__.py": "",
+            "src/mine/definitions.py": DG_DEFS,
+            "src/mine/defs/__init__.py": "",
+        }
+    )
+
+    mine.built()
+
+    state = mine.root / "src/mine/defs/.local_defs_state"
+    assert {path.name for path in state.iterdir()} == {".gitignore", "DbtProjectComponent__shop__"}
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "warned"),
+    [
+        ("dev", "shop.duckdb", "path: ../data/shop.duckdb, which all services share"),
+        ("dev", "/tmp/shop.duckdb", "on the disk of one container"),
+        ("dev", "../data/shop.duckdb", ""),
+        ("dev", ":memory:", ""),
+        ("dev", "md:shop", ""),
+        ("prod", "shop.duckdb", ""),
+    ],
+)
+def test_the_preflight_names_a_duckdb_file_that_workers_do_not_share(
+    mine: Dbt, monkeypatch: pytest.MonkeyPatch, target: str, path: str, warned: str
+) -> None:
+    # Given a connection to a file, and whether it is the one that is used
+    monkeypatch.setenv("SHOP_TARGET", target)
+    mine.has(
+        **{"shop/profiles.yml": PROFILES.replace("shop.duckdb", path), "defs.py": "defs = Definitions()"}
+    )
+
+    said = " ".join(check.connections_of_dbt(discover(mine.root)))
+
+    assert warned in said
+    assert bool(said) == bool(warned)
+
+
+def test_the_preflight_asks_for_the_variables_of_the_connection_that_is_used(
+    mine: Dbt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine.has(**{"defs.py": "import dagster as dg\n\ndefs = dg.Definitions()\n"})
+    monkeypatch.setattr(module, "BAKED", mine.root / "absent.json")
+
+    of_prod = check.variables(discover(mine.root), [])
+    monkeypatch.setenv("SHOP_TARGET", "dev")
+    of_dev = check.variables(discover(mine.root), [])
+
+    assert of_prod == dict.fromkeys(("DBT_ENV_SECRET_SHOP", "SHOP_PORT"), "mine/shop/profiles.yml")
+    assert of_dev == {}
