@@ -185,7 +185,8 @@ def end(find: "Callable[[], list[Process]]", asked_secs: float) -> list[str]:
         now = time.monotonic()
         others = [each for each in found if not is_tracker(each)]
         for each in others:
-            told.setdefault(each, name(each))
+            if not is_ending(each):
+                told.setdefault(each, name(each))
         if now > killed_at + KILLED_SECS:
             logger.error(
                 "processes that were killed are still there: %s",
@@ -250,6 +251,15 @@ def is_tracker(process: "Process") -> bool:
     with suppress(psutil.Error):
         return TRACKER in " ".join(process.cmdline())
     return False
+
+
+def is_ending(process: "Process") -> bool:
+    """Whether a process has let go of its memory, its command with that: it is gone in a moment, whoever asks it."""
+    import psutil
+
+    with suppress(psutil.Error):
+        return not process.cmdline()
+    return True
 
 
 @contextmanager

@@ -153,6 +153,17 @@ def test_a_zombie_is_reaped_and_not_told() -> None:
     assert started.told == []
 
 
+def test_what_is_about_to_be_gone_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a helper of a program that has ended, as dbt has one: it ends by itself, and for a moment it has no command any more
+    process = subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda _: [])
+
+    told = descendants.end(lambda: [psutil.Process(process.pid)] if process.poll() is None else [], 0.1)
+
+    assert told == []
+    assert process.wait(5) == -signal.SIGTERM
+
+
 def test_shared_memory_of_an_ended_process_is_removed_by_its_tracker() -> None:
     with Descendants():
         left = SharedMemory(create=True, size=100)
