@@ -17,12 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dagster_stack.packages import locks
 from dagster_stack.packages.errors import Refused
 
 IGNORED = shutil.ignore_patterns("__pycache__", ".git", ".venv", "*.egg-info", "build", "dist", "target")
 #: A line of requirements.txt that includes another file, and one that names a folder.
 INCLUDES = re.compile(r"(?:-r|--requirement|-c|--constraint)[ =]*(\S+)")
 FOLDER = re.compile(r"(?:(?:-e|--editable)[ =]*)?((?:file:)?\.{0,2}/[^\s;\[]*|\.{1,2})(?=$|[\s;\[])")
+#: This repository as a package (pyproject.toml).
+PLATFORM = "dagster-celery-stack"
 #: A repository that is reached with a key, which no build has.
 BY_SSH = re.compile(r"git\+ssh://|ssh://git@|\bgit@[\w.-]+:")
 FROM_GIT = re.compile(r"\bgit\+|^\s*[\w.-]+\s*=\s*\{[^}]*\bgit\s*=|^\s*git\s*=", re.MULTILINE)
@@ -104,7 +107,10 @@ class Collector:
 
     def _of_pyproject(self, folder: Path, pyproject: dict[str, Any]) -> Source:
         self._copy(folder / "pyproject.toml")
+        left_out = for_development(pyproject)
         for name, source in table(pyproject, "tool", "uv", "sources").items():
+            if locks.canonical(name) in left_out:
+                continue
             for each in source if isinstance(source, list) else [source]:
                 if isinstance(each, dict):
                     self._local(folder, name, each)
@@ -120,6 +126,11 @@ class Collector:
 
     def _local(self, folder: Path, name: str, source: dict[str, Any]) -> None:
         """A package that is a folder: of a path, or of a member of the workspace."""
+        if "path" in source and locks.canonical(name) == PLATFORM:
+            raise Refused(
+                f"{name} in [tool.uv.sources]: the image has it anyway. Take it out of dependencies: `uv add --dev` puts it"
+                " into a group, which is for development alone"
+            )
         if "path" in source:
             self._folder(folder / str(source["path"]), f"{name} in [tool.uv.sources]")
         elif source.get("workspace"):
@@ -172,6 +183,22 @@ class Collector:
 
     def _relative(self, path: Path) -> str:
         return path.resolve().relative_to(self._root).as_posix()
+
+
+def for_development(pyproject: dict[str, Any]) -> set[str]:
+    """The packages that only groups and extras of a project name."""
+    project = table(pyproject, "project")
+    lists = [
+        *table(pyproject, "dependency-groups").values(),
+        *table(project, "optional-dependencies").values(),
+    ]
+    groups = [each for group in lists if isinstance(group, list) for each in group]
+    return names(groups) - names(project.get("dependencies") or [])
+
+
+def names(requirements: list[Any]) -> set[str]:
+    found = (re.match(r"[A-Za-z0-9][\w.-]*", each.strip()) for each in requirements if isinstance(each, str))
+    return {locks.canonical(match[0]) for match in found if match}
 
 
 def members(folder: Path, root: Path) -> Iterator[Path]:

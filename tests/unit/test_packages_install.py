@@ -107,6 +107,18 @@ def test_what_the_platform_has_on_other_systems_alone_comes_in(project: Project)
     assert project.install() == ["colours==1.1", "plot==3.1"]
 
 
+def test_what_is_for_development_alone_may_lie_anywhere(project: Project) -> None:
+    # Given what `uv add --dev ../dagster-celery-stack` writes
+    wheel(project.index, "plot", "3.1")
+    project.asks(
+        "plot",
+        more='[dependency-groups]\ndev = ["dagster-celery-stack"]\n'
+        '[tool.uv.sources]\ndagster-celery-stack = { path = "../dagster-celery-stack" }\n',
+    )
+
+    assert project.install() == ["plot==3.1"]
+
+
 def test_the_platforms_version_wins_where_a_newer_one_is_there(project: Project) -> None:
     wheel(project.index, "plot", "3.1", "frame<2")
     wheel(project.index, "plot", "4.0", "frame>=2")

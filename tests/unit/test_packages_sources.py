@@ -96,6 +96,13 @@ def test_an_older_projects_setup_is_read_without_running_it(
             {"pyproject.toml": f'{PYPROJECT}[tool.uv.sources]\nmylib = {{ path = "../mylib" }}\n'},
             "mylib is not in the project's folder",
         ),
+        (
+            {
+                "pyproject.toml": '[project]\nname = "x"\ndependencies = ["dagster-celery-stack"]\n'
+                '[tool.uv.sources]\ndagster-celery-stack = { path = "../stack" }\n'
+            },
+            "the image has it anyway",
+        ),
     ],
 )
 def test_what_can_not_be_read_is_refused_with_the_cure(
