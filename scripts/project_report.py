@@ -34,6 +34,10 @@ def show(found: dict[str, Any]) -> None:
         row("IO managers", ", ".join(f"{key}: {kind}" for key, kind in report["io_managers"].items()) or "-")
         if report["error"]:
             row("error", report["error"].replace("\n", f"\n{'':18}"))
+    if found["dbt"]:
+        say("\n  dbt projects")
+        for name, text in found["dbt"].items():
+            row(name, text)
     if found["variables"]:
         say("\n  Variables that the code asks for")
         for name, place in found["variables"].items():

@@ -46,6 +46,8 @@ class Checked:
     #: Variables that the code asks for, each with the place that asks; and those of them that are not set.
     variables: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    #: dbt projects in it, with what they are.
+    dbt: dict[str, str] = field(default_factory=dict)
 
 
 def check(project: Project) -> Checked:
@@ -58,7 +60,8 @@ def check(project: Project) -> Checked:
     warnings += [*manifests.warnings(), *connections_of_dbt(project)]
     warnings += [*shared_modules(project), *(unset(name, asked[name]) for name in missing)]
     errors = {report.name: report.error for report in reports if report.error}
-    return Checked(project, reports, warnings, errors, asked, missing)
+    of_dbt = manifests.described(Path(project.root))
+    return Checked(project, reports, warnings, errors, asked, missing, of_dbt)
 
 
 def report_of(location: Location, project: Project) -> Report:

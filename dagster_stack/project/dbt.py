@@ -9,16 +9,9 @@ from pathlib import Path
 from typing import Any
 
 FILE, PROFILES, MANIFEST = "dbt_project.yml", "profiles.yml", Path("target", "manifest.json")
-#: Folders in which dbt's packages lie, what it makes, and what is nobody's own code.
-PASSED_OVER = {
-    "dbt_packages",
-    "dbt_modules",
-    "target",
-    "logs",
-    "node_modules",
-    "site-packages",
-    "__pycache__",
-}
+#: Folders in which dbt's packages lie; and those with what it makes, or with what is nobody's own code.
+OF_PACKAGES = {"dbt_packages", "dbt_modules"}
+PASSED_OVER = {*OF_PACKAGES, "target", "logs", "node_modules", "site-packages", "__pycache__"}
 #: `env_var('NAME')` or `env_var('NAME', default)`, as dbt's templates have it.
 ASKED = re.compile(r"""env_var\(\s*(['"])(\w+)\1\s*(?:,\s*(?:(['"])(.*?)\3|([^)'"]*?))\s*)?\)""")
 #: A template that is a variable, whatever its value is made into.
@@ -122,14 +115,14 @@ def find(root: Path) -> list[DbtProject]:
 def files(root: Path, name: str) -> Iterator[Path]:
     for place, folders, names in os.walk(root):
         folders[:] = [
-            each
-            for each in folders
-            if each not in PASSED_OVER
-            and not each.startswith(".")
-            and not Path(place, each, "pyvenv.cfg").exists()
+            each for each in folders if is_own(each) and not Path(place, each, "pyvenv.cfg").exists()
         ]
         if name in names:
             yield Path(place, name)
+
+
+def is_own(folder: str) -> bool:
+    return folder not in PASSED_OVER and not folder.startswith(".")
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -23,11 +23,12 @@ from dagster_stack.project.dbt import (
     ASKED,
     FILE,
     MANIFEST,
-    PASSED_OVER,
+    OF_PACKAGES,
     SECRET,
     DbtProject,
     find,
     has_default,
+    is_own,
 )
 from dagster_stack.project.discovery import defs_folders
 
@@ -141,7 +142,7 @@ def asked(project: DbtProject) -> set[str]:
 
 def texts(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(folder):
-        folders[:] = [each for each in folders if each not in PASSED_OVER - {"dbt_packages", "dbt_modules"}]
+        folders[:] = [each for each in folders if each in OF_PACKAGES or is_own(each)]
         yield from (Path(place, name) for name in names if name.endswith((".yml", ".yaml", ".sql", ".py")))
 
 
@@ -188,6 +189,15 @@ def warnings() -> list[str]:
     """What the image's build could not make, in sentences."""
     found: dict[str, str] = json.loads(BAKED.read_text(encoding="utf-8")) if BAKED.exists() else {}
     return [sentence(name, problem) for name, problem in found.items()]
+
+
+def described(root: Path) -> dict[str, str]:
+    """The dbt projects that have a connection, in words, by name."""
+    return {
+        each.name: f"{each.adapter or 'no adapter known'}, {'with' if each.manifest.exists() else 'without'} a manifest"
+        for each in find(root)
+        if each.profiles or each.profile
+    }
 
 
 def sentence(name: str, problem: str) -> str:

@@ -226,6 +226,17 @@ def test_a_component_finds_the_folders_that_it_would_make(mine: Dbt) -> None:
     assert {path.name for path in state.iterdir()} == {".gitignore", "DbtProjectComponent__shop__"}
 
 
+def test_what_was_found_is_told_in_words(mine: Dbt) -> None:
+    mine.has(**{"shared/dbt_project.yml": "name: shared\n", "bare/dbt_project.yml": "profile: gone\n"})
+
+    mine.built()
+
+    assert manifests.described(mine.root) == {
+        "mine/bare": "no adapter known, without a manifest",
+        "mine/shop": "postgres, with a manifest",
+    }
+
+
 @pytest.mark.parametrize(
     ("target", "path", "warned"),
     [

@@ -48,8 +48,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, folder)
     for name in ("dagster_stack", "pipelines", "scripts"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    command = [UV, "build", "--offline", "--wheel", "--no-build-isolation", "--python", sys.executable]
-    subprocess.run([*command, "--out-dir", folder / "out", folder], check=True, capture_output=True)
+    command = [str(UV), "build", "--offline", "--wheel", "--no-build-isolation", "--python", sys.executable]
+    subprocess.run([*command, "--out-dir", str(folder / "out"), str(folder)], check=True, capture_output=True)
     with zipfile.ZipFile(next((folder / "out").glob("*.whl"))) as wheel:
         wheel.extractall(folder / "site")
     return folder / "site"
