@@ -135,15 +135,23 @@ def is_shared(place: str, project: Project) -> bool:
 
 
 def connections_of_dbt(project: Project) -> Iterator[str]:
-    """DuckDB files of dbt that not all services share: a path in profiles.yml is relative to dbt_project.yml."""
+    """Secrets in profiles.yml, and DuckDB files that not all services share: its paths are relative to dbt_project.yml."""
     for each in dbt.find(Path(project.root)):
-        if (file := each.duckdb_file()) and each.profiles and not is_shared(str(file), project):
+        if not each.profiles:
+            continue
+        profiles = each.shown(each.profiles)
+        for name in each.plain_secrets():
+            yield (
+                f"{profiles} holds a {name}, which is in the image now: write {{{{ env_var('NAME') }}}} in its place, and NAME"
+                " into the project's .env."
+            )
+        if (file := each.duckdb_file()) and not is_shared(str(file), project):
             own = file.is_relative_to(project.root)
             where = "in the project's read-only folder" if own else "on the disk of one container"
             shared = os.path.relpath(Path(project.root, "data", file.name), each.folder)
             yield (
-                f"{each.shown(each.profiles)} keeps DuckDB's file at {each.shown(file) if own else file}, {where}: write"
-                f" path: {shared}, which all services share."
+                f"{profiles} keeps DuckDB's file at {each.shown(file) if own else file}, {where}: write path: {shared}, which"
+                " all services share."
             )
 
 

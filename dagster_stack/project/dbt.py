@@ -18,6 +18,16 @@ ASKED = re.compile(r"""env_var\(\s*(['"])(\w+)\1\s*(?:,\s*(?:(['"])(.*?)\3|([^)'
 TEMPLATE = re.compile(r"\{\{-?\s*" + ASKED.pattern + r"[^}]*\}\}")
 #: dbt shows no value of these, and takes them in connections alone.
 SECRET = "DBT_ENV_SECRET"
+#: Fields of connections that hold one.
+SECRETS = (
+    "password",
+    "pass",
+    "token",
+    "private_key",
+    "private_key_passphrase",
+    "client_secret",
+    "keyfile_json",
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,10 @@ class DbtProject:
             for found in ASKED.finditer(str(value)):
                 if not has_default(found):
                     yield found[2], self.shown(self.profiles)
+
+    def plain_secrets(self) -> list[str]:
+        """The fields of the connection that hold a secret as it is: profiles.yml goes into the image."""
+        return [name for name in SECRETS if (value := self.output.get(name)) and not ASKED.search(str(value))]
 
     def duckdb_file(self) -> Path | None:
         """Where DuckDB keeps its file; None where it has none."""

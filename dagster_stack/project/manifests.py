@@ -74,15 +74,16 @@ def make(project: DbtProject) -> None:
             # A package for others: nobody runs it by itself.
             return
         raise NotMade(
-            f"no profiles.yml has its profile {project.profile!r}, and that of ~/.dbt is not in the image. Put one beside"
-            f" {FILE}, with {{{{ env_var('NAME') }}}} for what is secret, and those variables into the project's .env"
+            f"no profiles.yml in the image has its profile {project.profile!r}. One in ~/.dbt is not there, nor one that git"
+            f" ignores: put it beside {FILE}, with {{{{ env_var('NAME') }}}} for what is secret, and NAME into the project's .env"
         )
     if not program().exists():
         raise NotMade(
             f"the project's packages have no dbt: add dagster-dbt and {adapter(project)} to its pyproject.toml or"
             " requirements.txt"
         )
-    if any((project.folder / name).is_file() for name in PACKAGES) and not installed(project).is_dir():
+    names_packages = any((project.folder / name).is_file() for name in PACKAGES)
+    if names_packages and not next(installed(project).glob("*"), None):
         run(project, "deps")
     with tempfile.TemporaryDirectory() as folder:
         run(project, "parse", *project.arguments, target=folder)
@@ -129,12 +130,10 @@ def run(project: DbtProject, *arguments: str, target: str = "") -> None:
 
 
 def asked(project: DbtProject) -> set[str]:
-    """The variables that a dbt project, or a package of it, can't do without."""
-    assert project.profiles
-    files = (file for file in texts(project.folder) if file != project.profiles)
+    """The variables that a dbt project, or a package of it, can't do without; those of its neighbours among them."""
     return {
         found[2]
-        for file in (project.profiles, *files)
+        for file in texts(project.root)
         for found in ASKED.finditer(file.read_text(encoding="utf-8", errors="replace"))
         if not has_default(found)
     }

@@ -36,7 +36,7 @@ target = pathlib.Path(os.environ["DBT_TARGET_PATH"])
 if "parse" in sys.argv:
     (target / "manifest.json").write_text(json.dumps({{"args": sys.argv[1:], "env": dict(os.environ), "cwd": os.getcwd()}}))
 else:
-    pathlib.Path("dbt_packages").mkdir()
+    pathlib.Path("dbt_packages/utils").mkdir(parents=True)
 """
 
 
@@ -87,14 +87,20 @@ def test_every_dbt_project_is_found_and_no_package_of_one(mine: Dbt) -> None:
 def test_the_manifest_is_made_without_any_value_of_the_projects_variables(mine: Dbt) -> None:
     # Given a profile and a model that ask for variables, of which no build has one
     mine.has(**{"shop/models/a.sql": "select {{ env_var('SHOP_LIMIT') }}, {{ env_var('SHOP_X', 'x') }}"})
+    # And a package of one's own, which dbt links to
+    mine.has(**{"shared/dbt_project.yml": "name: s\n", "shared/macros/b.sql": "{{ env_var('SHOP_SHARED') }}"})
 
     # When it is made
     assert mine.built() == []
 
     # Then those without a default had something that is a number, too, and others their default
     environment = mine.manifest()["env"]
-    assert {name: environment.get(name) for name in ("SHOP_PORT", "SHOP_LIMIT", "SHOP_HOST", "SHOP_X")} == {
+    assert {
+        name: environment.get(name)
+        for name in ("SHOP_PORT", "SHOP_LIMIT", "SHOP_HOST", "SHOP_X", "SHOP_SHARED")
+    } == {
         "SHOP_PORT": "1",
+        "SHOP_SHARED": "1",
         "SHOP_LIMIT": "1",
         "SHOP_HOST": None,
         "SHOP_X": None,
@@ -124,7 +130,7 @@ def test_packages_are_installed_unless_the_project_brings_them(mine: Dbt) -> Non
     mine.has(**{"shop/packages.yml": "packages: []\n"})
 
     assert mine.built() == []
-    assert (mine.root / "shop/dbt_packages").is_dir()
+    assert (mine.root / "shop/dbt_packages/utils").is_dir()
     # A second call of `dbt deps` would fail: the folder is there.
     assert mine.built() == []
 
@@ -175,7 +181,7 @@ def test_a_profile_in_the_home_folder_is_said_with_the_cure(mine: Dbt) -> None:
 
     (sentence,) = mine.built()
 
-    assert "no profiles.yml has its profile 'shop', and that of ~/.dbt is not in the image" in sentence
+    assert "no profiles.yml in the image has its profile 'shop'. One in ~/.dbt is not there" in sentence
 
 
 def test_a_project_whose_packages_lack_dbt_is_told_which_ones(mine: Dbt) -> None:
@@ -261,6 +267,16 @@ def test_the_preflight_names_a_duckdb_file_that_workers_do_not_share(
 
     assert warned in said
     assert bool(said) == bool(warned)
+
+
+def test_the_preflight_names_a_secret_that_is_in_the_image(mine: Dbt) -> None:
+    plain = PROFILES.replace("{{ env_var('DBT_ENV_SECRET_SHOP') }}", "hush")
+    mine.has(**{"shop/profiles.yml": plain, "defs.py": "defs = Definitions()"})
+
+    (said,) = check.connections_of_dbt(discover(mine.root))
+
+    assert said.startswith("mine/shop/profiles.yml holds a password, which is in the image now")
+    assert "hush" not in said
 
 
 def test_the_preflight_asks_for_the_variables_of_the_connection_that_is_used(

@@ -1,3 +1,3 @@
 select customer, count(*) as orders, sum({{ shared.in_units("cents") }}) as spent
-from {{ ref("pg_raw_orders") }}
+from {{ source("till", "pg_raw_orders") }}
 group by customer

@@ -1,3 +1,3 @@
 {{ config(materialized="incremental", unique_key="id") }}
-select * from {{ ref("pg_raw_orders") }}
+select * from {{ source("till", "pg_raw_orders") }}
 where ordered_on = '{{ var("day") }}'
