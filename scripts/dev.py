@@ -52,7 +52,14 @@ def dev() -> int:
     find_project()
     # As the image's build does it: what `dagster dev` makes itself is renewed by it anyway.
     subprocess.run(
-        [*with_variables(), str(venv.PYTHON), "-m", "dagster_stack.project.manifests", str(folder())],
+        [
+            *with_variables(),
+            str(venv.PYTHON),
+            "-m",
+            "dagster_stack.project.manifests",
+            "absent",
+            str(folder()),
+        ],
         cwd=ROOT,
         env=environment(),
         check=False,

@@ -57,7 +57,7 @@ def check(project: Project) -> Checked:
     known = {*os.environ, *(name for each in project.locations for name in of_location(each.name))}
     missing = [name for name in asked if name not in known]
     warnings = [sentence for report in reports for sentence in judged(report, project)]
-    warnings += [*manifests.warnings(), *connections_of_dbt(project)]
+    warnings += [*manifests.warnings(Path(project.root)), *connections_of_dbt(project)]
     warnings += [*shared_modules(project), *(unset(name, asked[name]) for name in missing)]
     errors = {report.name: report.error for report in reports if report.error}
     of_dbt = manifests.described(Path(project.root))

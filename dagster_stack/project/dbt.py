@@ -1,7 +1,13 @@
-"""The dbt projects in the user's project, and what of their connection would surprise on the stack. Nothing runs dbt here."""
+"""The dbt projects in the user's project, and what of their connection would surprise on the stack. Nothing runs dbt here.
+
+`python -m dagster_stack.project.dbt FOLDER OUT` copies what dbt reads of a folder: the build parses that, and not again
+after an edit of other code.
+"""
 
 import os
 import re
+import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,6 +132,36 @@ def find(root: Path) -> list[DbtProject]:
     return [DbtProject(file.parent, root) for file in sorted(files(root, FILE))]
 
 
+def collect(root: Path, out: Path) -> None:
+    """Copy what dbt reads: its projects, of their Python what is a model, and all profiles.yml."""
+    root = root.resolve()
+    out.mkdir(parents=True)
+    found: dict[Path, None] = dict.fromkeys(files(root, PROFILES))
+    for project in find(root):
+        add(project.folder, root, found)
+    for path in found:
+        if path.is_symlink() or path.is_file():
+            target = out / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target, follow_symlinks=False)
+
+
+def add(path: Path, root: Path, found: dict[Path, None]) -> None:
+    """A file, or those of a folder; links as such, and what they lead to within the project."""
+    if path in found or not path.is_relative_to(root):
+        return
+    if path.is_symlink():
+        found[path] = None
+        add(path.resolve(), root, found)
+    elif path.is_dir():
+        found[path] = None
+        for each in sorted(path.iterdir()):
+            if not each.is_dir() or each.name in OF_PACKAGES or is_own(each.name):
+                add(each, root, found)
+    elif path.is_file() and (path.suffix != ".py" or b"def model(" in path.read_bytes()):
+        found[path] = None
+
+
 def files(root: Path, name: str) -> Iterator[Path]:
     for place, folders, names in os.walk(root):
         folders[:] = [
@@ -160,3 +196,7 @@ def has_default(found: re.Match[str]) -> bool:
 def rendered(text: str, environment: Mapping[str, str] = os.environ) -> str:
     """A text with its variables; one that is not set, and has no default, is empty."""
     return TEMPLATE.sub(lambda found: environment.get(found[2], found[4] or found[5] or ""), text)
+
+
+if __name__ == "__main__":
+    collect(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,7 +1,8 @@
 """What Dagster reads of a dbt project when it loads the code: `target/manifest.json`, made in the image's build.
 
-`python -m dagster_stack.project.manifests FOLDER [FILE]` runs `dbt deps` and `dbt parse` in each dbt project below a
-folder, and writes what it could not make, by project, into FILE; without one, it makes only what is absent.
+`python -m dagster_stack.project.manifests make FOLDER OUT` runs `dbt deps` and `dbt parse` in each dbt project below a
+folder, and writes the manifests, and why one could not be made, below OUT. `lay FOLDER OUT` puts them into the projects.
+`absent FOLDER` makes those that are absent where they belong.
 
 Not by `dagster-dbt project prepare-and-package`: that imports the user's code, which may want variables that no build
 has, and finds no manifest that code names by its path.
@@ -32,8 +33,8 @@ from dagster_stack.project.dbt import (
 )
 from dagster_stack.project.discovery import defs_folders
 
-#: What the build could not make, beside what it found.
-BAKED = PLATFORM / "dbt.json"
+#: Where the build keeps manifests until the whole project is there; and why it could not make others, by their folders.
+BAKED, PROBLEMS = PLATFORM / "dbt", "problems.json"
 #: The value of each variable in the build, which has none of the project's: a text, and a number where one is wanted.
 PLACEHOLDER, SECRET_PLACEHOLDER = "1", "not-known-in-the-build"
 #: Files that name packages of dbt, and where those are put.
@@ -48,26 +49,31 @@ class NotMade(Exception):
     """Raised when dbt can't parse a project: why, and the cure."""
 
 
-def make_all(root: Path) -> dict[str, str]:
-    """Make each dbt project's manifest; returns why not, by project."""
+def make_all(root: Path, out: Path) -> None:
+    """Make each dbt project's manifest, and write down why not."""
     projects = find(root)
     # Each takes a processor some 5 s.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = pool.map(problem_of, projects)
-    return {project.name: problem for project, problem in zip(projects, problems, strict=True) if problem}
+        problems = pool.map(lambda project: problem_of(project, kept(project, out)), projects)
+    found = {str(project.folder): why for project, why in zip(projects, problems, strict=True) if why}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / PROBLEMS).write_text(json.dumps(found), encoding="utf-8")
 
 
-def problem_of(project: DbtProject) -> str:
+def kept(project: DbtProject, out: Path) -> Path:
+    return out / project.folder.relative_to(project.root) / MANIFEST.name
+
+
+def problem_of(project: DbtProject, manifest: Path) -> str:
     """Make a project's manifest; returns why that can't be, else an empty text."""
     try:
-        make(project)
+        make(project, manifest)
     except NotMade as problem:
-        brought = ". The one that the project brings is used" if project.manifest.exists() else ""
-        return f"{problem}{brought}"
+        return str(problem)
     return ""
 
 
-def make(project: DbtProject) -> None:
+def make(project: DbtProject, manifest: Path) -> None:
     """Install what a dbt project names, and parse it; raises NotMade."""
     if not project.profiles:
         if not project.profile:
@@ -87,8 +93,8 @@ def make(project: DbtProject) -> None:
         run(project, "deps")
     with tempfile.TemporaryDirectory() as folder:
         run(project, "parse", *project.arguments, target=folder)
-        project.manifest.parent.mkdir(exist_ok=True)
-        shutil.copyfile(Path(folder, MANIFEST.name), project.manifest)
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(folder, MANIFEST.name), manifest)
 
 
 def program() -> Path:
@@ -184,10 +190,22 @@ def make_state_folders(root: Path) -> None:
                 (defs / STATE / key).mkdir(exist_ok=True)
 
 
-def warnings() -> list[str]:
+def lay(root: Path, out: Path) -> None:
+    """Put manifests where Dagster looks for them: in the place of what the project itself has brought."""
+    for project in find(root):
+        if (made := kept(project, out)).exists():
+            project.manifest.parent.mkdir(exist_ok=True)
+            shutil.copyfile(made, project.manifest)
+    make_state_folders(root)
+
+
+def warnings(root: Path) -> Iterator[str]:
     """What the image's build could not make, in sentences."""
-    found: dict[str, str] = json.loads(BAKED.read_text(encoding="utf-8")) if BAKED.exists() else {}
-    return [sentence(name, problem) for name, problem in found.items()]
+    file = BAKED / PROBLEMS
+    problems: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    for project in find(root):
+        if problem := problems.get(str(project.folder)):
+            yield sentence(project, problem)
 
 
 def described(root: Path) -> dict[str, str]:
@@ -199,20 +217,22 @@ def described(root: Path) -> dict[str, str]:
     }
 
 
-def sentence(name: str, problem: str) -> str:
-    return f"{name}/{FILE}: no {MANIFEST}, which Dagster reads, was made of it: {problem}."
+def sentence(project: DbtProject, problem: str) -> str:
+    brought = " The one that the project brings is used." if project.manifest.exists() else ""
+    return f"{project.name}/{FILE}: no {MANIFEST}, which Dagster reads, was made of it: {problem.rstrip('.')}.{brought}"
 
 
-def main(folder: str, file: str | None = None) -> None:
-    root = Path(folder)
-    if file:
-        Path(file).write_text(json.dumps(make_all(root)), encoding="utf-8")
-        make_state_folders(root)
-        return
+def make_absent(root: Path) -> None:
     for project in find(root):
-        if not project.manifest.exists() and (problem := problem_of(project)):
-            print(f"! {sentence(project.name, problem)}", file=sys.stderr)
+        if not project.manifest.exists() and (problem := problem_of(project, project.manifest)):
+            print(f"! {sentence(project, problem)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    match sys.argv[1:]:
+        case ["make", folder, out]:
+            make_all(Path(folder), Path(out))
+        case ["lay", folder, out]:
+            lay(Path(folder), Path(out))
+        case ["absent", folder]:
+            make_absent(Path(folder))

@@ -1,6 +1,7 @@
 """dbt projects: which ones are found, what their manifests are made with, and in which words that fails."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ class Dbt:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root, self._program = folder / "mine", folder / "dbt"
         monkeypatch.setattr(manifests, "program", lambda: self._program)
-        monkeypatch.setattr(manifests, "BAKED", folder / "dbt.json")
+        monkeypatch.setattr(manifests, "BAKED", folder / "kept")
         self.has(**{"shop/dbt_project.yml": DBT_PROJECT, "shop/profiles.yml": PROFILES})
         self.answers("")
 
@@ -62,9 +63,14 @@ class Dbt:
         self._program.unlink()
 
     def built(self) -> list[str]:
-        """What is said after the image's build."""
-        manifests.main(str(self.root), str(manifests.BAKED))
-        return manifests.warnings()
+        """What is said after the image's build, which is this: what dbt reads, then the whole project."""
+        staged = self.root.rename(self.root.with_name("staged"))
+        dbt.collect(staged, self.root)
+        manifests.make_all(self.root, manifests.BAKED)
+        shutil.copytree(staged, self.root, symlinks=True, dirs_exist_ok=True)
+        shutil.rmtree(staged)
+        manifests.lay(self.root, manifests.BAKED)
+        return list(manifests.warnings(self.root))
 
     def manifest(self, name: str = "shop") -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.root / name / "target/manifest.json").read_text())
@@ -74,6 +80,37 @@ class Dbt:
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dbt:
     return Dbt(tmp_path, monkeypatch)
+
+
+def test_an_edit_of_other_code_changes_nothing_of_what_dbt_is_given(mine: Dbt, tmp_path: Path) -> None:
+    # Given a project at the root, with a model in Python, and models that are linked to
+    mine.has(
+        **{
+            "dbt_project.yml": DBT_PROJECT,
+            "models/a.sql": "select 1",
+            "models/b.py": "def model(dbt, session):\n    pass\n",
+            "defs.py": "defs = Definitions()",
+            "src/mine/x.py": "",
+            "elsewhere/c.sql": "select 2",
+        }
+    )
+    (mine.root / "models/linked").symlink_to("../elsewhere")
+    (mine.root / "models/round").symlink_to("..")
+    (mine.root / "models/gone.py").symlink_to("nowhere")
+
+    dbt.collect(mine.root, tmp_path / "out")
+
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    assert found == {
+        "dbt_project.yml",
+        "elsewhere/c.sql",
+        "models/a.sql",
+        "models/b.py",
+        "models/gone.py",
+        "shop/dbt_project.yml",
+        "shop/profiles.yml",
+    }
+    assert (tmp_path / "out/models/linked").readlink() == Path("../elsewhere")
 
 
 def test_every_dbt_project_is_found_and_no_package_of_one(mine: Dbt) -> None:
@@ -208,7 +245,7 @@ def test_a_package_of_ones_own_is_nobodys_project(mine: Dbt) -> None:
 def test_the_embedded_mode_makes_only_what_is_absent(mine: Dbt, capsys: pytest.CaptureFixture[str]) -> None:
     mine.has(**{"shop/target/manifest.json": "{}", "other/dbt_project.yml": DBT_PROJECT})
 
-    manifests.main(str(mine.root))
+    manifests.make_absent(mine.root)
 
     assert mine.manifest() == {}
     assert mine.manifest("other")["cwd"] == str(mine.root / "other")
