@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from celery import Celery, Task
-from celery.exceptions import Reject
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 
 from dagster_stack.errors import StackError
 from dagster_stack.project.locations import location_of_message, several
@@ -27,7 +27,7 @@ from dagster_stack.worker.process import work_for, works_for_another
 logger = logging.getLogger(__name__)
 
 #: What a task may ask of its request.
-REQUEST = ("id", "hostname", "delivery_info", "timelimit", "shadow", "reply_to", "correlation_id", "headers")
+REQUEST = ("id", "hostname", "delivery_info", "timelimit", "shadow", "reply_to", "correlation_id")
 
 
 @dataclass(frozen=True)
@@ -55,24 +55,29 @@ class LocationProcesses:
     def execute(self, location: str, order: Mapping[str, Any]) -> Outcome:
         """Let the location's process do what a task is to do. Does not return when that process dies of it."""
         child = self._kept.get(location)
-        if child and (outcome := self._try(child, order)):
+        if child and (outcome := self._try(location, child, order)):
             return self._after(location, outcome)
         # None so far, or one that had died before it got this.
         self._end(location)
         child = self._kept[location] = Child.forked(partial(serve, self._app, location))
-        if outcome := self._try(child, order):
+        if outcome := self._try(location, child, order):
             return self._after(location, outcome)
         die_likewise(child.wait())
 
-    def _try(self, child: Child, order: Mapping[str, Any]) -> Outcome | None:
+    def _try(self, location: str, child: Child, order: Mapping[str, Any]) -> Outcome | None:
         """None: it died without having begun."""
         has_begun = False
-        with interrupts_for(child):
-            child.tell(**order)
-            for heard in child.hear():
-                if "has_begun" not in heard:
-                    return Outcome(**heard)
-                has_begun = True
+        try:
+            with interrupts_for(child):
+                child.tell(**order)
+                for heard in child.hear():
+                    if "has_begun" not in heard:
+                        return Outcome(**heard)
+                    has_begun = True
+        except BaseException:
+            # It may be in the middle of what nobody waits for any more, as after Celery's soft time limit.
+            self._end(location)
+            raise
         if has_begun:
             die_likewise(child.wait())
         return None
@@ -134,11 +139,20 @@ def is_needed() -> bool:
 
 def execute(task: Task, arguments: Any, named: Any) -> Any:
     """Do what a task is to do in the process of its code location; returns and raises what that would."""
+    from dagster_stack.worker.delivery import back_to_queue_on_error
+
     if _Process.locations is None:
         _Process.locations = LocationProcesses(task.app)
     request = {name: getattr(task.request, name, None) for name in REQUEST}
     order = {"task": task.name, "arguments": arguments, "named": named, "request": request}
-    outcome = _Process.locations.execute(location_of_message([arguments, named]), order)
+    try:
+        outcome = _Process.locations.execute(location_of_message([arguments, named]), order)
+    except SoftTimeLimitExceeded:
+        # Celery's, for tasks of dagster-celery: they end by it.
+        raise
+    except Exception:
+        with back_to_queue_on_error():
+            raise
     if outcome.rejected is not None:
         raise Reject(outcome.rejected, requeue=outcome.is_requeued)
     if outcome.error is not None:

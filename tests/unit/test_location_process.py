@@ -5,13 +5,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
 from typing import Any, NoReturn
 
 import psutil
 import pytest
-from celery.exceptions import Reject
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.origin import JobPythonOrigin
@@ -19,7 +20,7 @@ from dagster._core.origin import JobPythonOrigin
 from dagster_stack import project
 from dagster_stack.broker.tasks import STEP_TASK
 from dagster_stack.project import locations
-from dagster_stack.worker import location_process
+from dagster_stack.worker import delivery, location_process
 from tests.unit.runs_by_hand import kinds, message, said
 from tests.waiting import wait_until
 
@@ -129,12 +130,14 @@ def begun(
     return run, {**step.to_json(), "location": name}
 
 
-def execute(step: dict[str, Any], name: str = STEP_TASK) -> Any:
+def execute(step: dict[str, Any], name: str = STEP_TASK, **request: Any) -> Any:
     """Do a task as a process of the pool does."""
     from dagster_stack.app import app
 
     task = app.tasks[name]
-    task.push_request(id=f"{name}-1", hostname="worker@here", delivery_info={"routing_key": "dagster"})
+    task.push_request(
+        id=f"{name}-1", hostname="worker@here", delivery_info={"routing_key": "dagster"}, **request
+    )
     try:
         return task.run(message=step)
     finally:
@@ -278,6 +281,62 @@ def test_an_interrupt_of_the_pools_process_reaches_the_step(
 
     assert "STEP_FAILURE" in kinds(postgres_instance, run.run_id, "tell")
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_message_that_comes_again_after_a_pause_is_executed_too(
+    postgres_instance: DagsterInstance, two_locations: Path
+) -> None:
+    """RabbitMQ says in a header when it was put aside, as a time."""
+    run, step = begun(postgres_instance, two_locations, "first")
+
+    execute(step, headers={"x-death": [{"time": datetime.now(UTC), "count": 1}]}, timelimit=[None, None])
+
+    assert told(postgres_instance, run)["helpers"] == "first"
+
+
+def test_a_message_goes_back_to_its_queue_while_no_process_can_be_forked(
+    postgres_instance: DagsterInstance, two_locations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused() -> NoReturn:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    _, step = begun(postgres_instance, two_locations, "first")
+    monkeypatch.setattr(os, "fork", refused)
+    monkeypatch.setattr(delivery, "AWAY_PAUSE_SECS", 0)
+
+    with pytest.raises(Reject) as rejected:
+        execute(step)
+
+    assert rejected.value.requeue
+    assert kept() == {}
+
+
+def test_an_error_in_the_middle_ends_the_step_as_nobody_would_hear_its_end(
+    postgres_instance: DagsterInstance, two_locations: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Celery's soft time limit raises one, for tasks of dagster-celery."""
+    run, step = begun(postgres_instance, two_locations, "first", "for ever")
+
+    def late(*_: Any) -> NoReturn:
+        raise SoftTimeLimitExceeded
+
+    def pass_limit() -> None:
+        wait_until(
+            lambda: "STEP_START" in kinds(postgres_instance, run.run_id, "tell"), 60, "the step's start"
+        )
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, late)
+    thread = Thread(target=pass_limit)
+    thread.start()
+    try:
+        with pytest.raises(SoftTimeLimitExceeded):
+            execute(step)
+    finally:
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+    assert kept() == {}
 
 
 def test_what_a_task_rejects_is_rejected_and_its_error_is_an_error(two_locations: Path) -> None:
