@@ -15,8 +15,11 @@ CHECK = ("cli", "sh", "-c", SCRIPT)
 RUN = ("--progress", "quiet", "run", "--rm", "--no-deps", "--no-TTY")
 
 
-def check() -> None:
-    """Load the code in the new image and say what would go wrong; raises Failure with the error of code that does not load."""
+def check() -> str:
+    """Load the code in the new image and say what would go wrong; gives the code's hash.
+
+    Raises Failure with the error of code that does not load.
+    """
     found = ask()
     for warning in found["warnings"]:
         warn(warning)
@@ -25,6 +28,7 @@ def check() -> None:
         raise Failure(f"Your code does not load:\n\n{told}\n\nCorrect it and try again.")
     count = len(found["reports"])
     done(f"the code loads ({count} code location{'s' * (count > 1)})")
+    return str(found["code"])
 
 
 def ask() -> dict[str, Any]:

@@ -29,12 +29,10 @@ NAMED_RUNS = 3
 UNTOUCHED = "Nothing was deployed: the stack goes on as it was."
 #: Where the image keeps the hash of its code.
 CODE_FILE = "/opt/dagster/code-version"
-#: What is swapped one after the other, before all the rest.
-SWAPS = (
-    ("Preparing stores and runs for the new code", ("init",)),
-    ("Swapping runners and workers", ("runner", "worker", "worker-heavy")),
-)
-UP = ("--progress", "plain", "up", "--detach", "--no-deps")
+#: Not with --no-deps: Compose then labels containers with another hash, and makes them once more at its next `up`.
+PREPARE = ("--progress", "plain", "up", "--detach", "init")
+#: Makes what is new and ends what was before, all side by side.
+SWAP = ("--progress", "plain", "create", "--remove-orphans")
 #: Runs that a process may be driving. Those of the run queue, QUEUED, are not among them.
 UNDER_WAY = """
 { runsOrError(filter: {statuses: [STARTING, STARTED, CANCELING]}) {
@@ -51,15 +49,13 @@ def deploy() -> None:
     # `kill` ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     up.prepare()
-    image = images.dagster().name
     with images.kept_on_failure(UNTOUCHED):
         say("Building images")
         images.ensure()
         if up.is_up():
             done("all services run with this code and these settings: nothing to deploy")
             return
-        check_code()
-        old, new = running_code(), code_of(image)
+        old, new = running_code(), code_check.check()
         say(f"Deploying {change(old, new)}")
         with queue_stopped():
             if how == "wait":
@@ -76,21 +72,11 @@ def wanted() -> tuple[str, int]:
     return how, env_file.number("DEPLOY_WAIT_MINUTES", WAIT_MINUTES)
 
 
-def check_code() -> None:
-    """Load the code in the new image; raises Failure with the error of code that does not load."""
-    code_check.check()
-
-
 # --- the code's hash ---------------------------------------------------------------------------------
 
 
-def code_of(image: str) -> str:
-    """The hash of an image's code; empty where it can't be told."""
-    return engine.ask("run", "--rm", "--network", "none", "--entrypoint", "cat", image, CODE_FILE)
-
-
 def running_code() -> str:
-    """The hash of the code that the stack runs with; empty when Dagit, the last one to be swapped, is down."""
+    """The hash of the code that the stack runs with; empty when Dagit is down."""
     dagit = [
         each.name for each in compose.containers() if each.service == "dagit" and each.state == "running"
     ]
@@ -177,17 +163,20 @@ def described(runs: list[dict[str, Any]]) -> str:
 
 
 def swap() -> None:
-    """All services with the new image and settings, in an order in which runs under way go on at once.
+    """All services with the new image and settings.
 
-    `init` first: it gives them the new code. Then those who work on them, all together: old runners hand their runs
-    over, old workers end their steps within their grace period or give them back. At last all the rest.
+    `init` first: it gives runs under way the new code, while the old services go on. Then all others at once, each
+    container once: old runners hand their runs over, old workers end their steps within their grace period or give
+    them back.
     """
+    up.remove_replaced_stores()
     up.remove_abandoned()
     try:
-        for title, services in SWAPS:
-            run_logged(title, [*compose.compose(), *UP, *services])
-            up.wait_until_healthy(*services)
-        up.start()
+        up.run("Preparing stores and runs for the new code", PREPARE)
+        up.wait_until_healthy("init")
+        up.run("Swapping the services", SWAP)
+        up.start_made()
+        up.wait_until_healthy()
     except KeyboardInterrupt:
         raise Failure(
             "Interrupted while services were swapped: `make deploy` or `make up` completes it."

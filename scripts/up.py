@@ -3,6 +3,7 @@
 import re
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from dagster_stack.project import DEFAULT
@@ -29,6 +30,8 @@ HEALTHY_TIMEOUT_SECS = 240
 STORES = set(env_file.STORES)
 REMOVE = ("--progress", "plain", "--profile", "*", "rm", "--stop", "--force")
 UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
+#: States of a container that was made or stopped.
+STANDING = ("created", "exited")
 UNTOUCHED = "Nothing was started or changed."
 #: Lines of an unhealthy service's log that are printed.
 LOG_LINES = 25
@@ -92,14 +95,37 @@ def start() -> None:
     started = time.monotonic()
     remove_replaced_stores()
     remove_abandoned()
+    run("Starting the services", UP)
+    wait_until_healthy()
+    done(f"all services are healthy ({time.monotonic() - started:.0f} s)")
+
+
+def run(title: str, command: Sequence[str]) -> None:
+    """Let Compose change the containers; raises Failure with the log of one that ended, else with Compose's words."""
     try:
-        run_logged("Starting the services", [*compose.compose(), *UP], detail=Awaited())
+        run_logged(title, [*compose.compose(), *command], detail=Awaited())
     except Failure as failure:
         # A one-shot or a store that others wait for: its own words say more than Compose's.
         unwell = [container for container in compose.containers() if container.exit_code]
         raise unwell_failure(unwell[0]) if unwell else Failure(f"{failure}{cure(str(failure))}") from None
-    wait_until_healthy()
-    done(f"all services are healthy ({time.monotonic() - started:.0f} s)")
+
+
+def start_made() -> None:
+    """Start all containers that stand, but `init`, which has done its part: Compose would have it run once more."""
+    still = [each for each in compose.containers() if each.state in STANDING and each.service != "init"]
+    # One call for all would start them one after the other.
+    started = [
+        subprocess.Popen(
+            [engine.docker(), "start", each.name],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for each in still
+    ]
+    said = [process.communicate()[1].strip() for process in started]
+    if errors := [text for text, process in zip(said, started, strict=True) if process.returncode]:
+        raise Failure("\n".join([*errors, "`make up` tries it again."]))
 
 
 class Awaited:

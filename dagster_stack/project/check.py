@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from dagster_stack.code_version import code_version
 from dagster_stack.project import dbt, found, manifests
 from dagster_stack.project.discovery import PASSED_OVER, Location, Project
 from dagster_stack.project.inspection import OWN_EXECUTORS, Report
@@ -270,4 +271,4 @@ def listed(names: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    json.dump(asdict(check(found())), sys.stdout)
+    json.dump({**asdict(check(found())), "code": code_version()}, sys.stdout)

@@ -17,7 +17,7 @@ from dagster_stack import tags
 from pipelines.queues import HEAVY, LIGHT
 from scripts.console import ROOT
 from tests.stack import runs
-from tests.stack.stack import Stack
+from tests.stack.stack import Stack, docker
 from tests.waiting import wait_until
 
 STEPS = [op.name for op in LIGHT + HEAVY]
@@ -123,6 +123,24 @@ def wait_until_it_says(log: Path, text: str, timeout: float = 300) -> None:
     wait_until(log.read_text, timeout, f"“{text}” by make deploy", until=lambda said: text in said)
 
 
+@contextmanager
+def counted(stack: Stack) -> Iterator[Counter[str]]:
+    """How many containers of each service are made in here, those of `docker compose run` aside: known afterwards."""
+    labels = (f"project={stack.project}", "oneoff=False")
+    filters = [part for label in labels for part in ("--filter", f"label=com.docker.compose.{label}")]
+    service = '{{index .Actor.Attributes "com.docker.compose.service"}}'
+    # While it happens: the engine remembers no more than 256 events, and health checks are most of them.
+    command = [docker(), "events", "--filter", "event=create", *filters, "--format", service]
+    found: Counter[str] = Counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        try:
+            yield found
+        finally:
+            process.terminate()
+        found.update(process.stdout.read().split())
+
+
 def ids(stack: Stack) -> set[str]:
     return {entry["ID"] for entry in stack.containers()}
 
@@ -137,7 +155,8 @@ def test_deploy_waits_for_runs_under_way_and_queued_ones_get_the_new_code(
 
     # When edited code is deployed, and a run is launched meanwhile
     log = tmp_path / "deploy.log"
-    with deploying(edited, log, DEPLOY="wait") as process:
+    services = Counter(entry["Service"] for entry in stack.containers())
+    with counted(stack) as made, deploying(edited, log, DEPLOY="wait") as process:
         wait_until_it_says(log, "Waiting for runs under way")
         queued = [run_id for run_id in before if stack.run(run_id)["status"] == "QUEUED"]
         during = stack.launch("queues", naps())
@@ -153,6 +172,10 @@ def test_deploy_waits_for_runs_under_way_and_queued_ones_get_the_new_code(
         expected = new if run_id in (*queued, during) else old
         assert (code_of(stack, run_id), executed_with(stack, run_id)) == (expected, {expected})
         assert set(runs.count_events(stack, run_id, "STEP_START").values()) == {1}
+
+    # And each service with this code was made anew exactly once, the stores not at all
+    stores = ("postgres", "rabbitmq", "minio", "prometheus", "postgres-exporter")
+    assert made == Counter({name: n for name, n in services.items() if name not in stores})
 
     # And a second deployment finds nothing to do
     here = ids(stack)

@@ -37,7 +37,7 @@ engine.start_by_hand = engine.start_by_systemd = lambda *_: exit("the test must 
 
 
 #: What the image says of code that loads.
-CHECKED = '{"project": {}, "reports": [{}], "warnings": [], "errors": {}, "variables": {}, "missing": [], "dbt": {}}'
+CHECKED = '{"project": {}, "reports": [{}], "warnings": [], "errors": {}, "variables": {}, "missing": [], "dbt": {}, "code": "new"}'
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ DAGIT = Container("p-dagit-1", "dagit", "running", "healthy", 0)
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the image says, of a stack that is down; the test changes it."""
-    answer: dict[str, Any] = {"reports": [{"name": "etl", "connections": {}}], "warnings": [], "errors": {}}
+    answer: dict[str, Any] = {
+        "reports": [{"name": "etl", "connections": {}}], "warnings": [], "errors": {}, "code": "1f2e"
+    }  # fmt: skip
     monkeypatch.setattr(code_check, "ask", lambda: answer)
     monkeypatch.setattr(compose, "containers", lambda: [])
     return answer
@@ -25,7 +27,7 @@ def test_what_would_go_wrong_is_said_and_stops_nothing(
 ) -> None:
     found["warnings"] = ["MY_TOKEN is not set"]
 
-    code_check.check()
+    assert code_check.check() == "1f2e"
 
     assert capsys.readouterr().out == "  ! MY_TOKEN is not set\n  ✓ the code loads (1 code location)\n"
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scripts import compose, deploy, images, up
+from scripts import code_check, compose, deploy, images, up
 from scripts.compose import Container
 from scripts.console import Failure
 from tests.unit.clock import START, Clock
@@ -19,8 +19,10 @@ def docker(programs: Path, env: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A stack that runs with an older image than the one that is built here; gives the docker's folder."""
     env.write_text("BASE_IMAGE=base\n")
     FakeDocker(images=(IMAGE,)).install(programs)
-    running = [
-        Container(f"p-{name}-1", name, "running", "healthy", 0) for name in ("dagit", "daemon", "worker")
+    running = [Container(f"p-{name}-1", name, "running", "healthy", 0) for name in ("dagit", "daemon")]
+    running += [
+        Container("p-worker-1", "worker", "created", "", 0),
+        Container("p-init-1", "init", "exited", "", 0),
     ]
     monkeypatch.setattr(compose, "containers", lambda: running)
     monkeypatch.setattr(up, "prepare", lambda: None)
@@ -55,7 +57,7 @@ def signals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("signal.signal", lambda *_: None)
 
 
-def test_the_code_is_tried_before_anything_stops_and_init_is_swapped_first(
+def test_the_code_is_tried_before_anything_stops_and_init_is_swapped_before_all_others_at_once(
     docker: Path, under_way: list[list[dict[str, Any]]]
 ) -> None:
     # Given two looks at which a run is under way
@@ -64,17 +66,40 @@ def test_the_code_is_tried_before_anything_stops_and_init_is_swapped_first(
     # When the stack is deployed
     deploy.deploy()
 
-    # Then it goes from the trial over the daemon's stop to init, and to those who work on runs
+    # Then it goes from the trial over the daemon's stop to init, and to all the others, once
     steps = [
         told(docker, "run", "dagster_stack.project.check"),
         told(docker, "stop", "daemon"),
         told(docker, "up", "init"),
-        told(docker, "up", "runner", "worker"),
+        told(docker, "create"),
+        told(docker, "start", "p-worker-1"),
     ]
     assert all(len(found) == 1 for found in steps)
     assert steps == sorted(steps)
     assert under_way == []
     assert not told(docker, "start", "daemon")
+
+
+def test_no_service_is_made_without_its_dependencies_and_init_runs_once(docker: Path) -> None:
+    """`up --no-deps` labels a container with another hash: the next `up` would make it, and stop its steps, once more."""
+    deploy.swap()
+
+    assert not told(docker, "--no-deps")
+    assert len(told(docker, "up")) == 1
+    assert not told(docker, "start", "p-init-1")
+
+
+def test_what_was_made_is_started_and_what_runs_is_left_alone(
+    docker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = {"init": "exited", "dagit": "created", "daemon": "exited", "postgres": "running"}
+    made = [Container(f"p-{name}-1", name, state, "", 0) for name, state in states.items()]
+    monkeypatch.setattr(compose, "containers", lambda: made)
+
+    up.start_made()
+
+    started = {call.split()[-1] for call in calls(docker) if "start" in call.split()}
+    assert started == {"p-dagit-1", "p-daemon-1"}
 
 
 def test_nothing_is_deployed_where_nothing_changed(
@@ -90,10 +115,10 @@ def test_nothing_is_deployed_where_nothing_changed(
 
 
 def test_code_that_does_not_load_leaves_all_as_it_was(docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> None:
+    def broken() -> str:
         raise Failure("it can't be imported")
 
-    monkeypatch.setattr(deploy, "check_code", broken)
+    monkeypatch.setattr(code_check, "check", broken)
 
     with pytest.raises(Failure, match=r"it can't be imported\n\n  Nothing was deployed"):
         deploy.deploy()
@@ -173,7 +198,7 @@ def test_a_hand_over_asks_for_no_run(docker: Path, monkeypatch: pytest.MonkeyPat
 
     deploy.deploy()
 
-    assert told(docker, "up", "runner", "worker")
+    assert told(docker, "create")
 
 
 def test_an_unknown_way_is_refused_before_anything_is_done(
