@@ -13,7 +13,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONSAFEPATH PYTHONHOME DOCKER_BUILDKIT DOCKER_DEFAULT_PLATFORM
 unexport COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE COMPOSE_IGNORE_ORPHANS COMPOSE_REMOVE_ORPHANS
 
-.PHONY: help up deploy project down demo run scale monitoring status workers dead-letters logs ps shell dev test test-unit lint lock dashboards bench drills soak clean
+.PHONY: help up deploy reload project down demo run scale monitoring status workers dead-letters logs ps shell dev test test-unit lint lock dashboards bench drills soak clean
 
 ##@ Every day
 up: ## Build what is missing, start all, wait until healthy, print the addresses
@@ -47,6 +47,8 @@ shell: ## A shell with the stack's environment, next to Dagster
 	@$(COMPOSE) run --rm --no-deps cli bash
 
 ##@ Working on pipelines
+reload: ## Definitions that code makes at import, anew: in Dagit, runners and workers
+	@$(PYTHON) -m scripts.run reload
 project: ## What was found in the folder that PROJECT names: code locations, jobs, variables that are missing
 	@$(PYTHON) -m scripts.project_report
 dev: ## The same project without Docker: SQLite, local files

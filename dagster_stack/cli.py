@@ -58,6 +58,18 @@ def demo() -> ExitCode:
 
 
 @cli.command()
+def reload() -> ExitCode:
+    """Load definitions anew that code makes when it is imported: in Dagit, and in whoever takes part in later runs."""
+    from dagster_stack.client.dagit import Dagit
+
+    names = Dagit.from_environment().reload()
+    click.echo(
+        f"Loaded anew: {', '.join(names)}. Runs from now on have these definitions on all runners and workers."
+    )
+    return ExitCode.SUCCESS
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def workers(as_json: bool) -> ExitCode:
     """Show who is alive, on which queue, doing what."""

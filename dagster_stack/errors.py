@@ -108,6 +108,15 @@ class ForeignCode(StackError):
         self.theirs, self.ours = theirs, ours
 
 
+class OldDefinitions(StackError):
+    """Raised when a run is of a reload that the process, which loaded its code earlier, has not seen."""
+
+    def __init__(self, asked: int, loaded: int) -> None:
+        super().__init__(
+            f"This process loaded its code before the last reload ({loaded}; the run is of {asked}): it is replaced."
+        )
+
+
 class NoSuchRun(StackError):
     """Raised when a message names a run that the database does not have."""
 

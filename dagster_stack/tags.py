@@ -15,6 +15,7 @@ from dagster_celery.tags import (
 
 __all__ = [
     "CODE",
+    "DEFINITIONS",
     "HIGHEST",
     "ISOLATION",
     "ISOLATIONS",
@@ -32,6 +33,8 @@ __all__ = [
 
 #: On a run: the content hash of the code that drives it. Set by the stack, for everybody to see.
 CODE = "dagster-stack/code"
+#: On a run: the reload whose definitions it has, counted from 1. Set by the stack, once there was a reload.
+DEFINITIONS = "dagster-stack/definitions"
 #: On an op, a job or a run: "false" when an execution that was lost must not be repeated.
 REDELIVER = "dagster-stack/redeliver"
 #: On an op, a job or a run: the seconds that an attempt of a step may take.

@@ -22,6 +22,8 @@ CONNECT_TIMEOUT_SECS = 3.0
 ANSWER_TIMEOUT_SECS = 60.0
 #: Seconds for an answer to a question that is asked again soon.
 WATCH_TIMEOUT_SECS = 15.0
+#: Seconds for a reload: Dagster gives a code location 180 to load.
+RELOAD_TIMEOUT_SECS = 240.0
 #: Tries to connect after the first. A refused connection carried no request, so a launch is never doubled.
 CONNECT_RETRIES = 2
 #: Events in one answer: Dagit reads no more at once.
@@ -154,6 +156,20 @@ mutation Terminate($id: String!) {
 """
 
 
+RELOAD_MUTATION = """
+mutation Reload {
+  reloadWorkspace {
+    __typename
+    ... on Workspace {
+      locationEntries { name loadStatus locationOrLoadError { __typename ... on PythonError { message } } }
+    }
+    ... on Error { message }
+    ... on UnauthorizedError { message }
+  }
+}
+"""
+
+
 @dataclass(frozen=True)
 class Job:
     """A job by the three names that Dagit knows it by."""
@@ -254,6 +270,15 @@ class Dagit:
             raise launch_error(job.name, answer)
         run_id: str = answer["run"]["runId"]
         return run_id
+
+    def reload(self) -> list[str]:
+        """Load all code locations anew, as Dagit's button does; gives their names. Raises DagitError with what failed."""
+        answer = self.ask(RELOAD_MUTATION, timeout=RELOAD_TIMEOUT_SECS)["reloadWorkspace"]
+        if answer["__typename"] != "Workspace":
+            raise DagitError(f"Dagit can't load the code anew: {answer.get('message', '').strip()}")
+        if errors := load_errors(answer):
+            raise DagitError("\n".join(f"{name} {reason}" for name, reason in errors.items()))
+        return [entry["name"] for entry in answer["locationEntries"]]
 
     def run(self, run_id: str, cursor: str | None, with_plan: bool) -> dict[str, Any]:
         """The run's state, its plan if asked for, and its next events after `cursor`."""

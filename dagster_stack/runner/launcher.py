@@ -16,7 +16,7 @@ from dagster._core.launcher import (
 )
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
-from dagster_stack import tags
+from dagster_stack import definitions, tags
 from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.messages import RunMessage
 from dagster_stack.broker.postponed import postponed
@@ -98,10 +98,14 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
                 )
 
     def _tell_code(self, run: DagsterRun) -> None:
+        """Tag the run with the code and the definitions that it has."""
         code = code_version()
-        # Only what is new: each write makes the run look as if something had happened to it (RunsStuck).
+        new = definitions.new_tags(self._instance, run)
         if code and run.tags.get(tags.CODE) != code:
-            patiently(lambda: self._instance.add_run_tags(run.run_id, {tags.CODE: code}))
+            new[tags.CODE] = code
+        # Only what is new: each write makes the run look as if something had happened to it (RunsStuck).
+        if new:
+            patiently(lambda: self._instance.add_run_tags(run.run_id, new))
 
     def _send(self, run: DagsterRun, message: RunMessage) -> None:
         try:

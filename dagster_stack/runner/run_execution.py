@@ -21,7 +21,7 @@ from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster._utils.hosted_user_process import recon_job_from_origin
 from dagster._utils.interrupts import capture_interrupts
 
-from dagster_stack import tags
+from dagster_stack import definitions, tags
 from dagster_stack.broker.messages import RunMessage
 from dagster_stack.broker.postponed import refused_for
 from dagster_stack.code_version import code_version
@@ -160,6 +160,8 @@ class RunExecution:
                 f"No runner with its code {theirs} is left: it goes on with {ours}.", run
             )
             instance.add_run_tags(run.run_id, {tags.CODE: ours})
+        if not run.is_finished:
+            definitions.require(instance, run)
         return run
 
     def _heard(self, sign: Sign | None) -> None:

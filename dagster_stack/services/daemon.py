@@ -7,6 +7,7 @@ from dagster._daemon import controller
 from dagster._daemon.cli import cli
 from dagster._daemon.controller import get_daemon_statuses
 
+from dagster_stack import definitions
 from dagster_stack.logs.libraries import leave_to_service, use_in_dagster
 from dagster_stack.runner.watch import RunWatch
 from dagster_stack.services.code_server import use_in_code_servers
@@ -30,6 +31,7 @@ def run_daemon(workspaces: Sequence[str]) -> None:
     use_in_dagster()
     use_in_code_servers()
     leave_to_service(controller)
+    definitions.use_in_daemon()
     with DagsterInstance.get() as instance:
         RunWatch(instance).start()
         # No exit of our own: Dagster's daemon ends itself when one of its threads falls silent.

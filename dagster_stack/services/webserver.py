@@ -15,6 +15,7 @@ from dagster_webserver import cli
 from dagster_webserver.app import create_app_from_workspace_process_context
 from starlette.applications import Starlette
 
+from dagster_stack import definitions
 from dagster_stack.logs.libraries import leave_to_service, replace, use_in_dagster, use_in_uvicorn
 from dagster_stack.logs.service import configure
 from dagster_stack.own_names import OwnNames
@@ -79,6 +80,7 @@ def main() -> None:
     use_in_code_servers()
     leave_to_service(cli)
     use_in_webserver()
+    definitions.use_in_webserver()
     refuse_foreign_pages(OwnNames.of("dagit"))
     PooledPostgresStorage.allow_process(CONNECTIONS)
     limit_writes(WRITE_PATIENCE_SECS)

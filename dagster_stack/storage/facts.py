@@ -30,6 +30,13 @@ NOTE_ONCE = sqlalchemy.text(
     ON CONFLICT (name) DO NOTHING RETURNING name
     """
 )
+COUNT = sqlalchemy.text(
+    """
+    INSERT INTO dagster_stack_facts (name, value) VALUES (:name, '1')
+    ON CONFLICT (name) DO UPDATE SET value = to_jsonb(dagster_stack_facts.value::int + 1), noted_at = now()
+    RETURNING value
+    """
+)
 FORGET = sqlalchemy.text(
     """
     DELETE FROM dagster_stack_facts
@@ -56,6 +63,10 @@ class Facts:
     def note_once(self, name: str, value: Any = True) -> bool:
         """Whether this is the first process to note it."""
         return bool(self._execute(NOTE_ONCE, name=name, value=json.dumps(value)))
+
+    def count(self, name: str) -> int:
+        """Add one to a number, which begins at 0; gives the new one."""
+        return int(self._execute(COUNT, name=name)[0][0])
 
     def forget(self, beginning: str, days: int) -> None:
         """Delete facts whose names begin so, and that were noted so many days ago."""

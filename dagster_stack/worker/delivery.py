@@ -24,11 +24,13 @@ from dagster_stack.errors import (
     NoRoom,
     NoSuchJob,
     NoSuchRun,
+    OldDefinitions,
 )
 from dagster_stack.storage.claims import Claim
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.sqlstate import is_away
 from dagster_stack.worker.process import warm_instance
+from dagster_stack.worker.replacement import replace_process
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,13 @@ def handled(
         hand_over(str(error))
         with back_to_queue_on_error():
             postpone(task, message, refused=isinstance(error, ForeignCode))
+    except OldDefinitions as error:
+        logger.info(
+            "%s goes back to its queue: %s", message.work, error, extra={"action": "message.returned"}
+        )
+        hand_over(str(error))
+        replace_process()
+        raise Reject(str(error), requeue=True) from error
     except (NoSuchRun, NoSuchJob) as error:
         put_aside(task, message.to_json(), str(error))
     except GivenUp as error:

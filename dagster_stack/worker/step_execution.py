@@ -20,7 +20,7 @@ from dagster._core.execution.context_creation_job import create_context_free_log
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.plan.step import ExecutionStep
 
-from dagster_stack import tags
+from dagster_stack import definitions, tags
 from dagster_stack.broker.link import wake_up
 from dagster_stack.broker.messages import StepMessage
 from dagster_stack.broker.postponed import refused_for
@@ -212,6 +212,7 @@ class StepExecution:
         self._foreign_code = ForeignCode(theirs, ours) if theirs and ours and theirs != ours else None
         if self._foreign_code and (refused_for(message) < FOREIGN_CODE_SECS or self._has_worker_of(theirs)):
             raise self._foreign_code
+        definitions.require(instance, found.run)
         return found.run
 
     def _refusal(self, claim: Claim, storage: PooledEventLogStorage) -> str | None:

@@ -132,12 +132,20 @@ def sweep() -> None:
 def load(location: str = "") -> None:
     """Load Dagster as services log it, what its secrets loader knows, and then the code of the workspace: in a project of
     several code locations that of one."""
+    from dagster_stack import definitions
     from dagster_stack.project import defaults, read_only
     from dagster_stack.worker import scratch
     from dagster_stack.worker.process import warm_instance
 
     # Before the code, which may ask a job of its own for its executor.
     defaults.use()
+    try:
+        definitions.about_to_load(warm_instance())
+    except Exception:
+        # They count as those of before the first reload: a run of a later one replaces this process.
+        logger.warning(
+            "how new the definitions are is not known", exc_info=True, extra={"action": "definitions.unknown"}
+        )
     use_in_dagster()
     scratch.use_in_errors()
     read_only.use_in_dagster()

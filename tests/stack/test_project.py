@@ -20,6 +20,41 @@ INSTALL_SECS, TOOL_SECS = 300, 180
 MATERIALIZE_ALL = "__ASSET_JOB"
 
 
+ASSETS = """
+import json
+from pathlib import Path
+
+import dagster as dg
+
+
+@dg.asset
+def one() -> int:
+    return 1
+
+
+@dg.asset
+def two(one: int) -> int:
+    return one + 1
+
+
+def made(name, value):
+    @dg.asset(name=name)
+    def asset() -> dg.MaterializeResult:
+        return dg.MaterializeResult(metadata={"value": value})
+
+    return asset
+
+
+tables = Path("/opt/data/tables.json")
+assets = [made(*each) for each in (json.loads(tables.read_text()) if tables.exists() else {}).items()]
+"""
+RELOAD = """
+mutation Reload($name: String!) {
+  reloadRepositoryLocation(repositoryLocationName: $name) { __typename }
+}
+"""
+
+
 class Tools:
     """`create-dagster` and `dg` of this Dagster's version, in an environment of their own."""
 
@@ -68,8 +103,7 @@ def scaffolded(tools: Tools, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("a folder")
     tools(place, "create-dagster", "project", "my-project", "--no-uv-sync")
     tools(place / "my-project", "dg", "scaffold", "defs", "dagster.asset", "assets.py")
-    code = "import dagster as dg\n\n\n@dg.asset\ndef one() -> int:\n    return 1\n\n\n@dg.asset\ndef two(one: int) -> int:\n    return one + 1\n"
-    (place / "my-project" / "src" / "my_project" / "defs" / "assets.py").write_text(code)
+    (place / "my-project" / "src" / "my_project" / "defs" / "assets.py").write_text(ASSETS)
     return place / "my-project"
 
 
@@ -183,3 +217,31 @@ def test_a_scaffolded_project_is_served_as_it_is(
     # Then both steps were executed by workers
     assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
     assert "the code loads (2 code locations)" in served.stdout
+
+
+def values_of_runs(stack: Stack, asset: str) -> list[object]:
+    """What an asset says in several runs at once, so that every worker has some."""
+    run_ids = [stack.launch(MATERIALIZE_ALL, location="my-project") for _ in range(4)]
+    for run_id in run_ids:
+        assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+    return [stack.metadata(run_id, asset).get("value") for run_id in run_ids]
+
+
+@pytest.mark.usefixtures("served")
+def test_after_a_reload_all_workers_have_the_definitions_that_are_made_at_import(stack: Stack) -> None:
+    # Given assets that the code makes of a file, which is there by now
+    def write(**tables: int) -> None:
+        command = ("sh", "-c", 'printf %s "$1" > /opt/data/tables.json', "sh", json.dumps(tables))
+        stack.exec("worker", *command)
+
+    write(three=3)
+    # When a user says so, by make
+    said = stack.make("reload").stdout
+    # Then the asset is there, in every run
+    assert "Loaded anew: my-project, other" in said
+    assert values_of_runs(stack, "three") == [3] * 4
+    # And after a change, and Dagit's button, no worker has the one of before
+    write(three=33)
+    answer = stack.graphql(RELOAD, name="my-project")["reloadRepositoryLocation"]
+    assert answer["__typename"] == "WorkspaceLocationEntry"
+    assert values_of_runs(stack, "three") == [33] * 4

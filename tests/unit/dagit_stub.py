@@ -79,6 +79,8 @@ class DagitStub:
                 return {"runOrError": self._run(variables)}
             case "Outputs":
                 return {"runOrError": self._run(variables)}
+            case "Reload":
+                return {"reloadWorkspace": {"__typename": "Workspace", "locationEntries": self.locations}}
             case "Terminate":
                 self.terminated.set()
                 self.status = "CANCELED"

@@ -194,6 +194,22 @@ def test_a_query_that_dagit_does_not_understand_is_an_error_with_its_words(
         dagit.find_job("flights")
 
 
+def entry(name: str, error: str = "") -> dict[str, Any]:
+    content = (
+        {"__typename": "PythonError", "message": error} if error else {"__typename": "RepositoryLocation"}
+    )
+    return {"name": name, "loadStatus": "LOADED", "locationOrLoadError": content}
+
+
+def test_a_reload_names_the_locations_or_what_is_wrong_with_one(stub: DagitStub, dagit: Dagit) -> None:
+    stub.locations = [entry("pipelines"), entry("shop")]
+    assert dagit.reload() == ["pipelines", "shop"]
+
+    stub.locations = [entry("pipelines"), entry("shop", "no table orders")]
+    with pytest.raises(DagitError, match="shop could not be loaded: no table orders"):
+        dagit.reload()
+
+
 def test_a_proxy_in_the_environment_is_not_used(
     stub: DagitStub, dagit: Dagit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
