@@ -10,6 +10,7 @@ from dagster import (
     DagsterEvent,
     DagsterEventType,
     DagsterInstance,
+    DagsterRunStatus,
 )
 from dagster._core.events import EngineEventData
 from dagster._core.execution.context.system import PlanOrchestrationContext
@@ -83,6 +84,8 @@ class Drive:
         self._failed_resources: set[tuple[str, int]] = set()
         self._read_at = 0.0
         self._poll_at = 0.0
+        #: Whether somebody has ended the run, or wants to.
+        self._is_to_end = False
 
     def events(self) -> Iterator[DagsterEvent]:
         """Drive the run to its end; yields its events once they stand in the log."""
@@ -91,7 +94,7 @@ class Drive:
         # Nothing is called back after an error: whether it ends the run is known when the run's end is stored.
         self._advance()
         while not self._active.is_complete:
-            if self._active.check_for_interrupts():
+            if self._active.check_for_interrupts() or self._is_to_end:
                 yield from self._interrupt()
                 return
             yield from self._news()
@@ -108,6 +111,7 @@ class Drive:
             # Also while wake-ups come all the time: an end that became visible late must not wait for a pause.
             self._poll_at = now + POLL_SECS
             news = self._tail.look_back()
+            self._is_to_end = self._is_to_end_by_hand()
         elif woken:
             news = self._tail.read()
         else:
@@ -171,6 +175,14 @@ class Drive:
             self._context.for_step(self._in_flight[key]), error, self._active.get_known_state()
         )
         self._poll_at = 0
+
+    def _is_to_end_by_hand(self) -> bool:
+        """Of a run that somebody executes by hand: whether it was terminated in Dagit. A runner hears that with its claim."""
+        storage = self._context.instance.event_log_storage
+        if isinstance(storage, PooledEventLogStorage) and storage.claim:
+            return False
+        run = self._context.instance.get_run_by_id(self._context.run_id)
+        return run is None or run.is_finished or run.status == DagsterRunStatus.CANCELING
 
     # --- what follows ----------------------------------------------------------------------------------
 

@@ -218,6 +218,34 @@ def test_a_canceled_run_ends_as_canceled(instance: DagsterInstance, workers: Wor
     assert workers.revoked == [[step_task_id(result.run_id, "one", 1)]]
 
 
+@pytest.mark.parametrize("is_forced", [False, True])
+def test_a_run_that_is_executed_by_hand_sees_by_itself_that_it_was_canceled(
+    instance: DagsterInstance, workers: Workers, is_forced: bool
+) -> None:
+    """So far it sent its steps again, since workers skip those of such a run, for as long as its process lived."""
+    wait = workers.wait
+
+    def cancel(timeout: float) -> bool:
+        (_, step), *_ = workers.queue
+        run = instance.get_run_by_id(step.run_id)
+        assert run
+        if run.status == DagsterRunStatus.STARTED:
+            instance.report_run_canceling(run)
+            if is_forced:
+                instance.report_run_canceled(run)
+        # Its message waits behind others
+        workers.durations["one"] = 1000
+        return wait(timeout)
+
+    workers.wait = cancel  # type: ignore[method-assign]
+
+    result = executed(instance, step_jobs.linear)
+
+    assert result.status == DagsterRunStatus.CANCELED
+    assert workers.revoked == [[step_task_id(result.run_id, "one", 1)]]
+    assert workers.sent == [("one", 1)]
+
+
 def test_an_error_in_the_run_itself_calls_nothing_back_until_the_runs_end_is_stored(
     instance: DagsterInstance, workers: Workers
 ) -> None:
