@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import click
 
 from dagster_stack.errors import ExitCode, StackError, UsageError
+from dagster_stack.loading import uncollected
 
 #: The run config's content, for a container that can't see the host's files.
 CONFIG_VARIABLE = "RUN_CONFIG"
@@ -103,8 +104,9 @@ def dead_letters(as_json: bool) -> ExitCode:
 @cli.command()
 def init() -> None:
     """Make schema, bucket, S3 user and data folder: the service `init`, safe to repeat."""
-    from dagster_stack.logs.service import configure
-    from dagster_stack.services.provision import provision, provision_files
+    with uncollected():
+        from dagster_stack.logs.service import configure
+        from dagster_stack.services.provision import provision, provision_files
 
     configure("init")
     provision_files()
@@ -117,11 +119,22 @@ def init() -> None:
 )
 def daemon(workspace: tuple[str, ...]) -> None:
     """Run Dagster's daemon: the service `daemon`."""
-    from dagster_stack.logs.service import configure
-    from dagster_stack.services.daemon import run_daemon
+    with uncollected():
+        from dagster_stack.logs.service import configure
+        from dagster_stack.services.daemon import run_daemon
 
     configure("daemon")
     run_daemon(workspace)
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def dagit(words: tuple[str, ...]) -> None:
+    """Run Dagster's webserver, with the words of its own command line: the service `dagit`."""
+    with uncollected():
+        from dagster_stack.services import webserver
+
+    webserver.run_webserver(words)
 
 
 @cli.command()

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from itertools import pairwise
 
+from dagster_stack.loading import uncollected
 from dagster_stack.logs.libraries import leave_to_service, replace, use_in_dagster
 from dagster_stack.logs.service import SERVICE_VARIABLE, active, configure
 from dagster_stack.project import found, use
@@ -34,8 +35,9 @@ def use_location(words: Sequence[str]) -> None:
 
 def main() -> None:
     """Run Dagster's command line with the arguments of this process."""
-    from dagster._cli import api
-    from dagster._cli import main as command_line
+    with uncollected():
+        from dagster._cli import api
+        from dagster._cli import main as command_line
 
     from dagster_stack.broker.address import withhold
     from dagster_stack.project import read_only

@@ -7,8 +7,7 @@ laptop that slept). Dagit then serves its pages and fails every launch until som
 
 import logging
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from dagster_webserver import cli
@@ -72,8 +71,8 @@ def refuse_foreign_pages(own: OwnNames) -> None:
     logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != REFUSED_HANDSHAKE)
 
 
-def main() -> None:
-    """Run Dagster's webserver with the arguments of this process until it is stopped."""
+def run_webserver(words: Sequence[str]) -> None:
+    """Run Dagster's webserver with the words of its command line until it is stopped."""
     configure("dagit")
     use_in_dagster()
     use_in_uvicorn()
@@ -85,8 +84,4 @@ def main() -> None:
     PooledPostgresStorage.allow_process(CONNECTIONS)
     limit_writes(WRITE_PATIENCE_SECS)
     Heartbeat(CodeServerProbe(), exit_after=EXIT_AFTER_SECS).start()
-    cli.cli(sys.argv[1:], auto_envvar_prefix="DAGSTER_WEBSERVER")
-
-
-if __name__ == "__main__":
-    main()
+    cli.cli(list(words), auto_envvar_prefix="DAGSTER_WEBSERVER")

@@ -14,6 +14,7 @@ import yaml
 from celery import current_app, signals
 
 from dagster_stack.broker.address import withhold
+from dagster_stack.loading import uncollected
 from dagster_stack.logs.libraries import use_in_dagster
 from dagster_stack.project import found, use
 from dagster_stack.project.discovery import IMPORTED
@@ -69,8 +70,9 @@ def share(sender: Any, instance: Any, **_: Any) -> None:
 
 def load_shared() -> None:
     """Load the platform for all processes that are forked from this one."""
-    for module in SHARED:
-        importlib.import_module(module)
+    with uncollected():
+        for module in SHARED:
+            importlib.import_module(module)
     if place := Settings.from_environment().s3:
         from dagster_stack.storage.s3 import s3_client
 
@@ -132,10 +134,11 @@ def sweep() -> None:
 def load(location: str = "") -> None:
     """Load Dagster as services log it, what its secrets loader knows, and then the code of the workspace: in a project of
     several code locations that of one."""
-    from dagster_stack import definitions
-    from dagster_stack.project import defaults, read_only
-    from dagster_stack.worker import scratch
-    from dagster_stack.worker.process import warm_instance
+    with uncollected():
+        from dagster_stack import definitions
+        from dagster_stack.project import defaults, read_only
+        from dagster_stack.worker import scratch
+        from dagster_stack.worker.process import warm_instance
 
     # Before the code, which may ask a job of its own for its executor.
     defaults.use()

@@ -131,7 +131,7 @@ class AdHoc:
     def dagit(self) -> Iterator["OwnDagit"]:
         """One more Dagit, in a container of its own, whose code location is this module."""
         name = f"{self.stack.project}-test-dagit"
-        command = ["python", "-m", "dagster_stack.services.webserver", "--port", "3000", "-f", self.target]
+        command = ["python", "-m", "dagster_stack", "dagit", "--port", "3000", "-f", self.target]
         with self._container(name, *command):
             dagit = OwnDagit(self.stack, name, f"{self.module}.py")
             wait_until(dagit.answers, 120, "the test's own Dagit answers")

@@ -74,7 +74,7 @@ def real_dagit(home: Path, **environment: str) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = (home / "webserver.log").open("w+")
-    command = [sys.executable, "-m", "dagster_stack.services.webserver", "-f", "jobs.py", "-h", "127.0.0.1"]
+    command = [sys.executable, "-m", "dagster_stack", "dagit", "-f", "jobs.py", "-h", "127.0.0.1"]
     own = {
         "DAGSTER_HOME": str(home),
         "DAGSTER_STACK_HEARTBEAT_FILE": str(home / "heartbeat"),
