@@ -184,9 +184,10 @@ def test_deploy_waits_for_runs_under_way_and_queued_ones_get_the_new_code(
 
 
 def test_deploy_can_hand_runs_over_to_the_new_code(stack: Stack, edited: Stack, tmp_path: Path) -> None:
-    # Given runs with steps longer than a worker that stops lets them have
-    before = [stack.launch("queues", naps(LONG_SECS)) for _ in range(2)]
+    # Given a run with steps longer than a worker that stops lets them have, and one that waits behind its heavy one
+    before = [stack.launch("queues", naps(LONG_SECS))]
     runs.wait_for_event(stack, before[0], "STEP_START", HEAVY[0].name)
+    before.append(stack.launch("queues", naps()))
 
     # When edited code is deployed without waiting for them
     edited.make("deploy", "DEPLOY=hand-over")
