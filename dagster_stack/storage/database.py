@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import sqlalchemy
 from sqlalchemy.engine import Connection, Engine, ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError, TimeoutError
-from sqlalchemy.pool import Pool, PoolProxiedConnection, QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, QueuePool
 
 from dagster_stack.errors import UsageError
 from dagster_stack.forks import keep_from_children
@@ -91,8 +91,16 @@ def pooled_engine(url: str, connections: int) -> Engine:
         },
     )
     sqlalchemy.event.listen(engine, "connect", lambda connection, _: keep_from_children(connection))
+    sqlalchemy.event.listen(engine, "checkin", leave_no_transaction)
     _engines.append(engine)
     return engine
+
+
+def leave_no_transaction(connection: Any, record: ConnectionPoolEntry) -> None:
+    """End the session of a connection that comes back with a transaction, as user code may have begun one by hand: with its
+    locks it would stay open for as long as this process uses the connection."""
+    if connection and connection.get_transaction_status():
+        record.invalidate()
 
 
 def note_error(context: ExceptionContext) -> None:

@@ -384,3 +384,16 @@ def test_a_steps_standing_is_read_from_one_answer(events: EventLog, database_url
     # And a run that nobody gave its code, or that nobody knows, has none
     assert standing(other.run_id, "step") == ("CANCELING", None, {"STEP_FAILURE": 1})
     assert events.standing("nobody's", "step", ends) == (None, None, {})
+
+
+def test_a_transaction_that_user_code_leaves_open_ends_with_its_step(database_url: str) -> None:
+    """Its locks would stop the whole stack, the step's own end first."""
+    engine = pooled_engine(database_url, 2)
+    with engine.connect() as connection:
+        for statement in ("CREATE TABLE locked ()", "BEGIN", "LOCK TABLE locked"):
+            connection.execute(sqlalchemy.text(statement))
+
+    with engine.connect() as connection:
+        held = "SELECT FROM pg_locks WHERE relation = 'locked'::regclass"
+        assert connection.execute(sqlalchemy.text(held)).all() == []
+        connection.execute(sqlalchemy.text("DROP TABLE locked"))
