@@ -13,11 +13,12 @@ from functools import cache
 from pathlib import Path
 
 from dagster_stack.project import VARIABLE as PROJECT
+from dagster_stack.project.data import DATA
 from dagster_stack.project.discovery import Project
 from dagster_stack.project.variables import OF_LOCATIONS, VARIABLE
-from scripts import env_file, project, variables, venv
+from scripts import data_folder, env_file, project, project_packages, variables, venv
 from scripts.code_location import DIRECTLY
-from scripts.console import LOG_FOLDER, ROOT, Failure, Progress, done, main, say
+from scripts.console import LOG_FOLDER, ROOT, Failure, Progress, done, main, say, warn
 from scripts.dev_worker import DevWorker
 from scripts.preflight import HIGHEST_PORT, bind_problem
 
@@ -48,22 +49,12 @@ def dev() -> int:
     """`dagster dev` on this terminal, with a worker beside it; Ctrl-C ends both and leaves nothing running."""
     port = os.environ.get("DAGIT_PORT") or "3000"
     require_free_port(port)
-    venv.ensure()
-    find_project()
+    prepare()
     # As the image's build does it: what `dagster dev` makes itself is renewed by it anyway.
-    subprocess.run(
-        [
-            *with_variables(),
-            str(venv.PYTHON),
-            "-m",
-            "dagster_stack.project.manifests",
-            "absent",
-            str(folder()),
-        ],
-        cwd=ROOT,
-        env=environment(),
-        check=False,
-    )
+    run("dagster_stack.project.manifests", "absent", str(folder()))
+    # As `make up` names them; the rest of that would load the code once more.
+    run("dagster_stack.project.check", "unset")
+    name_other_data()
     say(f"\n  Dagit: http://127.0.0.1:{port} once it says so below; Ctrl-C ends it. Data: {HOME}\n")
     with DevWorker(HOME, environment(), folder()) as worker:
         process = subprocess.Popen(dagster_dev(port), cwd=folder(), env=environment())
@@ -81,10 +72,9 @@ def dev() -> int:
 
 def demo() -> int:
     """Run the flights in the embedded mode, to the same report; returns the command line's exit code."""
-    python = venv.ensure()
-    find_project()
+    prepare()
     with DevWorker(HOME, environment(), folder()), dagit() as url:
-        command = [str(python), "-m", "dagster_stack", "demo"]
+        command = [str(python()), "-m", "dagster_stack", "demo"]
         code = subprocess.run(
             command, cwd=ROOT, env={**environment(), "DAGSTER_STACK_DAGIT_URL": url}, check=False
         ).returncode
@@ -141,6 +131,20 @@ def wait_until_answers(url: str, process: subprocess.Popen[bytes], log: Path) ->
     done(f"Dagit answers at {url}")
 
 
+def prepare() -> None:
+    """Install what is missing, and find the project; raises Failure."""
+    venv.ensure()
+    find_project()
+    project_packages.ensure(project.folder())
+
+
+def name_other_data() -> None:
+    """Say so where the stack's data is in another place than that of the embedded mode, as with `dg dev`."""
+    named, own = env_file.settings().get(data_folder.VARIABLE, ""), folder() / DATA
+    if named and Path(named).resolve() != own.resolve():
+        warn(f"{data_folder.VARIABLE}={named} is the stack's: here files under {DATA}/ are in {own}")
+
+
 def find_project() -> None:
     """Write the workspace file of the project that PROJECT names; raises Failure, with the cure, for what is none.
 
@@ -160,13 +164,24 @@ def found() -> Project:
 
 
 def dagster_dev(port: str) -> list[str]:
-    command = [str(venv.PYTHON), "-m", "dagster", "dev", "--workspace", str(HOME / "workspace.yaml")]
+    command = [str(python()), "-m", "dagster", "dev", "--workspace", str(HOME / "workspace.yaml")]
     return [*with_variables(), *command, "--host", "127.0.0.1", "--port", port]
 
 
 def with_variables() -> list[str]:
     """The start of a command that has the project's own variables."""
-    return [str(venv.PYTHON), "-P", "-m", "dagster_stack.project.variables"]
+    return [str(python()), "-P", "-m", "dagster_stack.project.variables"]
+
+
+def run(module: str, *arguments: str) -> None:
+    """A module of the platform that says of the project what is to be known, with the project's variables."""
+    command = [*with_variables(), str(python()), "-m", module, *arguments]
+    subprocess.run(command, cwd=ROOT, env=environment(), check=False)
+
+
+def python() -> Path:
+    """The Python that has the project's packages."""
+    return project_packages.python(project.folder())
 
 
 def folder() -> Path:
@@ -204,7 +219,10 @@ def environment() -> dict[str, str]:
             name: ",".join(filter(None, ["127.0.0.1,localhost", kept.get(name)]))
             for name in ("no_proxy", "NO_PROXY")
         },
-        "PATH": f"{venv.FOLDER / 'bin'}{os.pathsep}{kept.get('PATH', '')}",
+        # The project's programs, such as dbt, before the platform's.
+        "PATH": os.pathsep.join(
+            dict.fromkeys([str(python().parent), str(venv.FOLDER / "bin"), kept.get("PATH", "")])
+        ),
         "MPLCONFIGDIR": str(Path(tempfile.gettempdir()) / "matplotlib"),
     }
 

@@ -9,7 +9,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from scripts import venv
+from scripts import project, project_packages
 from scripts.console import LOG_FOLDER, ROOT, say
 
 LOG = LOG_FOLDER / "dev-worker.log"
@@ -81,9 +81,10 @@ def command() -> list[str]:
     """This module, which becomes the worker."""
     queues = os.environ.get("DEV_QUEUES") or QUEUES
     # Without the working folder on the path, where the project may have `scripts` of its own.
-    celery = [str(venv.PYTHON), "-P", "-m", "scripts.dev_worker", "-A", "dagster_stack.app", "worker"]
+    python = str(project_packages.python(project.folder()))
+    celery = [python, "-P", "-m", "scripts.dev_worker", "-A", "dagster_stack.app", "worker"]
     return [
-        *[str(venv.PYTHON), "-P", "-m", "dagster_stack.project.variables"],
+        *[python, "-P", "-m", "dagster_stack.project.variables"],
         *celery,
         "-n",
         "dev@%h",

@@ -5,6 +5,7 @@ No image, container or log has them.
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from scripts import env_file
@@ -18,9 +19,13 @@ NAMES = re.compile(r"UV_(?:DEFAULT_INDEX|(?:EXTRA_)?INDEX\w*)|PIP_(?:EXTRA_)?IND
 def write() -> None:
     """Write the two files that compose.yaml hands to the build; raises Failure for a NETRC that can't be read."""
     settings = env_file.settings()
-    found = {name: value for name, value in sorted(settings.items()) if NAMES.fullmatch(name) and value}
-    put("json", json.dumps(found))
+    put("json", json.dumps(found(settings)))
     put("netrc", logins(settings.get("NETRC", "")))
+
+
+def found(settings: Mapping[str, str]) -> dict[str, str]:
+    """The settings that name package indexes."""
+    return {name: value for name, value in sorted(settings.items()) if NAMES.fullmatch(name) and value}
 
 
 def logins(named: str) -> str:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 SECRETS = Path("/run/secrets")
@@ -33,9 +34,12 @@ def environment() -> dict[str, str]:
     CERTIFICATES.write_bytes(
         SYSTEM_CERTIFICATES.read_bytes() + (extra.read_bytes() if extra.exists() else b"")
     )
-    indexes = variables()
-    translated = {OF_PIP[name]: value for name, value in indexes.items() if name in OF_PIP}
-    return {**os.environ, **dict.fromkeys(CERTIFICATE_VARIABLES, str(CERTIFICATES)), **translated, **indexes}
+    return {**os.environ, **dict.fromkeys(CERTIFICATE_VARIABLES, str(CERTIFICATES)), **of_uv(variables())}
+
+
+def of_uv(indexes: Mapping[str, str]) -> dict[str, str]:
+    """Variables that name package indexes, with what uv calls those of pip."""
+    return {**{OF_PIP[name]: value for name, value in indexes.items() if name in OF_PIP}, **indexes}
 
 
 def variables() -> dict[str, str]:
@@ -47,18 +51,24 @@ def variables() -> dict[str, str]:
 
 def passwords() -> set[str]:
     """What must not be printed: logins in addresses, passwords of indexes and of ~/.netrc."""
-    found = {value for name, value in variables().items() if name.endswith("PASSWORD")}
-    for value in variables().values():
-        for login in re.findall(r"://([^/@\s]+)@", value):
-            found |= {login, login.rpartition(":")[2]}
+    found = logins(variables())
     if NETRC.exists():
         found |= set(re.findall(r"\bpassword\s+(\S+)", NETRC.read_text(encoding="utf-8")))
     return {each for each in found if each}
 
 
-def hidden(text: str) -> str:
-    """A text without the passwords that this build was given."""
-    for password in sorted(passwords(), key=len, reverse=True):
+def logins(indexes: Mapping[str, str]) -> set[str]:
+    """The passwords of package indexes."""
+    found = {value for name, value in indexes.items() if name.endswith("PASSWORD")}
+    for value in indexes.values():
+        for login in re.findall(r"://([^/@\s]+)@", value):
+            found |= {login, login.rpartition(":")[2]}
+    return found - {""}
+
+
+def hidden(text: str, found: set[str] | None = None) -> str:
+    """A text without these passwords, by default those that this build was given."""
+    for password in sorted(passwords() if found is None else found, key=len, reverse=True):
         text = text.replace(password, HIDDEN)
     return text
 
