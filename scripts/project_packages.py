@@ -100,12 +100,15 @@ def install(files: Path, environment: Path) -> None:
     settings = env_file.settings()
     indexes = package_index.found(settings)
     netrc = {"NETRC": str(ROOT / Path(settings["NETRC"]).expanduser())} if settings.get("NETRC") else {}
+    # uv has its own list of whom it trusts; a proxy that re-signs TLS is in this machine's alone.
+    trusted = network.SYSTEM_CERTIFICATES
+    certificates = {"SSL_CERT_FILE": str(trusted)} if trusted.exists() else {}
 
     def uv(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         result = subprocess.run(
             [UV, *arguments, *COMMON, "--python", environment / "bin" / "python"],
             cwd=folder,
-            env={**os.environ, **network.of_uv(indexes), **netrc},
+            env={**certificates, **os.environ, **network.of_uv(indexes), **netrc},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
