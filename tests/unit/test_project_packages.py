@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dagster_stack.packages import debian, locks
+from dagster_stack.packages import debian, errors, locks, network, wanted
 from scripts import dev, dev_worker, project, project_packages, venv
 from scripts.console import Failure
 from tests.unit.wheels import no_network, wheel
@@ -106,6 +106,41 @@ def test_a_project_that_asks_for_none_any_more_has_the_platforms_python(folder: 
     project_packages.ensure(folder)
 
     assert project_packages.python(folder) == venv.PYTHON
+
+
+def test_an_environment_whose_python_is_gone_is_made_again(folder: Path) -> None:
+    # Given an environment that was made of a Python which was since replaced
+    (folder / "requirements.txt").write_text("greet\n")
+    project_packages.ensure(folder)
+    project_packages.python(folder).unlink()
+
+    project_packages.ensure(folder)
+
+    assert printed(project_packages.python(folder), "import greet; print(greet.__name__)") == "greet"
+
+
+def test_uv_trusts_whom_this_machine_trusts_unless_the_shell_says_otherwise(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given certificates of this machine, and a uv that writes down which ones it gets
+    certificates, seen = tmp_path / "ca.crt", tmp_path / "seen"
+    certificates.touch()
+    uv = tmp_path / "uv"
+    uv.write_text(f'#!/bin/sh\necho "$SSL_CERT_FILE" >> {seen}; exit 1\n')
+    uv.chmod(0o755)
+    monkeypatch.setattr(network, "SYSTEM_CERTIFICATES", certificates)
+    monkeypatch.setattr(project_packages, "UV", uv)
+    (folder / "requirements.txt").write_text("greet\n")
+    wanted.write(folder, tmp_path / "wanted")
+
+    for value in (None, "/mine.crt"):
+        monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+        if value:
+            monkeypatch.setenv("SSL_CERT_FILE", value)
+        with pytest.raises(errors.Refused):
+            project_packages.install(tmp_path / "wanted" / "python", tmp_path / "environment")
+
+    assert seen.read_text().split() == [str(certificates), "/mine.crt"]
 
 
 def test_a_projects_own_entry_points_are_found(folder: Path) -> None:
