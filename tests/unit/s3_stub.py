@@ -29,7 +29,8 @@ class Weaknesses:
     #: All requests, as method and conditions.
     seen: list[str] = field(default_factory=list)
     objects: dict[str, tuple[bytes, str]] = field(default_factory=dict)
-    uploads: dict[str, list[bytes]] = field(default_factory=dict)
+    #: The parts of each by their numbers: several come at once, in any order.
+    uploads: dict[str, dict[int, bytes]] = field(default_factory=dict)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -91,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
         etag = md5(data, usedforsecurity=False).hexdigest()
         if "partNumber" in self.query:
             if not self.fails("part"):
-                self.store.uploads[self.query["uploadId"][0]].append(data)
+                self.store.uploads[self.query["uploadId"][0]][int(self.query["partNumber"][0])] = data
                 self.answer(200, ETag=f'"{etag}"')
             return
         if not self.fails("put"):
@@ -102,7 +103,7 @@ class Handler(BaseHTTPRequestHandler):
         self.body()
         if "uploads" in self.query:
             name = str(len(self.store.uploads))
-            self.store.uploads[name] = []
+            self.store.uploads[name] = {}
             self.answer(200, f"<R><UploadId>{name}</UploadId></R>")
             return
         upload = self.query["uploadId"][0]
@@ -112,7 +113,8 @@ class Handler(BaseHTTPRequestHandler):
         lost = self.store.first.get("POST", [])[:1] == [(503, "lost")]
         if self.fails("multipart"):
             return
-        parts = self.store.uploads.pop(upload)
+        found = self.store.uploads.pop(upload)
+        parts = [found[number] for number in sorted(found)]
         hashes = b"".join(md5(part, usedforsecurity=False).digest() for part in parts)
         etag = f"{md5(hashes, usedforsecurity=False).hexdigest()}-{len(parts)}"
         self.keep(b"".join(parts), etag)

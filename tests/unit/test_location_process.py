@@ -12,15 +12,17 @@ from typing import Any, NoReturn
 
 import psutil
 import pytest
+from celery import Celery, _state
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.origin import JobPythonOrigin
 
 from dagster_stack import project
-from dagster_stack.broker.tasks import STEP_TASK
+from dagster_stack.broker.tasks import STEP_TASK, register_tasks
 from dagster_stack.project import locations
 from dagster_stack.worker import delivery, location_process
+from tests.unit.deliveries import memory_app
 from tests.unit.runs_by_hand import kinds, message, said
 from tests.waiting import wait_until
 
@@ -58,6 +60,13 @@ def told():
 defs = Definitions(jobs=[told])
 """
 NAMES = ("first", "second")
+MOST_BYTES = 1_500_000_000
+
+
+class Worker:
+    """The worker of this process."""
+
+    app: Celery
 
 
 class Died(BaseException):
@@ -66,7 +75,12 @@ class Died(BaseException):
 
 @pytest.fixture
 def two_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A project of two code locations, the working directory of this process's children."""
+    """A project of two code locations, the working directory of this process's children; and a worker of it."""
+    # Celery gives the tasks of one app to each later one of the process.
+    monkeypatch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))
+    Worker.app = memory_app(tmp_path)
+    Worker.app.conf.worker_max_memory_per_child = MOST_BYTES // 1024
+    register_tasks(Worker.app)
     for name in NAMES:
         (tmp_path / name).mkdir()
         (tmp_path / name / "jobs.py").write_text(f"import only_in_{name}\n{JOBS}")
@@ -132,9 +146,7 @@ def begun(
 
 def execute(step: dict[str, Any], name: str = STEP_TASK, **request: Any) -> Any:
     """Do a task as a process of the pool does."""
-    from dagster_stack.app import app
-
-    task = app.tasks[name]
+    task = Worker.app.tasks[name]
     task.push_request(
         id=f"{name}-1", hostname="worker@here", delivery_info={"routing_key": "dagster"}, **request
     )
@@ -252,14 +264,35 @@ def test_together_they_have_no_more_memory_than_a_process_of_the_pool(
     postgres_instance: DagsterInstance, two_locations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That of the location that was used last stays, if it is not too large by itself."""
-    monkeypatch.setattr(location_process, "resident_bytes", lambda pid: 1_000_000_000)
+    sizes = {"first": 0.7, "second": 0.7}
+
+    def has_more(pids: list[int], most_bytes: int) -> bool:
+        found = {child: name for name, child in kept().items()}
+        return sum(sizes[found[pid]] for pid in pids) * MOST_BYTES > most_bytes
+
+    monkeypatch.setattr(location_process, "has_more", has_more)
     for name in NAMES:
         execute(begun(postgres_instance, two_locations, name)[1])
     assert [*kept()] == ["second"]
 
-    monkeypatch.setattr(location_process, "resident_bytes", lambda pid: 2_000_000_000)
+    sizes["second"] = 1.1
     execute(begun(postgres_instance, two_locations, "second")[1])
     assert kept() == {}
+
+
+def test_what_processes_share_is_nobodys_own() -> None:
+    own = psutil.Process().memory_full_info()
+    child = os.fork()
+    if not child:
+        signal.pause()
+    try:
+        assert location_process.has_more([child], 100_000)
+        assert not location_process.has_more([child], own.uss // 2)
+        # One that is gone has none
+        assert not location_process.has_more([2**22 + 1], 0)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_an_interrupt_of_the_pools_process_reaches_the_step(
@@ -340,14 +373,12 @@ def test_an_error_in_the_middle_ends_the_step_as_nobody_would_hear_its_end(
 
 
 def test_what_a_task_rejects_is_rejected_and_its_error_is_an_error(two_locations: Path) -> None:
-    from dagster_stack.app import app
-
-    @app.task(name="tests.reject", shared=False)
+    @Worker.app.task(name="tests.reject", shared=False)
     def reject() -> None:
         raise Reject("not now", requeue=True)
 
     request = {"id": "1", "hostname": "worker@here"}
-    outcome = location_process.outcome_of(app, "tests.reject", [], {}, request)
+    outcome = location_process.outcome_of(Worker.app, "tests.reject", [], {}, request)
     assert (outcome.rejected, outcome.is_requeued, outcome.error) == ("not now", True, None)
 
 
