@@ -159,14 +159,23 @@ def test_a_step_may_print_more_than_its_disk_and_memory_hold(stack: Stack, made:
 
     assert run["status"] == "SUCCESS", stack.failure_texts(run_id)
     assert runs.count_events(stack, run_id, "STEP_START") == {"print_much": 1}
-    printed = runs.output(stack, run_id, "print_much")
-    assert printed
-    assert "it goes on" in printed.stderr
-    (key,) = [key for key in stack.keys(f"logs/storage/{run_id}") if key.endswith(".out")]
-    body = stack.s3.get_object(Bucket=stack.bucket, Key=key)["Body"].read()
+
+    # Then its output is kept, which is brought away while the run goes on, and ends
+    def said() -> bool:
+        printed = runs.output(stack, run_id, "print_much")
+        return bool(printed and "it goes on" in printed.stderr)
+
+    end = b" bytes are kept, what follows is left out]\n"
+
+    def kept() -> tuple[int, bytes]:
+        (key,) = [key for key in stack.keys(f"logs/storage/{run_id}") if key.endswith(".out")]
+        body: bytes = stack.s3.get_object(Bucket=stack.bucket, Key=key)["Body"].read()
+        return len(body), body[-len(end) :]
+
+    wait_until(said, 60, "the end of what it printed")
+    size, _ = wait_until(kept, 60, "the end of what is kept", until=lambda found: found[1] == end)
     # DAGSTER_TRUNCATE_COMPUTE_LOGS_UPLOAD_BYTES
-    assert len(body) < 50 * 1024 * 1024 + 200
-    assert body.endswith(b" bytes are kept, what follows is left out]\n")
+    assert size < 50 * 1024 * 1024 + 200
 
 
 def test_what_steps_leave_in_scratch_space_fails_no_later_step(stack: Stack, made: dict[str, str]) -> None:
