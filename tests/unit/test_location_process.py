@@ -22,6 +22,7 @@ from dagster_stack import project
 from dagster_stack.broker.tasks import STEP_TASK, register_tasks
 from dagster_stack.project import locations
 from dagster_stack.worker import delivery, location_process
+from tests.unit.deaths import Died, deaths
 from tests.unit.deliveries import memory_app
 from tests.unit.runs_by_hand import kinds, message, said
 from tests.waiting import wait_until
@@ -69,10 +70,6 @@ class Worker:
     app: Celery
 
 
-class Died(BaseException):
-    """In place of this process's own death."""
-
-
 @pytest.fixture
 def two_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A project of two code locations, the working directory of this process's children; and a worker of it."""
@@ -107,14 +104,7 @@ def two_locations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
 
 @pytest.fixture
 def died(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    codes: list[int] = []
-
-    def die(code: int) -> NoReturn:
-        codes.append(code)
-        raise Died
-
-    monkeypatch.setattr(location_process, "die_likewise", die)
-    return codes
+    return deaths(monkeypatch, location_process)
 
 
 def begun(

@@ -15,24 +15,14 @@ from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.worker import child, own_process, shared_memory
 from dagster_stack.worker.step_execution import StepExecution
 from tests.unit import own_process_jobs as jobs
+from tests.unit.deaths import Died, deaths
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
 from tests.waiting import wait_until
 
 
-class Died(BaseException):
-    """In place of this process's own death."""
-
-
 @pytest.fixture
 def died(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    codes: list[int] = []
-
-    def die(code: int) -> NoReturn:
-        codes.append(code)
-        raise Died
-
-    monkeypatch.setattr(own_process, "die_likewise", die)
-    return codes
+    return deaths(monkeypatch, own_process)
 
 
 def begun(instance: DagsterInstance, how: str, **run_tags: str) -> DagsterRun:
