@@ -119,6 +119,9 @@ def init() -> None:
 )
 def daemon(workspace: tuple[str, ...]) -> None:
     """Run Dagster's daemon: the service `daemon`."""
+    from dagster_stack.services import fork_server
+
+    fork_server.begin()
     with uncollected():
         from dagster_stack.logs.service import configure
         from dagster_stack.services.daemon import run_daemon
@@ -131,6 +134,9 @@ def daemon(workspace: tuple[str, ...]) -> None:
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def dagit(words: tuple[str, ...]) -> None:
     """Run Dagster's webserver, with the words of its own command line: the service `dagit`."""
+    from dagster_stack.services import fork_server
+
+    fork_server.begin()
     with uncollected():
         from dagster_stack.services import webserver
 

@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,14 +171,3 @@ def process_fields(pid: int) -> list[str] | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-
-
-def child_processes(parent: int) -> dict[int, list[str]]:
-    """The command lines of a process's children, by their ids; a zombie's is empty."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        fields = process_fields(int(folder.name))
-        if fields and int(fields[1]) == parent:
-            with suppress(FileNotFoundError, ProcessLookupError):
-                found[int(folder.name)] = (folder / "cmdline").read_text().split("\0")[:-1]
-    return found

@@ -6,7 +6,6 @@ laptop that slept). Dagit then serves its pages and fails every launch until som
 """
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,15 +17,14 @@ from dagster_stack import definitions
 from dagster_stack.logs.libraries import leave_to_service, replace, use_in_dagster, use_in_uvicorn
 from dagster_stack.logs.service import configure
 from dagster_stack.own_names import OwnNames
+from dagster_stack.services import code_server
 from dagster_stack.services.answers import use_in_webserver
 from dagster_stack.services.code_server import use_in_code_servers
 from dagster_stack.services.foreign_pages import ForeignPages
-from dagster_stack.services.health import LIFELESS_STATES, Heartbeat, child_processes, process_state
+from dagster_stack.services.health import LIFELESS_STATES, Heartbeat, process_state
 from dagster_stack.storage.database import limit_writes
 from dagster_stack.storage.postgres import PooledPostgresStorage
 
-#: Words of a code server's command line.
-CODE_SERVER = ("api", "grpc")
 #: Connections that this process keeps at most: it answers many requests at once.
 CONNECTIONS = 20
 #: Seconds that a launch waits for a Postgres that takes no write: shorter than whoever launches waits for the answer.
@@ -44,15 +42,12 @@ class CodeServerProbe:
     Until then Dagster's own start-up timeout decides, and Dagit shows why the code can't be loaded.
     """
 
-    def __init__(self, children: Callable[[int], dict[int, list[str]]] = child_processes) -> None:
-        self._children = children
+    def __init__(self, servers: Callable[[], list[int]] = code_server.pids) -> None:
+        self._servers = servers
         self._seen = False
 
     def __call__(self) -> str | None:
-        servers = [
-            pid for pid, command in self._children(os.getpid()).items() if set(CODE_SERVER) <= set(command)
-        ]
-        if any(process_state(pid) not in LIFELESS_STATES for pid in servers):
+        if any(process_state(pid) not in LIFELESS_STATES for pid in self._servers()):
             self._seen = True
             return None
         return "the process that loads the code is gone, no run can be launched" if self._seen else None

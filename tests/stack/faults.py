@@ -23,6 +23,14 @@ def main_process(stack: Stack, container: str) -> int:
     return children(stack, container, stack.pid(container))[0]
 
 
+def code_servers(stack: Stack, container: str) -> list[int]:
+    """The processes of Dagit, or of the daemon, that have the user's code."""
+    lines = stack.docker("top", container, "-o", "pid,comm").stdout.splitlines()[1:]
+    found = [int(pid) for pid, name in map(str.split, lines) if name == "code-server"]
+    assert found, f"{container} has no code server"
+    return found
+
+
 def broker_process(stack: Stack, container: str) -> int:
     """RabbitMQ itself: its main process is a shell script that waits for it."""
     return children(stack, container, main_process(stack, container))[0]

@@ -112,7 +112,7 @@ def test_a_run_is_launched_and_driven_though_the_processes_with_the_code_died(st
 
 
 def crash_code_server(stack: Stack, container: str) -> None:
-    for process in faults.children(stack, container, faults.main_process(stack, container)):
+    for process in faults.code_servers(stack, container):
         faults.crash(process)
 
 
