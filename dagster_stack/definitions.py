@@ -1,15 +1,19 @@
 """How new a process's definitions are: code may make them of what it finds while it is imported, a file or a table.
 
 Each reload in Dagit counts one up. A run has the number of its launch as a tag. A process whose code was loaded before
-that reload takes no part in the run and is replaced, so that nobody has older definitions than the run asks for.
+that reload takes no part in the run and is replaced, so that nobody has older definitions than the run asks for. What
+changes without a reload shows in the run's snapshot of its job, which Dagit took when it launched the run.
 """
 
 import logging
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-from dagster import DagsterInstance, DagsterRun, RunsFilter
+from dagster import DagsterInstance, DagsterRun, JobDefinition, RunsFilter
+from dagster._core.snap import JobSnap
 from dagster._core.storage.dagster_run import IN_PROGRESS_RUN_STATUSES
+from dagster_shared.record import copy
 
 from dagster_stack import tags
 from dagster_stack.errors import OldDefinitions
@@ -20,12 +24,17 @@ logger = logging.getLogger(__name__)
 
 #: The fact that counts the reloads.
 RELOADS = "reloads"
+#: Begins the facts that say of a job's snapshot that processes with newer code have another one; and days that they stay.
+DIFFERS, DIFFERS_DAYS = "differs/", 30
 
 
 class _Process:
-    """This process: how many reloads there were before it loaded its code."""
+    """This process: how many reloads there were before it loaded its code, when that was (seconds since 1970), and which
+    snapshots of jobs it has compared with its own."""
 
     loaded_after = 0
+    loaded_at = 0.0
+    compared: ClassVar[set[str]] = set()
 
 
 def reloads(instance: DagsterInstance) -> int:
@@ -39,6 +48,8 @@ def reloads(instance: DagsterInstance) -> int:
 
 def about_to_load(instance: DagsterInstance) -> None:
     """To be called before this process loads its code: what it finds then is as new as the last reload."""
+    _Process.loaded_at = time.time()
+    _Process.compared.clear()
     _Process.loaded_after = reloads(instance)
 
 
@@ -47,7 +58,46 @@ def require(instance: DagsterInstance, run: DagsterRun) -> None:
     asked, loaded = asked_by(run), _Process.loaded_after
     # A tag is anybody's: what no reload has counted must not replace processes for ever.
     if asked > loaded and reloads(instance) > loaded:
-        raise OldDefinitions(asked, loaded)
+        raise OldDefinitions(
+            f"This process loaded its code before the last reload ({loaded}; the run is of {asked})"
+        )
+
+
+def compare(instance: DagsterInstance, run: DagsterRun, load: Callable[[], JobDefinition]) -> None:
+    """Compare the job that this process has, by `load`, with the one that the run was launched with.
+
+    Raises OldDefinitions where they differ and this process loaded its code before the launch. One that loaded it since
+    has the newer ones: the run's log says so, and no process is replaced for that job again.
+    """
+    asked, storage = run.job_snapshot_id, instance.event_log_storage
+    if not asked or asked in _Process.compared or not isinstance(storage, PooledEventLogStorage):
+        return
+    try:
+        own = load().get_job_snapshot()
+    except Exception:
+        # Whoever executes it says why it can't be loaded.
+        return
+    if not is_same(own, asked, instance) and not storage.facts.read(f"{DIFFERS}{asked}"):
+        record = instance.get_run_record_by_id(run.run_id)
+        if record and _Process.loaded_at < record.create_timestamp.timestamp():
+            raise OldDefinitions(f"This process has another definition of {run.job_name} than the run")
+        if storage.facts.note_once(f"{DIFFERS}{asked}"):
+            instance.report_engine_event(
+                f"The definition of {run.job_name} has changed since Dagit loaded it: steps have the new one. `make reload`"
+                " gives it to Dagit too.",
+                run,
+            )
+    _Process.compared.add(asked)
+
+
+def is_same(own: JobSnap, asked: str, instance: DagsterInstance) -> bool:
+    """Whether a snapshot of a job is the one with this id, but for how a part of the job was selected: that may be said in
+    several ways."""
+    if own.snapshot_id == asked:
+        return True
+    theirs = instance.get_job_snapshot(asked)
+    one, other = (copy(each, lineage_snapshot=None).snapshot_id for each in (own, theirs))
+    return one == other
 
 
 def asked_by(run: DagsterRun) -> int:

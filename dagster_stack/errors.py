@@ -109,12 +109,7 @@ class ForeignCode(StackError):
 
 
 class OldDefinitions(StackError):
-    """Raised when a run is of a reload that the process, which loaded its code earlier, has not seen."""
-
-    def __init__(self, asked: int, loaded: int) -> None:
-        super().__init__(
-            f"This process loaded its code before the last reload ({loaded}; the run is of {asked}): it is replaced."
-        )
+    """Raised when a run has newer definitions than the process, which is replaced."""
 
 
 class NoSuchRun(StackError):

@@ -44,6 +44,7 @@ from dagster_stack.worker.descendants import Descendants
 from dagster_stack.worker.interruption import Interruption
 from dagster_stack.worker.isolation.undisturbed import tell_left, undisturbed
 from dagster_stack.worker.losses import KILLED_AT_LIMIT
+from dagster_stack.worker.planned_job import planned_job
 from dagster_stack.worker.process import holder, warm_instance
 from dagster_stack.worker.scratch import has_room, see_to_room
 from dagster_stack.worker.shutdown import is_leaving
@@ -162,6 +163,7 @@ class RunExecution:
             instance.add_run_tags(run.run_id, {tags.CODE: ours})
         if not run.is_finished:
             definitions.require(instance, run)
+            definitions.compare(instance, run, lambda: planned_job(instance, run).definition)
         return run
 
     def _heard(self, sign: Sign | None) -> None:

@@ -24,6 +24,7 @@ from urllib3.exceptions import HTTPError
 
 from dagster_stack import tags
 from dagster_stack.code_version import code_version
+from dagster_stack.definitions import DIFFERS, DIFFERS_DAYS
 from dagster_stack.errors import ProvisionError
 from dagster_stack.project import data
 from dagster_stack.services.lifecycle import expire_logs_of_outside_bucket, set_log_expiry
@@ -271,6 +272,7 @@ def note_facts(facts: Facts, settings: Settings, kept: dict[Write, bool]) -> Non
     assert settings.s3 is not None
     note(facts, place_of(settings.s3.bucket, settings.s3.endpoint_url), kept)
     facts.forget(TOLD, TOLD_DAYS)
+    facts.forget(DIFFERS, DIFFERS_DAYS)
 
 
 def migrate(instance: DagsterInstance) -> None:

@@ -212,8 +212,9 @@ class StepExecution:
         self._foreign_code = ForeignCode(theirs, ours) if theirs and ours and theirs != ours else None
         if self._foreign_code and (refused_for(message) < FOREIGN_CODE_SECS or self._has_worker_of(theirs)):
             raise self._foreign_code
-        definitions.require(instance, found.run)
-        return found.run
+        definitions.require(instance, run := found.run)
+        definitions.compare(instance, run, lambda: planned_job(instance, run).definition)
+        return run
 
     def _refusal(self, claim: Claim, storage: PooledEventLogStorage) -> str | None:
         """Why the step is not to be executed, if so."""

@@ -1,5 +1,6 @@
 """Definitions that are made at import: after a reload nobody takes part in a run with those of before."""
 
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -7,10 +8,22 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.exceptions import Reject
-from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
+from dagster import (
+    AssetCheckKey,
+    AssetKey,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    JobDefinition,
+    job,
+    op,
+)
+from dagster._core.snap import JobSnap
+from dagster._core.snap.job_snapshot import JobLineageSnap
 from dagster._core.test_utils import create_run_for_test
 from dagster._core.workspace.context import WorkspaceProcessContext
 from dagster._daemon import controller
+from dagster_shared.record import copy
 
 from dagster_stack import definitions, tags
 from dagster_stack.broker.messages import RunMessage
@@ -30,6 +43,8 @@ STARTED = DagsterRunStatus.STARTED
 def process(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has loaded its code before the first reload, and takes the next task."""
     monkeypatch.setattr(definitions._Process, "loaded_after", 0)
+    monkeypatch.setattr(definitions._Process, "loaded_at", time.time())
+    monkeypatch.setattr(definitions._Process, "compared", set())
     monkeypatch.setattr(replacement._Process, "is_to_be_replaced", False)
 
 
@@ -38,9 +53,11 @@ def instance(postgres_instance: DagsterInstance) -> Iterator[DagsterInstance]:
     """Without a reload so far; all tests share its database."""
     storage = postgres_instance.event_log_storage
     assert isinstance(storage, PooledEventLogStorage)
-    storage.facts.forget(definitions.RELOADS, 0)
+    for facts in (definitions.RELOADS, definitions.DIFFERS):
+        storage.facts.forget(facts, 0)
     yield postgres_instance
-    storage.facts.forget(definitions.RELOADS, 0)
+    for facts in (definitions.RELOADS, definitions.DIFFERS):
+        storage.facts.forget(facts, 0)
 
 
 def found(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
@@ -136,6 +153,97 @@ def test_a_run_goes_back_to_its_queue_at_once_and_its_runners_process_takes_no_o
     assert rejected.value.requeue is True
     assert replacement.is_to_be_replaced()
     assert found(instance, run).status == DagsterRunStatus.STARTING
+
+
+def with_op(name: str) -> JobDefinition:
+    """What code makes of a file when it is imported."""
+
+    @op(name=name)
+    def one() -> None: ...
+
+    @job(name="made_at_import")
+    def made() -> None:
+        one()
+
+    return made
+
+
+def of(instance: DagsterInstance, definition: JobDefinition) -> DagsterRun:
+    return instance.create_run_for_job(definition, status=STARTED)
+
+
+def test_a_process_with_the_runs_own_definition_is_asked_once(instance: DagsterInstance) -> None:
+    loads: list[JobDefinition] = []
+
+    def load() -> JobDefinition:
+        loads.append(with_op("a"))
+        return loads[-1]
+
+    for _ in range(2):
+        definitions.compare(instance, of(instance, with_op("a")), load)
+
+    assert len(loads) == 1
+
+
+def test_what_changed_without_a_reload_replaces_processes_of_before_the_launch(
+    instance: DagsterInstance,
+) -> None:
+    """As when Dagit alone was restarted, and has found another file than the workers."""
+    run = of(instance, with_op("b"))
+
+    with pytest.raises(OldDefinitions, match="another definition of made_at_import"):
+        definitions.compare(instance, run, lambda: with_op("a"))
+
+
+def test_where_dagit_has_the_older_definitions_the_log_says_so_once_and_no_process_is_replaced(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, later = of(instance, with_op("a")), of(instance, with_op("a"))
+    # Given a process that has loaded its code since
+    monkeypatch.setattr(definitions._Process, "loaded_at", time.time() + 1)
+    definitions.compare(instance, run, lambda: with_op("b"))
+    # And another one of before
+    monkeypatch.setattr(definitions._Process, "loaded_at", 0.0)
+    monkeypatch.setattr(definitions._Process, "compared", set())
+    definitions.compare(instance, later, lambda: with_op("c"))
+
+    (text,) = said(instance, run.run_id)
+    assert "made_at_import has changed since Dagit loaded it" in text
+    assert "make reload" in text
+    assert said(instance, later.run_id) == []
+
+
+def test_how_a_part_of_a_job_was_selected_makes_no_other_definition(
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagit says all that it selected, a worker what it was asked for."""
+    definition = with_op("a")
+    whole = definition.get_job_snapshot()
+
+    def selected(checks: list[AssetCheckKey] | None) -> JobSnap:
+        lineage = JobLineageSnap(
+            parent_snapshot_id=whole.snapshot_id,
+            asset_selection={AssetKey("x")},
+            asset_check_selection=set(checks) if checks is not None else None,
+        )
+        return copy(whole, lineage_snapshot=lineage)
+
+    run = instance.create_run_for_job(definition, status=STARTED)
+    instance.run_storage.add_job_snapshot(asked := selected([]))
+    run = copy(run, job_snapshot_id=asked.snapshot_id)
+    monkeypatch.setattr(JobDefinition, "get_job_snapshot", lambda _: selected(None))
+
+    definitions.compare(instance, run, lambda: definition)
+
+    assert said(instance, run.run_id) == []
+    assert asked.snapshot_id in definitions._Process.compared
+
+
+def test_code_that_can_not_be_loaded_is_told_by_whoever_executes_it(instance: DagsterInstance) -> None:
+    def load() -> JobDefinition:
+        raise ImportError
+
+    definitions.compare(instance, of(instance, with_op("a")), load)
 
 
 def test_a_reload_in_dagit_of_one_location_or_of_all_counts_before_the_code_is_loaded(
