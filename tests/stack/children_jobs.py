@@ -38,19 +38,24 @@ from dagster_stack.runner.launcher import CeleryRunLauncher
 TAG = "test/children"
 #: Stands in the command of each process that a step leaves, for whoever looks for them.
 MARK = "left-by-a-test"
-#: A process that only SIGKILL ends, in a session of its own, and whose parent is gone.
+#: A process that only SIGKILL ends, in a session of its own, and whose parent is gone. It prints a line when it is so.
 STUBBORN = """
 import os, signal, time
 if os.fork(): os._exit(0)
 os.setsid()
 if os.fork(): os._exit(0)
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)
+print("left", flush=True)
 time.sleep(600)
 """
 
 
 def leave_stubborn() -> None:
-    subprocess.run([sys.executable, "-c", STUBBORN, MARK], check=True)
+    with subprocess.Popen([sys.executable, "-c", STUBBORN, MARK], stdout=subprocess.PIPE) as process:
+        # Until then a look at all processes may miss it, between one that has ended and one that is not there yet.
+        assert process.stdout
+        assert process.stdout.readline() == b"left\n"
+    assert process.returncode == 0
 
 
 def of_tests() -> list[str]:
