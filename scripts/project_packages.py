@@ -75,6 +75,8 @@ def make(own: Path, out: Path) -> None:
         excerpt=explain.excerpt,
     )
     shutil.copytree(out / "metadata", own / "venv", dirs_exist_ok=True)
+    for sentence in (own / "wanted" / wanted.REPLACED).read_text(encoding="utf-8").splitlines():
+        warn(sentence)
 
 
 def name_absent(packages: list[str]) -> None:

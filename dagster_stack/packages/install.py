@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from packaging.markers import Marker
-from packaging.requirements import InvalidRequirement, Requirement
 
-from dagster_stack.packages import explain, locks, network
+from dagster_stack.packages import explain, locks, network, pins
 from dagster_stack.packages.errors import Refused, main
-from dagster_stack.packages.sources import Source, table
-from dagster_stack.packages.wanted import SOURCES
+from dagster_stack.packages.sources import Source
+from dagster_stack.packages.wanted import REPLACED, SOURCES
 
 UV = "/uv/bin/uv"
 PYTHON = "/venv/bin/python"
@@ -35,6 +34,8 @@ INSTALL = ["pip", "install", "--no-deps", "--compile-bytecode", "--link-mode", "
 COMMON = ["--color", "never", "--no-progress"]
 #: What came in, in WANTED: it counts as code.
 LOCK = "project.lock"
+#: In WANTED: one library of Dagster's, in the versions that belong to the platform's.
+BOUND = "dagster.txt"
 #: How a package's own build says that a program or a header is missing.
 MISSING = re.compile(
     r"fatal error: (?P<header>\S+\.h)|(?:command |unable to execute )'(?P<command>[\w./+-]+)'"
@@ -69,8 +70,8 @@ def install(wanted: Path, lock: Path, prefix: Path, call: Uv = uv) -> None:
     prefix.mkdir(parents=True, exist_ok=True)
     found = [Source(**each) for each in json.loads((wanted / SOURCES).read_text(encoding="utf-8"))]
     platform = locks.versions(here(lock.read_text(encoding="utf-8")))
-    for source in found:
-        refuse_other_versions(wanted, source, platform)
+    told = [pins.settle(wanted / each.file, each.file, platform, exists_by(call, wanted)) for each in found]
+    (wanted / REPLACED).write_text("".join(f"{each}\n" for each in told if each), encoding="utf-8")
     text = resolve(wanted, found, platform, call) if found else ""
     added = {name: entry for name, entry in entries(text) if name not in platform}
     target = wanted / LOCK
@@ -91,53 +92,6 @@ def here(lock: str) -> str:
     return "".join(
         f"{text}\n" for text, marker in lines if not marker or Marker(marker.strip(" ;")).evaluate()
     )
-
-
-def refuse_other_versions(wanted: Path, source: Source, platform: dict[str, str]) -> None:
-    """Raise Refused where a file asks for another version of what is the platform's: all such lines at once."""
-    wrong = []
-    for line, requirement in asked(wanted / source.file):
-        version = platform.get(locks.canonical(requirement.name), "")
-        if not version or (requirement.marker and not requirement.marker.evaluate()):
-            continue
-        if requirement.url or not requirement.specifier.contains(version.split(", ")[0], prereleases=True):
-            wrong.append(f"{line}: the platform has {requirement.name} {version}")
-    if wrong:
-        raise Refused(
-            "\n".join(
-                [
-                    f"{source.file} asks for other versions than the platform has, and one process can't have both:",
-                    *wrong,
-                    "Leave these lines out, as the platform brings the packages, or allow its versions"
-                    f" ({suggestion(wrong[0])}). Another version of the platform: UPGRADE of `make lock`.",
-                ]
-            )
-        )
-
-
-def suggestion(line: str) -> str:
-    """A range that allows the platform's version: `dagster>=1.13,<2`."""
-    name, version = line.rpartition(": the platform has ")[2].split(" ")[:2]
-    parts = version.rstrip(",").split(".")
-    return f"{name}>={'.'.join(parts[:2])}" + (f",<{int(parts[0]) + 1}" if parts[0].isdigit() else "")
-
-
-def asked(file: Path) -> Iterator[tuple[str, Requirement]]:
-    """The requirements of a file as they stand there, those of included files too."""
-    text = file.read_text(encoding="utf-8", errors="replace")
-    if file.suffix == ".toml":
-        lines = [str(each) for each in table(tomllib.loads(text), "project")["dependencies"]]
-    else:
-        lines = text.replace("\\\n", " ").splitlines()
-    for line in lines:
-        stripped = re.split(r"(?:^|\s)#|\s--", line, maxsplit=1)[0].strip()
-        if included := re.match(r"(?:-r|--requirement)[ =]*(\S+)", line.strip()):
-            yield from asked(file.parent / included[1])
-        try:
-            yield stripped, Requirement(stripped)
-        except InvalidRequirement:
-            # An option, or what uv itself has to say something about.
-            continue
 
 
 def resolve(wanted: Path, found: list[Source], platform: dict[str, str], call: Uv) -> str:
@@ -165,19 +119,27 @@ def refuse_other_dagster(
 
     Early releases name no Dagster, so a resolver takes them when the right one conflicts with something.
     """
-    bound = folder / "dagster.txt"
+    exists = exists_by(call, folder)
     for name, series in locks.foreign({**locked, **platform}).items():
-        bound.write_text(f"{name}=={series}\n", encoding="utf-8")
-        if call(
-            [*COMPILE, "--no-deps", str(bound), "--output-file", str(folder / "exists.lock")], folder
-        ).returncode:
+        if not exists(name, series):
             continue
-        result = call([*command, "--constraints", str(bound)], folder)
+        result = call([*command, "--constraints", str(folder / BOUND)], folder)
         raise Refused(
             f"{name} {locked[name]} does not belong to Dagster {platform['dagster']}: {name}=={series} does.\n"
             f"{explain.explanation(result.stdout)}\n"
             f"Ask for {name}=={series}, and take out or loosen what stands against it."
         )
+
+
+def exists_by(call: Uv, folder: Path) -> pins.Exists:
+    """Asks the index for a package in a version, or a series, which then stands in BOUND."""
+
+    def exists(name: str, version: str) -> bool:
+        (folder / BOUND).write_text(f"{name}=={version}\n", encoding="utf-8")
+        command = [*COMPILE, "--no-deps", str(folder / BOUND), "--output-file", str(folder / "exists.lock")]
+        return not call(command, folder).returncode
+
+    return exists
 
 
 def preferred(wanted: Path, found: list[Source], platform: dict[str, str]) -> str:

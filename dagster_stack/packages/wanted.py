@@ -17,6 +17,8 @@ from dagster_stack.packages.errors import main
 SITE = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
 #: In OUT/python: what uv is given, and the Debian packages that must be there before.
 SOURCES, TOOLS = "sources.json", "tools.txt"
+#: There, once they are installed: what of the project's files gave way to the platform's versions, a sentence a line.
+REPLACED = "replaced.txt"
 
 
 def write(project: Path, out: Path) -> None:

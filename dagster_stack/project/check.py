@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dagster_stack.code_version import code_version
-from dagster_stack.project import dbt, found, manifests
+from dagster_stack.packages.wanted import REPLACED
+from dagster_stack.project import PLATFORM, dbt, found, manifests
 from dagster_stack.project.discovery import PASSED_OVER, Location, Project
 from dagster_stack.project.inspection import OWN_EXECUTORS, Report
 from dagster_stack.project.variables import of_location
@@ -56,7 +57,7 @@ def check(project: Project) -> Checked:
     reports = [report_of(location, project) for location in project.locations]
     asked = variables(project, reports)
     missing = unset_of(asked, project)
-    warnings = [sentence for report in reports for sentence in judged(report, project)]
+    warnings = [*replaced(), *(sentence for report in reports for sentence in judged(report, project))]
     warnings += [*manifests.warnings(Path(project.root)), *connections_of_dbt(project)]
     warnings += [*shared_modules(project), *(unset(name, asked[name]) for name in missing)]
     errors = {report.name: report.error for report in reports if report.error}
@@ -89,6 +90,12 @@ def report_of(location: Location, project: Project) -> Report:
 
 
 # --- judgements ----------------------------------------------------------------------------------------------
+
+
+def replaced() -> list[str]:
+    """What of the project's package files gave way to the platform's versions, when the image was built."""
+    file = PLATFORM / "requirements" / REPLACED
+    return file.read_text(encoding="utf-8").splitlines() if file.exists() else []
 
 
 def judged(report: Report, project: Project) -> Iterator[str]:

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
-from dagster_stack.packages import install, wanted
+from dagster_stack.packages import install, pins, wanted
 from dagster_stack.packages.errors import Refused
 from dagster_stack.packages.sources import Source
 from scripts.console import ROOT
@@ -59,6 +60,10 @@ class Project:
         wanted.write(self.folder, self._out)
         install.install(self._out / "python", self._lock, self.prefix, self._uv)
         return re.findall(r"^[\w.-]+==\S+", (self._out / "python" / install.LOCK).read_text(), re.MULTILINE)
+
+    def told(self) -> str:
+        """What gave way, in words."""
+        return (self._out / "python" / wanted.REPLACED).read_text()
 
     def refused(self) -> str:
         with pytest.raises(Refused) as refused:
@@ -127,16 +132,75 @@ def test_the_platforms_version_wins_where_a_newer_one_is_there(project: Project)
     assert project.install() == ["plot==3.1"]
 
 
-def test_another_version_of_the_platforms_is_refused_with_both_and_the_cure(project: Project) -> None:
-    project.has(requirements__txt="dagster==1.13.20  # as it was\nframe>=2\nnone-of-it\n")
+def test_another_major_version_of_the_platforms_is_refused_with_both_and_the_cure(project: Project) -> None:
+    project.has(requirements__txt="dagster<1  # as it was\nframe>=2\nnone-of-it\n")
 
     said = project.refused()
 
     assert "requirements.txt asks for other versions than the platform has" in said
-    assert "dagster==1.13.20: the platform has dagster 1.13.27" in said
+    assert "dagster<1: the platform has dagster 1.13.27" in said
     assert "frame>=2: the platform has frame 1.5" in said
     assert "allow its versions (dagster>=1.13,<2)" in said
     assert "none-of-it" not in said
+
+
+@pytest.mark.parametrize(
+    "pin",
+    ["==1.12.4", "== 1.12.*", "~=1.12.0", "<1.13", ">=1.10,<=1.12.4", "<2,==1.12.4", "==1.13.30"],
+)
+@pytest.mark.parametrize("by", ["pyproject.toml", "requirements.txt", "an included file", "setup.py"])
+def test_a_pin_of_the_same_major_version_gives_way_to_the_platforms(
+    project: Project, pin: str, by: str
+) -> None:
+    # Given a pin as templates and `uv add` write it, beside a package that needs the platform's version
+    wheel(project.index, "plot", "3.1", "dagster==1.13.27")
+    lines = [f"dagster{pin}", "plot"]
+    match by:
+        case "pyproject.toml":
+            project.asks(*lines)
+        case "requirements.txt":
+            project.has(requirements__txt="\n".join(lines))
+        case "an included file":
+            project.has(requirements__txt="-r base.txt\n", base__txt="\n".join(lines))
+        case "setup.py":
+            project.has(setup__py=f"setup(install_requires={lines})")
+
+    assert project.install() == ["plot==3.1"]
+
+    # Then it is told
+    assert f"asks for dagster{pin}: the platform's dagster 1.13.27 takes its place" in project.told()
+
+
+def test_pins_with_hashes_extras_and_markers_give_way_without_them(project: Project) -> None:
+    wheel(project.index, "plot", "3.1")
+    project.has(
+        requirements__txt=f"dagster[x]==1.12.4 ; python_version > '3.0'{HASHES}frame==1.4{HASHES}plot==3.1\n"
+    )
+
+    assert project.install() == ["plot==3.1"]
+    assert "the platform's dagster 1.13.27, frame 1.5 take their place" in project.told()
+
+
+def test_what_asks_for_a_newer_version_than_the_platforms_is_refused(project: Project) -> None:
+    project.asks("dagster>=1.14")
+
+    assert "dagster>=1.14: the platform has dagster 1.13.27" in project.refused()
+
+
+@pytest.mark.parametrize(
+    ("ours", "pin", "gives_way"),
+    [
+        ("2.4", "<2", False),
+        ("2.4", "<2.1", True),
+        ("2.4", "==1.26.4", False),
+        ("0.54.0", "==0.34.1", True),
+        ("2026.6", "==2025.2", True),
+        ("1.5", "!=1.5", False),
+        ("1.5", "===1.5-odd", False),
+    ],
+)
+def test_a_pin_gives_way_within_a_major_version(ours: str, pin: str, gives_way: bool) -> None:
+    assert pins.gives_way(Requirement(f"x{pin}"), ours) is gives_way
 
 
 def test_a_line_for_another_python_or_system_is_no_conflict(project: Project) -> None:
@@ -259,6 +323,27 @@ def test_a_library_of_dagsters_comes_in_the_version_that_belongs(project: Projec
     project.asks("dagster-frames")
 
     assert project.install() == ["dagster-frames==0.29.27"]
+
+
+@pytest.mark.parametrize("pin", ["==0.28.4", "==0.29.20", "~=0.28.0", "<0.29"])
+def test_a_library_that_is_pinned_to_another_dagster_comes_in_the_version_that_belongs(
+    project: Project, pin: str
+) -> None:
+    for library, dagster in (("0.28.4", "1.12.4"), ("0.29.20", "1.13.20"), ("0.29.27", "1.13.27")):
+        wheel(project.index, "dagster-frames", library, f"dagster=={dagster}")
+    project.asks("dagster==1.12.4", f"dagster-frames{pin}")
+
+    assert project.install() == ["dagster-frames==0.29.27"]
+    assert "dagster 1.13.27, dagster-frames 0.29.27 take their place" in project.told()
+
+
+def test_a_pin_of_others_that_is_named_like_a_library_holds(project: Project) -> None:
+    wheel(project.index, "dagster-evidence", "0.3.1")
+    wheel(project.index, "dagster-evidence", "0.4.0")
+    project.asks("dagster-evidence==0.3.1")
+
+    assert project.install() == ["dagster-evidence==0.3.1"]
+    assert project.told() == ""
 
 
 def test_a_library_of_another_dagster_is_refused_with_what_stands_against_the_right_one(

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dagster_stack import project as module
+from dagster_stack.project import check as check_module
 from dagster_stack.project.check import Checked, asked_in, check, is_shared
 from dagster_stack.project.discovery import Project, discover
 from scripts.console import ROOT
@@ -70,6 +71,17 @@ def checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Checked:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv(module.VARIABLE, str(folder))
     return check(discover(folder))
+
+
+def test_what_gave_way_to_the_platforms_versions_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given what the image's build has written
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "requirements/replaced.txt").write_text("pyproject.toml asks for dagster==1.12.4: …\n")
+    monkeypatch.setattr(check_module, "PLATFORM", tmp_path)
+
+    assert check_module.replaced() == ["pyproject.toml asks for dagster==1.12.4: …"]
 
 
 def test_each_fault_of_a_project_is_told_with_its_place_and_its_cure(

@@ -63,6 +63,21 @@ def test_a_projects_packages_and_programs_are_there_with_the_platforms_and_the_p
     assert subprocess.run([venv.PYTHON, "-c", "import greet"], capture_output=True, check=False).returncode
 
 
+def test_a_pin_that_gives_way_to_the_platforms_version_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "requirements.txt").write_text("greet\ndagster==1.12.4\n")
+    dagster = locks.versions(project_packages.LOCK.read_text(encoding="utf-8"))["dagster"]
+    wheel(folder.parent / "index", "dagster", dagster)
+
+    project_packages.ensure(folder)
+
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"requirements.txt asks for dagster==1.12.4: the platform's dagster {dagster} takes its place" in told
+    )
+
+
 def test_every_process_of_the_embedded_mode_has_them(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
