@@ -1,15 +1,17 @@
-"""A project's Python packages, added to the platform's: what the platform has stays in its very version.
+"""A project's Python packages, added to the platform's.
 
 `python -m dagster_stack.packages.install WANTED PLATFORM_LOCK PREFIX` resolves what was collected with the platform's
-versions as constraints, and installs what the platform lacks below PREFIX, for the Python of /venv.
+versions as constraints, and installs what the platform lacks below PREFIX, for the Python of /venv. Where that has no
+solution, packages that the platform's own code does not import move, as far as those that need them allow.
 """
 
+import importlib.metadata
 import json
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from packaging.markers import Marker
@@ -17,7 +19,7 @@ from packaging.markers import Marker
 from dagster_stack.packages import explain, locks, network, pins
 from dagster_stack.packages.errors import Refused, main
 from dagster_stack.packages.sources import Source
-from dagster_stack.packages.wanted import REPLACED, SOURCES
+from dagster_stack.packages.wanted import REPLACED, SITE, SOURCES
 
 UV = "/uv/bin/uv"
 PYTHON = "/venv/bin/python"
@@ -34,8 +36,22 @@ INSTALL = ["pip", "install", "--no-deps", "--compile-bytecode", "--link-mode", "
 COMMON = ["--color", "never", "--no-progress"]
 #: What came in, in WANTED: it counts as code.
 LOCK = "project.lock"
+#: There: the files of those of the platform's packages in whose place others came.
+REMOVED = "removed.txt"
+#: Never in another version than the platform was tested with: its own code and Dagster's go deeper into these than their
+#: public interface, or speak to services by them.
+KEPT = frozenset(
+    (
+        *("dagster", "dagster-aws", "dagster-celery", "dagster-graphql", "dagster-pipes", "dagster-postgres"),
+        *("dagster-shared", "dagster-webserver", "celery", "kombu", "billiard", "amqp", "vine", "flower"),
+        *("sqlalchemy", "alembic", "psycopg2-binary", "boto3", "botocore", "s3transfer", "minio", "psutil"),
+        *("starlette", "uvicorn", "graphql-core", "prometheus-client", "rich", "universal-pathlib"),
+    )
+)
 #: In WANTED: one library of Dagster's, in the versions that belong to the platform's.
 BOUND = "dagster.txt"
+#: How uv says that there is none, and of which package an index has nothing at all.
+NO_SOLUTION, ABSENT = "No solution found", re.compile(r"Because (\S+) was not found in")
 #: How a package's own build says that a program or a header is missing.
 MISSING = re.compile(
     r"fatal error: (?P<header>\S+\.h)|(?:command |unable to execute )'(?P<command>[\w./+-]+)'"
@@ -70,10 +86,18 @@ def install(wanted: Path, lock: Path, prefix: Path, call: Uv = uv) -> None:
     prefix.mkdir(parents=True, exist_ok=True)
     found = [Source(**each) for each in json.loads((wanted / SOURCES).read_text(encoding="utf-8"))]
     platform = locks.versions(here(lock.read_text(encoding="utf-8")))
-    told = [pins.settle(wanted / each.file, each.file, platform, exists_by(call, wanted)) for each in found]
+    kept = {name: version for name, version in platform.items() if name in KEPT}
+    told = [pins.settle(wanted / each.file, each.file, kept, exists_by(call, wanted)) for each in found]
+    text = resolve(wanted, found, platform, lock, call) if found else ""
+    versions = locks.versions(text)
+    moved = {name: old for name, old in platform.items() if versions.get(name, old) != old}
+    added = {name: entry for name, entry in entries(text) if name not in platform or name in moved}
+    if moved:
+        old, new = ([f"{name} {each[name]}" for name in moved] for each in (platform, versions))
+        files = " and ".join(dict.fromkeys(source.file for source in found))
+        told.append(f"{files} can't have the platform's {', '.join(old)}: {', '.join(new)} came in place.")
     (wanted / REPLACED).write_text("".join(f"{each}\n" for each in told if each), encoding="utf-8")
-    text = resolve(wanted, found, platform, call) if found else ""
-    added = {name: entry for name, entry in entries(text) if name not in platform}
+    (wanted / REMOVED).write_text("".join(f"{each}\n" for each in files_of(moved)), encoding="utf-8")
     target = wanted / LOCK
     target.write_text("".join(added.values()), encoding="utf-8")
     if added:
@@ -86,6 +110,15 @@ def install(wanted: Path, lock: Path, prefix: Path, call: Uv = uv) -> None:
     print(f"{len(added)} packages of the project beside the platform's {len(platform)}", flush=True)
 
 
+def files_of(names: Collection[str]) -> Iterator[str]:
+    """The files of packages in the platform's environment, and the folders that describe them."""
+    for each in importlib.metadata.distributions(path=[str(Path(PYTHON).parents[1] / SITE)]):
+        if locks.canonical(each.name) in names:
+            for file in each.files or []:
+                place = Path(str(each.locate_file(file)))
+                yield str(place.parent if file.name == "RECORD" else place)
+
+
 def here(lock: str) -> str:
     """A lock without what it has for other systems and Pythons alone."""
     lines = ((match[0], match["marker"]) for match in locks.ENTRY.finditer(lock))
@@ -94,22 +127,35 @@ def here(lock: str) -> str:
     )
 
 
-def resolve(wanted: Path, found: list[Source], platform: dict[str, str], call: Uv) -> str:
-    """All packages of the project with the platform's versions, as a lock. A uv.lock's versions are preferred."""
-    output, constraints = wanted / "resolved.lock", wanted / "platform.txt"
-    constraints.write_text(
-        "".join(f"{name}=={version}\n" for name, version in platform.items() if "," not in version),
-        encoding="utf-8",
-    )
+def resolve(wanted: Path, found: list[Source], platform: dict[str, str], lock: Path, call: Uv) -> str:
+    """All packages of the project, as a lock: with the platform's versions, else with those of KEPT.
+
+    The versions of a uv.lock are preferred, and then those of the platform.
+    """
+    output = wanted / "resolved.lock"
+    kept = {name: version for name, version in platform.items() if name in KEPT}
     files = [source.file for source in found]
-    command = [*COMPILE, *files, "--constraints", str(constraints), "--output-file", str(output)]
-    output.write_text(preferred(wanted, found, platform), encoding="utf-8")
+    prefer = preferred(wanted, found, platform)
+    constraints = pinned(wanted / "platform.txt", platform)
+    command = [*COMPILE, *files, "--constraints", constraints, "--output-file", str(output)]
+    output.write_text(prefer, encoding="utf-8")
     result = call(command, wanted)
+    if NO_SOLUTION in result.stdout and not ABSENT.search(result.stdout):
+        # What these need counts, too: so they are asked for.
+        command = [*COMPILE, *files, pinned(wanted / "kept.txt", kept), "--output-file", str(output)]
+        free = (locks.entry(lock.read_text(encoding="utf-8"), name) for name in platform if name not in KEPT)
+        output.write_text(prefer + "".join(free), encoding="utf-8")
+        result = call(command, wanted)
     if result.returncode:
         raise Refused(not_built(result.stdout) or conflict(found, result.stdout))
     text = output.read_text(encoding="utf-8")
     refuse_other_dagster(locks.versions(text), platform, command, call, wanted)
     return text
+
+
+def pinned(file: Path, versions: dict[str, str]) -> str:
+    file.write_text("".join(f"{name}=={version}\n" for name, version in versions.items()), encoding="utf-8")
+    return str(file)
 
 
 def refuse_other_dagster(
@@ -174,10 +220,10 @@ def entries(text: str) -> Iterator[tuple[str, str]]:
 
 def conflict(found: list[Source], output: str) -> str:
     """Why there is no solution, with both sides; what uv calls `you` is the project and the platform."""
-    if "No solution found" not in output:
+    if NO_SOLUTION not in output:
         return failed("The project's packages can't be resolved", output)
     files = " and ".join(dict.fromkeys(source.file for source in found))
-    if absent := re.search(r"Because (\S+) was not found in", output):
+    if absent := ABSENT.search(output):
         return f"No package index has {absent[1]}, for which {files} asks, itself or by another package.\n{login(output)}"
     return (
         f"The packages of {files} can't be had together with the platform's.\n{explain.explanation(output)}\n"

@@ -3,16 +3,19 @@
 Real uv, with packages made here and no network.
 """
 
+import importlib.metadata
 import os
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-from dagster_stack.packages import install, pins, wanted
+from dagster_stack.packages import install, locks, pins, wanted
 from dagster_stack.packages.errors import Refused
 from dagster_stack.packages.sources import Source
 from scripts.console import ROOT
@@ -36,8 +39,7 @@ class Project:
         self.folder, self.index, self.prefix = folder / "project", folder / "index", folder / "added"
         self._out, self._lock = folder / "wanted", folder / "stack.lock"
         self.folder.mkdir()
-        locked = ("dagster==1.13.27", "frame==1.5", "colours==1.0 ; sys_platform == 'win32'")
-        self._lock.write_text("".join(f"{each}{HASHES}" for each in locked))
+        self.locks("dagster==1.13.27", "frame==1.5", "colours==1.0 ; sys_platform == 'win32'")
         for name, version in (
             ("dagster", "1.13.27"),
             ("dagster", "1.13.30"),
@@ -61,6 +63,12 @@ class Project:
         install.install(self._out / "python", self._lock, self.prefix, self._uv)
         return re.findall(r"^[\w.-]+==\S+", (self._out / "python" / install.LOCK).read_text(), re.MULTILINE)
 
+    def locks(self, *entries: str) -> None:
+        self._lock.write_text("".join(f"{each}{HASHES}" for each in entries))
+
+    def removed(self) -> list[str]:
+        return (self._out / "python" / install.REMOVED).read_text().splitlines()
+
     def told(self) -> str:
         """What gave way, in words."""
         return (self._out / "python" / wanted.REPLACED).read_text()
@@ -83,7 +91,8 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.setattr(install, "KEPT", {"dagster", "frame"})
     return Project(tmp_path)
 
 
@@ -225,6 +234,75 @@ def test_a_conflict_further_down_names_both_sides(project: Project) -> None:
     assert "plot" in said
     assert "frame>=2" in said
     assert "frame==1.5" in said
+
+
+# --- what moves ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loose(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The same, with a package of the platform's that its own code does not import: Dagster needs it."""
+    shutil.rmtree(project.index)
+    wheel(project.index, "dagster", "1.13.27", "trust>=2024,<2027")
+    for version in ("2023.1", "2024.1", "2025.1", "2026.1", "2027.1"):
+        wheel(project.index, "trust", version)
+    project.locks("dagster==1.13.27", "trust==2026.1")
+    # Its environment
+    installed = tmp_path / "venv" / wanted.SITE
+    with zipfile.ZipFile(project.index / "trust-2026.1-py3-none-any.whl") as archive:
+        archive.extractall(installed)
+    monkeypatch.setattr(install, "PYTHON", str(tmp_path / "venv/bin/python"))
+    return project
+
+
+@pytest.mark.parametrize("asks", ["trust==2025.1", "snow"])
+def test_a_package_that_only_others_need_moves_where_a_project_cant_have_it(
+    loose: Project, tmp_path: Path, asks: str
+) -> None:
+    # Given a pin, or a package with an upper bound, as dbt-snowflake has one for certifi
+    wheel(loose.index, "snow", "1.0", "trust<2026")
+    loose.asks(asks)
+
+    assert "trust==2025.1" in loose.install()
+
+    # Then that is told, and the platform's goes
+    assert "can't have the platform's trust 2026.1: trust 2025.1 came in place" in loose.told()
+    site = tmp_path / "venv" / wanted.SITE
+    removed = {Path(each) for each in loose.removed()}
+    assert {site / "trust.py", site / "trust-2026.1.dist-info"} <= removed
+
+
+@pytest.mark.parametrize("asks", ["trust==2023.1", "trust>=2027"])
+def test_it_moves_no_further_than_those_that_need_it_allow(loose: Project, asks: str) -> None:
+    loose.asks(asks)
+
+    said = loose.refused()
+
+    assert asks in said
+    assert "dagster depend on trust>=2024" in said
+
+
+def test_it_stays_where_the_project_can_have_it(loose: Project) -> None:
+    wheel(loose.index, "snow", "1.0", "trust")
+    loose.asks("snow", "trust>=2024")
+
+    assert loose.install() == ["snow==1.0"]
+    assert loose.told() == ""
+    assert loose.removed() == []
+
+
+def test_what_the_platforms_own_code_imports_never_moves() -> None:
+    # Given those that it uses by their public interface alone
+    public = {"click", "matplotlib", "packaging", "python-dotenv", "pyyaml", "requests", "urllib3"}
+    homes = importlib.metadata.packages_distributions()
+    texts = (path.read_text(encoding="utf-8") for path in (ROOT / "dagster_stack").rglob("*.py"))
+    modules = {
+        name for text in texts for name in re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE)
+    }
+
+    imported = {locks.canonical(home) for module in modules for home in homes.get(module, [])}
+
+    assert imported - public - {"dagster-celery-stack"} <= install.KEPT
 
 
 def test_a_package_that_no_index_has_is_named(project: Project) -> None:
