@@ -87,14 +87,14 @@ def install(wanted: Path, lock: Path, prefix: Path, call: Uv = uv) -> None:
     found = [Source(**each) for each in json.loads((wanted / SOURCES).read_text(encoding="utf-8"))]
     platform = locks.versions(here(lock.read_text(encoding="utf-8")))
     kept = {name: version for name, version in platform.items() if name in KEPT}
-    told = [pins.settle(wanted / each.file, each.file, kept, exists_by(call, wanted)) for each in found]
+    told = [pins.settle(wanted / each.file, each.name, kept, exists_by(call, wanted)) for each in found]
     text = resolve(wanted, found, platform, lock, call) if found else ""
     versions = locks.versions(text)
     moved = {name: old for name, old in platform.items() if versions.get(name, old) != old}
     added = {name: entry for name, entry in entries(text) if name not in platform or name in moved}
     if moved:
         old, new = ([f"{name} {each[name]}" for name in moved] for each in (platform, versions))
-        files = " and ".join(dict.fromkeys(source.file for source in found))
+        files = " and ".join(dict.fromkeys(source.name for source in found))
         told.append(f"{files} can't have the platform's {', '.join(old)}: {', '.join(new)} came in place.")
     (wanted / REPLACED).write_text("".join(f"{each}\n" for each in told if each), encoding="utf-8")
     (wanted / REMOVED).write_text("".join(f"{each}\n" for each in files_of(moved)), encoding="utf-8")
@@ -189,7 +189,7 @@ def exists_by(call: Uv, folder: Path) -> pins.Exists:
 
 
 def preferred(wanted: Path, found: list[Source], platform: dict[str, str]) -> str:
-    """Versions and hashes of the projects' uv.lock for what the platform lacks, as a lock that uv goes by."""
+    """Versions and hashes of the projects' locks, uv's or Poetry's, for what the platform lacks: a lock that uv goes by."""
     text = ""
     for lock in dict.fromkeys(source.lock for source in found if source.lock):
         packages = tomllib.loads((wanted / lock).read_text(encoding="utf-8")).get("package", [])
@@ -198,10 +198,12 @@ def preferred(wanted: Path, found: list[Source], platform: dict[str, str]) -> st
             if names.count(package["name"]) > 1 or package["name"] in platform:
                 continue
             files = [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]
+            files += package.get("files", [])
             hashes = sorted(
                 {each["hash"] for each in files if str(each.get("hash", "")).startswith("sha256:")}
             )
-            if "registry" in package.get("source", {}) and hashes:
+            # Poetry names a source only for what comes from elsewhere.
+            if "registry" in package.get("source", {"registry": ""}) and hashes:
                 end = "".join(f" \\\n    --hash={each}" for each in hashes)
                 text += f"{package['name']}=={package['version']}{end}\n"
     return text
@@ -222,7 +224,7 @@ def conflict(found: list[Source], output: str) -> str:
     """Why there is no solution, with both sides; what uv calls `you` is the project and the platform."""
     if NO_SOLUTION not in output:
         return failed("The project's packages can't be resolved", output)
-    files = " and ".join(dict.fromkeys(source.file for source in found))
+    files = " and ".join(dict.fromkeys(source.name for source in found))
     if absent := ABSENT.search(output):
         return f"No package index has {absent[1]}, for which {files} asks, itself or by another package.\n{login(output)}"
     return (

@@ -65,7 +65,9 @@ def library(requirement: Requirement, dagster: str) -> str:
     """The version that belongs to this Dagster, of a library that is asked for in another one; else nothing."""
     if not locks.canonical(requirement.name).startswith("dagster-") or not requirement.specifier:
         return ""
-    version = locks.dagster_series(dagster)[-1].replace("*", dagster.split(".")[2])
+    # Its tools, as dagster-dg-cli, are numbered as Dagster itself.
+    numbered = any(major(each) for each in requirement.specifier)
+    version = locks.dagster_series(dagster)[not numbered].replace("*", dagster.split(".")[2])
     return "" if is_met(requirement, version) else version
 
 

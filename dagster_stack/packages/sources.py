@@ -2,7 +2,8 @@
 
 1. `pyproject.toml` with `dependencies` in `[project]`; a `uv.lock` beside it, or above it, says which versions.
 2. `requirements.txt` with what it includes, or the files that `[tool.setuptools.dynamic]` names.
-3. `install_requires` of `setup.cfg` or `setup.py`, where it is a plain list.
+3. `[tool.poetry.dependencies]`; a `poetry.lock` beside it says which versions.
+4. `install_requires` of `setup.cfg` or `setup.py`, where it is a plain list.
 
 Extras and dependency groups are for development: they are not installed.
 """
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dagster_stack.packages import locks
+from dagster_stack.packages import locks, poetry
 from dagster_stack.packages.errors import Refused
 
 IGNORED = shutil.ignore_patterns("__pycache__", ".git", ".venv", "*.egg-info", "build", "dist", "target")
@@ -33,10 +34,18 @@ FROM_GIT = re.compile(r"\bgit\+|^\s*[\w.-]+\s*=\s*\{[^}]*\bgit\s*=|^\s*git\s*=",
 
 @dataclass(frozen=True)
 class Source:
-    """A file for uv, relative to the project's root, and the uv.lock whose versions it prefers, if any."""
+    """A file for uv, relative to the project's root, and the lock whose versions it prefers, if any.
+
+    `by` is the project's own file, where this one is written from it.
+    """
 
     file: str
     lock: str | None = None
+    by: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.by or self.file
 
 
 def collect(root: Path, out: Path) -> list[Source]:
@@ -96,14 +105,30 @@ class Collector:
             if (folder / name).is_file():
                 self._requirements(folder / name)
                 return Source(self._relative(folder / name))
-        if (listed := of_setup(folder)) is not None:
-            return self._written(folder / "requirements.txt", listed)
-        if "dependencies" in table(pyproject, "tool", "poetry"):
-            raise Refused(
-                f"{self._relative(folder / 'pyproject.toml')}: its packages stand in [tool.poetry.dependencies], which only"
-                " Poetry reads. Move them to dependencies in [project], or: poetry export --output requirements.txt"
-            )
+        if of_poetry := table(pyproject, "tool", "poetry", "dependencies"):
+            return self._of_poetry(folder, of_poetry)
+        for name in ("setup.cfg", "setup.py"):
+            if (listed := of_setup(folder / name)) is not None:
+                return self._written(folder, listed, name)
         return None
+
+    def _of_poetry(self, folder: Path, dependencies: dict[str, Any]) -> Source:
+        try:
+            listed = poetry.requirements(dependencies)
+        except ValueError as error:
+            raise Refused(
+                f"{self._relative(folder / 'pyproject.toml')}: in [tool.poetry.dependencies] stands {error}, which only Poetry"
+                " reads. Write it as >=… and <…, or: poetry export --output requirements.txt"
+            ) from None
+        for line in listed:
+            if line.startswith("./"):
+                self._folder(folder / re.split(r"[\[ ]", line)[0], line)
+        lock = folder / "poetry.lock"
+        if lock.is_file():
+            self._copy(lock)
+        return self._written(
+            folder, listed, "pyproject.toml", self._relative(lock) if lock.is_file() else None
+        )
 
     def _of_pyproject(self, folder: Path, pyproject: dict[str, Any]) -> Source:
         self._copy(folder / "pyproject.toml")
@@ -153,9 +178,10 @@ class Collector:
             lines.append(line)
         self._write(file, "\n".join([*lines, ""]))
 
-    def _written(self, file: Path, requirements: list[str]) -> Source:
+    def _written(self, folder: Path, requirements: list[str], by: str, lock: str | None = None) -> Source:
+        file = folder / "requirements.txt"
         self._write(file, "".join(f"{each}\n" for each in requirements))
-        return Source(self._relative(file))
+        return Source(self._relative(file), lock, self._relative(folder / by))
 
     def _folder(self, path: Path, by: str) -> None:
         path = self._inside(path, by)
@@ -211,18 +237,17 @@ def members(folder: Path, root: Path) -> Iterator[Path]:
                 yield from (path for path in each.glob(str(pattern)) if path.is_dir())
 
 
-def of_setup(folder: Path) -> list[str] | None:
-    """`install_requires` of an older project; None where there is none that can be read."""
-    config = configparser.ConfigParser(interpolation=None)
-    if (folder / "setup.cfg").is_file():
-        config.read_string((folder / "setup.cfg").read_text(encoding="utf-8", errors="replace"))
-        if config.has_option("options", "install_requires"):
-            return [
-                line.strip() for line in config["options"]["install_requires"].splitlines() if line.strip()
-            ]
-    if not (folder / "setup.py").is_file():
+def of_setup(file: Path) -> list[str] | None:
+    """`install_requires` of an older project's setup.cfg or setup.py; None where there is none."""
+    if not file.is_file():
         return None
-    for node in ast.walk(ast.parse((folder / "setup.py").read_text(encoding="utf-8", errors="replace"))):
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if file.suffix == ".cfg":
+        config = configparser.ConfigParser(interpolation=None)
+        config.read_string(text)
+        listed = config.get("options", "install_requires", fallback=None)
+        return None if listed is None else [line.strip() for line in listed.splitlines() if line.strip()]
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.keyword) and node.arg == "install_requires":
             try:
                 return [str(each) for each in ast.literal_eval(node.value)]

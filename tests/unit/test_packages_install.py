@@ -348,6 +348,18 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def test_the_versions_of_poetrys_lock_are_kept(project: Project) -> None:
+    old = wheel(project.index, "plot", "3.1", "frame")
+    wheel(project.index, "plot", "3.2", "frame")
+    project.has(
+        pyproject__toml='[tool.poetry.dependencies]\npython = ">=3.11"\ndagster = "^1.12"\nplot = "^3"\n',
+        poetry__lock='[[package]]\nname = "plot"\nversion = "3.1"\n'
+        f'files = [{{ file = "plot-3.1-py3-none-any.whl", hash = "sha256:{digest(old)}" }}]\n',
+    )
+
+    assert project.install() == ["plot==3.1"]
+
+
 def test_a_package_that_is_not_what_uv_lock_says_is_not_installed(project: Project) -> None:
     wheel(project.index, "plot", "3.1")
     project.asks("plot")
@@ -413,6 +425,14 @@ def test_a_library_that_is_pinned_to_another_dagster_comes_in_the_version_that_b
 
     assert project.install() == ["dagster-frames==0.29.27"]
     assert "dagster 1.13.27, dagster-frames 0.29.27 take their place" in project.told()
+
+
+def test_a_tool_that_is_numbered_as_dagster_comes_in_the_version_that_belongs(project: Project) -> None:
+    for version in ("1.12.4", "1.13.27"):
+        wheel(project.index, "dagster-tool", version, f"dagster=={version}")
+    project.asks("dagster-tool==1.12.4")
+
+    assert project.install() == ["dagster-tool==1.13.27"]
 
 
 def test_a_pin_of_others_that_is_named_like_a_library_holds(project: Project) -> None:

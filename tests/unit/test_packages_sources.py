@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dagster_stack.packages import sources, wanted
+from dagster_stack.packages import poetry, sources, wanted
 from dagster_stack.packages.errors import Refused
 from dagster_stack.packages.sources import Source
 
@@ -77,8 +77,68 @@ def test_an_older_projects_setup_is_read_without_running_it(
 ) -> None:
     write(project, files)
 
-    assert sources.collect(project, out) == [Source("requirements.txt")]
+    (found,) = sources.collect(project, out)
+
+    assert (found.file, found.name) == ("requirements.txt", next(iter(files)))
     assert (out / "requirements.txt").read_text().split() == ["polars", "frame<2"]
+
+
+POETRY = """\
+[tool.poetry.dependencies]
+python = "^3.11"
+dagster = "1.12.4"
+polars = "*"
+frame = "^1.2.3"
+early = "^0.2.3"
+tilde = "~1.2"
+some = ">=1,<2"
+star = "1.*"
+extra = {version = "^2", extras = ["fast"], markers = "sys_platform == 'linux'"}
+older = {version = "1.0", python = "<3.9"}
+never = {version = "1.0", optional = true}
+mine = {path = "libs/mine", develop = true}
+theirs = {git = "https://example.com/theirs.git", tag = "v1"}
+
+[tool.poetry.group.dev.dependencies]
+pytest = "^8"
+"""
+
+
+def test_poetrys_own_table_is_read_with_its_lock(project: Path, out: Path) -> None:
+    write(project, {"pyproject.toml": POETRY, "poetry.lock": "", "libs/mine/setup.py": "setup()"})
+
+    assert sources.collect(project, out) == [Source("requirements.txt", "poetry.lock", "pyproject.toml")]
+
+    assert (out / "requirements.txt").read_text().splitlines() == [
+        "dagster==1.12.4",
+        "polars",
+        "frame>=1.2.3,<2",
+        "early>=0.2.3,<0.3",
+        "tilde>=1.2,<1.3",
+        "some>=1,<2",
+        "star==1.*",
+        "extra[fast]>=2,<3 ; (sys_platform == 'linux')",
+        "older==1.0 ; python_full_version < '3.9'",
+        "./libs/mine",
+        "theirs @ git+https://example.com/theirs.git@v1",
+    ]
+    assert (out / "libs/mine/setup.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "below"),
+    [
+        ("^1.2", "2"),
+        ("^0", "1"),
+        ("^0.0", "0.1"),
+        ("^0.0.3", "0.0.4"),
+        ("^1.0b2", "2"),
+        ("~1", "2"),
+        ("~1.2.3", "1.3"),
+    ],
+)
+def test_poetrys_signs_have_an_upper_bound(text: str, below: str) -> None:
+    assert poetry.bounds(text)[1] == ("<", below)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +148,7 @@ def test_an_older_projects_setup_is_read_without_running_it(
             {"setup.py": "setup(install_requires=open('x').read().split())"},
             "setup.py computes its install_requires",
         ),
-        ({"pyproject.toml": "[tool.poetry.dependencies]\npolars = '*'\n"}, "poetry export"),
+        ({"pyproject.toml": "[tool.poetry.dependencies]\npolars = '^1 || ^2'\n"}, "poetry export"),
         ({"pyproject.toml": "[project\n"}, "pyproject.toml of the project can't be read"),
         ({"requirements.txt": "-r ../base.txt\n"}, "base.txt is not in the project's folder"),
         ({"requirements.txt": "./mylib\n"}, "mylib is not in the project's folder"),
@@ -190,7 +250,7 @@ def test_git_is_there_for_what_comes_from_a_repository(project: Path, out: Path)
     assert (out / "python/tools.txt").read_text().split() == ["libpq-dev", "python3-dev", "git"]
     assert (out / "debian.txt").read_text().split() == ["ffmpeg", "libpq-dev"]
     assert json.loads((out / "python/sources.json").read_text()) == [
-        {"file": "requirements.txt", "lock": None}
+        {"file": "requirements.txt", "lock": None, "by": ""}
     ]
 
 
