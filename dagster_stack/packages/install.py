@@ -48,8 +48,6 @@ KEPT = frozenset(
         *("starlette", "uvicorn", "graphql-core", "prometheus-client", "rich", "universal-pathlib"),
     )
 )
-#: In WANTED: one library of Dagster's, in the versions that belong to the platform's.
-BOUND = "dagster.txt"
 #: How uv says that there is none, and of which package an index has nothing at all.
 NO_SOLUTION, ABSENT = "No solution found", re.compile(r"Because (\S+) was not found in")
 #: How a package's own build says that a program or a header is missing.
@@ -148,9 +146,8 @@ def resolve(wanted: Path, found: list[Source], platform: dict[str, str], lock: P
         result = call(command, wanted)
     if result.returncode:
         raise Refused(not_built(result.stdout) or conflict(found, result.stdout))
-    text = output.read_text(encoding="utf-8")
-    refuse_other_dagster(locks.versions(text), platform, command, call, wanted)
-    return text
+    match_dagster(locks.versions(output.read_text(encoding="utf-8")), platform, command, call, wanted)
+    return output.read_text(encoding="utf-8")
 
 
 def pinned(file: Path, versions: dict[str, str]) -> str:
@@ -158,31 +155,36 @@ def pinned(file: Path, versions: dict[str, str]) -> str:
     return str(file)
 
 
-def refuse_other_dagster(
+def match_dagster(
     locked: dict[str, str], platform: dict[str, str], command: list[str], call: Uv, folder: Path
 ) -> None:
-    """Raise Refused for a library of Dagster's in a version of another Dagster; those of others are named so too.
+    """Resolve anew with the right versions where a library of Dagster's would come in one of another Dagster.
 
-    Early releases name no Dagster, so a resolver takes them when the right one conflicts with something.
+    Early releases name no Dagster, so a resolver takes them when a lock has one, or the right one conflicts with something:
+    then this raises Refused. Libraries of others are named as Dagster's, too.
     """
-    exists = exists_by(call, folder)
+    exists, right = exists_by(call, folder), folder / "right.txt"
+    right.write_text("", encoding="utf-8")
     for name, series in locks.foreign({**locked, **platform}).items():
         if not exists(name, series):
             continue
-        result = call([*command, "--constraints", str(folder / BOUND)], folder)
-        raise Refused(
-            f"{name} {locked[name]} does not belong to Dagster {platform['dagster']}: {name}=={series} does.\n"
-            f"{explain.explanation(result.stdout)}\n"
-            f"Ask for {name}=={series}, and take out or loosen what stands against it."
-        )
+        with right.open("a", encoding="utf-8") as file:
+            file.write(f"{name}=={series}\n")
+        result = call([*command, "--constraints", str(right)], folder)
+        if result.returncode:
+            raise Refused(
+                f"{name} {locked[name]} does not belong to Dagster {platform['dagster']}: {name}=={series} does.\n"
+                f"{explain.explanation(result.stdout)}\n"
+                f"Ask for {name}=={series}, and take out or loosen what stands against it."
+            )
 
 
 def exists_by(call: Uv, folder: Path) -> pins.Exists:
-    """Asks the index for a package in a version, or a series, which then stands in BOUND."""
+    """Asks the index for a package in a version, or a series."""
 
     def exists(name: str, version: str) -> bool:
-        (folder / BOUND).write_text(f"{name}=={version}\n", encoding="utf-8")
-        command = [*COMPILE, "--no-deps", str(folder / BOUND), "--output-file", str(folder / "exists.lock")]
+        (folder / "one.txt").write_text(f"{name}=={version}\n", encoding="utf-8")
+        command = [*COMPILE, "--no-deps", "one.txt", "--output-file", str(folder / "one.lock")]
         return not call(command, folder).returncode
 
     return exists

@@ -427,6 +427,21 @@ def test_a_library_that_is_pinned_to_another_dagster_comes_in_the_version_that_b
     assert "dagster 1.13.27, dagster-frames 0.29.27 take their place" in project.told()
 
 
+def test_a_library_that_a_lock_has_in_another_series_comes_in_the_version_that_belongs(
+    project: Project,
+) -> None:
+    # Given an early release, which names no Dagster
+    early = wheel(project.index, "dagster-frames", "0.1.7", "dagster")
+    wheel(project.index, "dagster-frames", "0.29.27", "dagster==1.13.27")
+    project.asks("dagster-frames")
+    project.has(
+        uv__lock='[[package]]\nname = "dagster-frames"\nversion = "0.1.7"\nsource = { registry = "https://index.example/simple" }\n'
+        f'wheels = [{{ url = "https://index.example/x.whl", hash = "sha256:{digest(early)}" }}]\n'
+    )
+
+    assert project.install() == ["dagster-frames==0.29.27"]
+
+
 def test_a_tool_that_is_numbered_as_dagster_comes_in_the_version_that_belongs(project: Project) -> None:
     for version in ("1.12.4", "1.13.27"):
         wheel(project.index, "dagster-tool", version, f"dagster=={version}")
