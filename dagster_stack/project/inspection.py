@@ -218,7 +218,21 @@ def told(error: BaseException, root: str) -> str:
         )
     if isinstance(error, SystemExit):
         return "\n".join([f"it ends its process while it is loaded: sys.exit({error.code!r})", *lines])
-    return "\n".join(["".join(traceback.format_exception_only(error)).strip(), *lines])
+    return "\n".join(["".join(traceback.format_exception_only(error)).strip(), *lines, *cure(error, root)])
+
+
+def cure(error: BaseException, root: str) -> list[str]:
+    """What a user can do about an import that finds nothing."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        name = error.name.split(".")[0]
+        files = (file for kind in (f"{name}.py", f"{name}/__init__.py") for file in Path(root).rglob(kind))
+        if here := next((file for file in files if is_own(str(file), root)), None):
+            place = os.path.relpath(here, root)
+            return [f"{place} is there, in a folder where this code location's imports do not look."]
+        return [f"Where {name} is not yours, name its package in pyproject.toml or requirements.txt."]
+    if isinstance(error, ImportError) and "cannot open shared object file" in str(error):
+        return ["A library of the system is missing: name its Debian package in packages.txt."]
+    return []
 
 
 def locations(name: str) -> Iterator[Location]:

@@ -1,8 +1,17 @@
-"""What all code servers share: imported by the process that they are forked from, before there is any user code."""
+"""What all code servers share: imported by the process that they are forked from, before there is any user code.
+
+gRPC is imported, and nothing of it is made: its objects do not outlive a fork, its code does.
+"""
 
 from dagster_stack.loading import uncollected
 
 with uncollected():
+    import dagster._cli
+    import dagster._cli.api
+    import dagster._grpc.server  # noqa: F401
+
+    import dagster_stack.broker.address
+    import dagster_stack.executor.celery_executor
     import dagster_stack.project.defaults
     import dagster_stack.project.read_only
     import dagster_stack.services.code_server

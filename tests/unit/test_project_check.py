@@ -6,6 +6,7 @@ import pytest
 
 from dagster_stack import project as module
 from dagster_stack.project import check as check_module
+from dagster_stack.project import inspection
 from dagster_stack.project.check import Checked, asked_in, check, is_shared
 from dagster_stack.project.discovery import Project, discover
 from scripts.console import ROOT
@@ -145,12 +146,24 @@ def test_locations_are_loaded_apart_and_one_that_is_broken_names_its_line(
     assert found.errors.keys() == {"two", "three"}
     assert found.errors["two"].startswith("ModuleNotFoundError: No module named 'gone_from_here'")
     assert "two/src/p_two/definitions.py:1  import gone_from_here" in found.errors["two"]
+    assert "name its package in pyproject.toml or requirements.txt" in found.errors["two"]
     assert "sys.exit(3)" in found.errors["three"]
     assert [each for each in found.warnings if "have a module" in each] == [
         "several locations have a module helpers: one/src/helpers.py (one) and two/src/helpers.py (two). Each imports"
         " its own, since no process here has two locations. A script or a test that has both on its path takes the first"
         " one: give each a name of its own, or put it into the location's package."
     ]
+
+
+def test_a_missing_library_and_a_module_off_the_path_are_told_with_their_cures(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib/shared.py").touch()
+    library = ImportError("libgomp.so.1: cannot open shared object file: No such file or directory")
+
+    assert "packages.txt" in inspection.told(library, str(tmp_path))
+    off = inspection.told(ModuleNotFoundError("No module named 'shared'", name="shared"), str(tmp_path))
+    assert "lib/shared.py" in off
+    assert "requirements.txt" not in off
 
 
 @pytest.fixture
