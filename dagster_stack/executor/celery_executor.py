@@ -36,6 +36,7 @@ from dagster._core.execution.step_dependency_config import (
 )
 from dagster._core.execution.tags import get_tag_concurrency_limits_config
 from dagster._core.executor.base import Executor
+from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.executor.step_delegating import StepDelegatingExecutor, StepHandlerContext
 from dagster._core.storage.tags import PRIORITY_TAG
 from dagster_celery.executor import CELERY_CONFIG
@@ -51,6 +52,7 @@ from dagster_stack.executor.event_tail import EventTail
 from dagster_stack.executor.slots import PoolSlots
 from dagster_stack.executor.step_handler import CeleryStepHandler, report
 from dagster_stack.settings import BROKER_VARIABLE, CeleryConfig, Settings
+from dagster_stack.worker.step_folder import WITHIN_STEP
 
 #: What a run's config says to Dagster's own default executor, which is this one here.
 MULTIPROCESS, IN_PROCESS = "multiprocess", "in_process"
@@ -136,6 +138,20 @@ class CeleryExecutor(StepDelegatingExecutor):
         return self._get_step_handler_context(context, steps, active)
 
 
+class WithinStep(InProcessExecutor):
+    """For a run that a step executes: with all workers at such steps, none would be left for the run's own."""
+
+    def execute(
+        self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
+    ) -> Iterator[DagsterEvent]:
+        report(
+            plan_context,
+            "This run is executed by a step of another one: its steps are executed in that step's process, since they could"
+            " wait for the very worker that waits for them. A run that is launched instead has workers of its own.",
+        )
+        yield from super().execute(plan_context, execution_plan)
+
+
 def sent_before(instance: DagsterInstance, run_id: str) -> dict[str, str]:
     """The tasks that were announced in a run so far, each with its step's key."""
     announced = EventTail(instance, run_id, {DagsterEventType.STEP_WORKER_STARTING})
@@ -203,12 +219,16 @@ def celery_executor(context: InitExecutorContext) -> Executor:
     return made({**config, **(config.get(MULTIPROCESS) or {})})
 
 
-def made(config: Mapping[str, Any], note: str = "") -> CeleryExecutor:
+def made(config: Mapping[str, Any], note: str = "") -> Executor:
     """The executor for what a run says to it; its log begins with the note."""
+    retries = RetryMode.from_config(config["retries"])
+    assert retries
+    if os.environ.get(WITHIN_STEP):
+        return WithinStep(retries)
     return CeleryExecutor(
         run_app(config),
         note,
-        retries=RetryMode.from_config(config["retries"]),
+        retries=retries,
         # 0 is Dagster's word for no limit of the job's own.
         max_concurrent=config.get("max_concurrent") or None,
         tag_concurrency_limits=config.get("tag_concurrency_limits"),

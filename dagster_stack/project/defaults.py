@@ -23,6 +23,7 @@ from dagster import (
     multi_or_in_process_executor,
     multiprocess_executor,
 )
+from dagster._core import telemetry
 from dagster._core.definitions import executor_definition, job_definition
 from dagster._core.executor.base import Executor
 from dagster._core.instance.ref import InstanceRef
@@ -77,6 +78,8 @@ def use() -> None:
         os.environ.setdefault(name, value)
     replace(job_definition, "DEFAULT_EXECUTOR_DEF", celery_executor)
     replace(executor_definition, FORKING, multiprocess)
+    # As dagster.yaml says. An instance that user code makes, such as local_temp(), has no such file, and no folder for it.
+    replace(telemetry, "_get_instance_telemetry_enabled", lambda _: False)
 
 
 # --- executors ----------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ VARIABLES = ("TMPDIR", "TEMP", "TMP")
 #: Where dbt puts what it makes: each invocation of dagster-dbt has a folder of its own there. In the image they name the
 #: second one, since the project's own `target/` is read-only; a project may name another.
 DBT_VARIABLES, DBT_FOLDER = ("DBT_TARGET_PATH", "DBT_LOG_PATH"), "/tmp/dbt"
+#: Set while a step is executed, for the programs that it starts, too: who executes a run there must not wait for a worker.
+WITHIN_STEP = "DAGSTER_STACK_WITHIN_STEP"
 #: Where `/proc/<pid>/stat` says when a process was started, counted behind the process's name.
 STARTED_AT = 19
 
@@ -42,7 +44,7 @@ def step_folder() -> Iterator[Path]:
     It is removed with all that is in it.
     """
     folder = _make()
-    now = dict.fromkeys(VARIABLES, str(folder))
+    now = {**dict.fromkeys(VARIABLES, str(folder)), WITHIN_STEP: "1"}
     now |= {name: f"{folder}/dbt" for name in DBT_VARIABLES if os.environ.get(name) == DBT_FOLDER}
     before, variables = tempfile.tempdir, {name: os.environ.get(name) for name in now}
     tempfile.tempdir = str(folder)

@@ -78,3 +78,27 @@ def in_process() -> None:
 @dg.job(resource_defs={"io_manager": dg.mem_io_manager})
 def in_memory() -> None:
     add_one(one())
+
+
+@dg.op
+def runs_another(context: dg.OpExecutionContext) -> int:
+    with dg.execute_job(dg.reconstructable(chained), context.instance, tags={"of": context.run_id}) as result:
+        value: int = result.output_for_node("add_one")
+    return value
+
+
+@dg.job
+def nesting() -> None:
+    runs_another()
+
+
+@dg.op
+def runs_processes(context: dg.OpExecutionContext) -> None:
+    assert dg.execute_job(
+        dg.reconstructable(by_either), context.instance, tags={"of": context.run_id}
+    ).success
+
+
+@dg.job
+def nesting_processes() -> None:
+    runs_processes()

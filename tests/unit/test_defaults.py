@@ -22,7 +22,7 @@ from dagster_stack.storage.pickles import LocalPickles
 from scripts import dev
 from scripts.console import ROOT
 from tests.unit import default_jobs
-from tests.unit.driven_runs import Workers, executed
+from tests.unit.driven_runs import Result, Workers, executed
 
 
 @pytest.fixture
@@ -215,6 +215,39 @@ def test_a_run_may_be_executed_in_its_own_process_by_its_config(
         assert executed(instance, job, config).succeeded
 
     assert workers.sent == []
+
+
+@in_use
+@pytest.mark.parametrize(
+    ("job", "mapped"), [(default_jobs.nesting, ""), (default_jobs.nesting_processes, "celery")]
+)
+def test_a_run_that_a_step_executes_waits_for_no_worker(
+    instance: dg.DagsterInstance,
+    workers: Workers,
+    monkeypatch: pytest.MonkeyPatch,
+    job: dg.JobDefinition,
+    mapped: str,
+) -> None:
+    """With as many such steps as workers, all of them would wait for each other."""
+    monkeypatch.setenv("DAGSTER_STACK_EXECUTOR", mapped)
+
+    # When a step executes a run of another job, to use what that makes
+    result = executed(instance, job)
+
+    # Then the worker has had that step alone, and the log of the other run says where its steps were
+    assert result.succeeded
+    assert workers.keys == list(result.ends())
+    (inner,) = instance.get_runs(dg.RunsFilter(tags={"of": result.run_id}))
+    assert Result(instance, inner.run_id, []).said("executed in that step's process")
+
+
+@in_use
+def test_an_instance_of_the_users_own_tells_nobody_of_its_runs(home: Path) -> None:
+    """It would write into DAGSTER_HOME, too, which is read-only on the stack."""
+    with dg.DagsterInstance.local_temp() as own:
+        assert dg.execute_job(dg.reconstructable(default_jobs.in_process), own).success
+
+    assert not {".telemetry", "logs"} & {path.name for path in home.iterdir()}
 
 
 @in_use
