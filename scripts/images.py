@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dagster_stack.packages import explain
-from scripts import base_image, env_file, package_index, proxies
+from scripts import base_image, dbt_targets, env_file, package_index, proxies
 from scripts import project as user_project
 from scripts.compose import compose, project
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, tail, warn
@@ -105,6 +105,7 @@ def ensure() -> None:
     """Build the images whose inputs changed; say which ones were left alone."""
     write_certificates()
     user_project.stage()
+    dbt_targets.write()
     package_index.write()
     base_id = base_image.image_id(env_file.settings()["BASE_IMAGE"])
     digests = {image: image.digest(base_id) for image in wanted()}

@@ -4,6 +4,8 @@
 after an edit of other code.
 """
 
+import ast
+import json
 import os
 import re
 import shutil
@@ -22,6 +24,16 @@ PASSED_OVER = {*OF_PACKAGES, "target", "logs", "node_modules", "site-packages", 
 ASKED = re.compile(r"""env_var\(\s*(['"])(\w+)\1\s*(?:,\s*(?:(['"])(.*?)\3|([^)'"]*?))\s*)?\)""")
 #: A template that is a variable, whatever its value is made into.
 TEMPLATE = re.compile(r"\{\{-?\s*" + ASKED.pattern + r"[^}]*\}\}")
+#: Beside the project's folder in the build: the variables that choose a target, with their values (scripts/project.py). And
+#: in what dbt reads: these, and the targets that the code names, by the folders of dbt projects.
+VARIABLES, CHOICES = ".dbt-variables.json", ".dbt-choices.json"
+#: Names a target to dbt itself.
+TARGET = "DBT_TARGET"
+#: What code calls with `target=`.
+CALLS = {"DbtProject", "DbtCliResource"}
+#: A line that chooses a profile or a target, in YAML; and how a component asks for a variable there.
+CHOOSES, COMPONENT = re.compile(r"^\s+target:\s*(.+?)\s*$", re.MULTILINE), "DbtProjectComponent"
+IN_COMPONENT = re.compile(r"\{\{\s*env[.(]['\"]?([A-Za-z_]\w*)")
 #: dbt shows no value of these, and takes them in connections alone.
 SECRET = "DBT_ENV_SECRET"
 #: Fields of connections that hold one.
@@ -74,8 +86,16 @@ class DbtProject:
 
     @property
     def target(self) -> str:
-        """Which of the profile's connections is used, as profiles.yml has it."""
-        return str(self._profile.get("target") or "default")
+        """Which of the profile's connections is used: as the code, a variable or profiles.yml has it."""
+        return self.chosen or str(self._profile.get("target") or "default")
+
+    @cached_property
+    def chosen(self) -> str:
+        """The target that the code or DBT_TARGET names; empty where profiles.yml decides."""
+        named = [each for each in targets_in_code(self) if each in self.outputs]
+        of_dbt = os.environ.get(TARGET, "")
+        # What the code leaves open is not guessed.
+        return named[0] if len(named) == 1 else of_dbt if of_dbt in self.outputs else ""
 
     @property
     def outputs(self) -> dict[str, Any]:
@@ -98,7 +118,10 @@ class DbtProject:
     def arguments(self) -> list[str]:
         """What dbt is to be told where its files leave it open without the project's variables."""
         found = [] if self.content.get("profile") else ["--profile", self.profile]
-        if self.outputs and any(not has_default(each) for each in ASKED.finditer(self.target)):
+        unset = [each for each in ASKED.finditer(self.target) if not has_default(each)]
+        if self.chosen:
+            found += ["--target", self.chosen]
+        elif self.outputs and any(each[2] not in os.environ for each in unset):
             found += ["--target", next(iter(self.outputs))]
         return found
 
@@ -136,6 +159,14 @@ def collect(root: Path, out: Path) -> None:
     """Copy what dbt reads: its projects, of their Python what is a model, and all profiles.yml."""
     root = root.resolve()
     out.mkdir(parents=True)
+    variables = root.parent / VARIABLES
+    if variables.exists():
+        os.environ.update(json.loads(variables.read_text(encoding="utf-8")))
+    choices = {
+        "variables": {name: os.environ[name] for name in choosing(root) if name in os.environ},
+        "targets": {str(each.folder.relative_to(root)): targets_in_code(each) for each in find(root)},
+    }
+    (out / CHOICES).write_text(json.dumps(choices), encoding="utf-8")
     found: dict[Path, None] = dict.fromkeys(files(root, PROFILES))
     for project in find(root):
         add(project.folder, root, found)
@@ -162,13 +193,112 @@ def add(path: Path, root: Path, found: dict[Path, None]) -> None:
         found[path] = None
 
 
-def files(root: Path, name: str) -> Iterator[Path]:
+def files(root: Path, *wanted: str) -> Iterator[Path]:
+    """The files of these names, or with these suffixes, in a project's own folders."""
     for place, folders, names in os.walk(root):
         folders[:] = [
             each for each in folders if is_own(each) and not Path(place, each, "pyvenv.cfg").exists()
         ]
-        if name in names:
-            yield Path(place, name)
+        yield from (Path(place, name) for name in names if name in wanted or Path(name).suffix in wanted)
+
+
+# --- targets that are chosen elsewhere than in profiles.yml -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A target as the code names it: by itself, or by a variable, whose default it is then."""
+
+    target: str
+    variable: str
+    #: Words of the code that may be the folder of a dbt project.
+    words: frozenset[str]
+
+
+def choosing(root: Path) -> list[str]:
+    """The names of the variables that choose targets."""
+    named = [each.variable for each in choices(root) if each.variable]
+    for file in filter(Path.is_file, files(root, PROFILES)):
+        lines = CHOOSES.findall(file.read_text(encoding="utf-8-sig", errors="replace"))
+        named += [found[2] for line in lines for found in ASKED.finditer(line)]
+    return sorted({TARGET, *named})
+
+
+def targets_in_code(project: DbtProject) -> list[str]:
+    """The targets that code names for a dbt project: for this one, else for none of its neighbours in particular."""
+    kept = project.root / CHOICES
+    if kept.exists():
+        folder = str(project.folder.relative_to(project.root))
+        found: list[str] = json.loads(kept.read_text(encoding="utf-8"))["targets"].get(folder, [])
+        return found
+    folders = {each.folder.name for each in find(project.root)}
+    all_of_them = choices(project.root)
+    own = [each for each in all_of_them if project.folder.name in each.words]
+    own = own or [each for each in all_of_them if not folders & each.words]
+    named = (os.environ.get(each.variable) or each.target for each in own)
+    return sorted({target for target in named if target})
+
+
+def choices(root: Path) -> list[Choice]:
+    """What the project's Python and its components say of targets."""
+    found: list[Choice] = []
+    for file in filter(Path.is_file, files(root, ".py", ".yaml", ".yml")):
+        text = file.read_text(encoding="utf-8", errors="replace")
+        if file.suffix != ".py":
+            found += choices_of_component(text) if COMPONENT in text else []
+        elif any(name in text for name in CALLS):
+            try:
+                found += choices_of_code(ast.parse(text))
+            except (SyntaxError, ValueError):
+                # It will be said when it is loaded.
+                continue
+    return found
+
+
+def choices_of_component(text: str) -> Iterator[Choice]:
+    for line in CHOOSES.findall(text):
+        variable = IN_COMPONENT.search(line)
+        target = "" if variable or "{{" in line else line.strip("'\"")
+        yield Choice(target, variable[1] if variable else "", frozenset(re.findall(r"[\w.-]+", text)))
+
+
+def choices_of_code(tree: ast.Module) -> Iterator[Choice]:
+    known = {
+        target.id: node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+
+    def resolved(node: ast.expr) -> ast.expr:
+        return known.get(node.id, node) if isinstance(node, ast.Name) else node
+
+    def texts_in(node: ast.expr, depth: int = 3) -> Iterator[str]:
+        for each in ast.walk(node):
+            if isinstance(each, ast.Constant) and isinstance(each.value, str):
+                yield from re.split(r"[/\\]", each.value)
+            elif isinstance(each, ast.Name) and each.id in known and depth:
+                yield from texts_in(known[each.id], depth - 1)
+
+    for node in ast.walk(tree):
+        if (
+            not isinstance(node, ast.Call)
+            or getattr(node.func, "attr", getattr(node.func, "id", "")) not in CALLS
+        ):
+            continue
+        arguments = {each.arg: resolved(each.value) for each in node.keywords}
+        places = [*node.args[:1], *(value for name, value in arguments.items() if name == "project_dir")]
+        words = frozenset(text for place in places for text in texts_in(place))
+        match arguments.get("target"):
+            case ast.Constant(value=str(target)):
+                yield Choice(target, "", words)
+            case ast.Call(args=[ast.Constant(value=str(variable)), *rest]):
+                # `os.getenv("NAME", "dev")`, `os.environ.get(…)`, `EnvVar("NAME")`.
+                default = rest[0].value if rest and isinstance(rest[0], ast.Constant) else ""
+                yield Choice(str(default or ""), variable, words)
+            case ast.Subscript(slice=ast.Constant(value=str(variable))):
+                yield Choice("", variable, words)
 
 
 def is_own(folder: str) -> bool:

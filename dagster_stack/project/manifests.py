@@ -22,6 +22,7 @@ from pathlib import Path
 from dagster_stack.project import PLATFORM
 from dagster_stack.project.dbt import (
     ASKED,
+    CHOICES,
     FILE,
     MANIFEST,
     OF_PACKAGES,
@@ -51,6 +52,9 @@ class NotMade(Exception):
 
 def make_all(root: Path, out: Path) -> None:
     """Make each dbt project's manifest, and write down why not."""
+    if (choices := root / CHOICES).exists():
+        # What else decides is not known here.
+        os.environ.update(json.loads(choices.read_text(encoding="utf-8"))["variables"])
     projects = find(root)
     # Each takes a processor some 5 s.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -58,6 +62,7 @@ def make_all(root: Path, out: Path) -> None:
     found = {str(project.folder): why for project, why in zip(projects, problems, strict=True) if why}
     out.mkdir(parents=True, exist_ok=True)
     (out / PROBLEMS).write_text(json.dumps(found), encoding="utf-8")
+    choices.unlink(missing_ok=True)
 
 
 def kept(project: DbtProject, out: Path) -> Path:

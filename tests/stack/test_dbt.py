@@ -49,7 +49,7 @@ def psql(stack: Stack, database: str, statement: str) -> str:
 def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     folder = tmp_path_factory.mktemp("dbt") / "shop"
     shutil.copytree(Path(__file__).with_name("shop"), folder)
-    (folder / ".env").write_text(f"SHOP_PASSWORD={PASSWORD}\nSHOP_PORT=5432\n")
+    (folder / ".env").write_text(f"SHOP_PASSWORD={PASSWORD}\nSHOP_PORT=5432\nSHOP_TARGET=file\n")
     psql(stack, "postgres", f"CREATE ROLE shop LOGIN PASSWORD '{PASSWORD}'")
     psql(stack, "postgres", "CREATE DATABASE shop OWNER shop")
     psql(stack, "shop", TABLES)

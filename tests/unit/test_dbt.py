@@ -1,8 +1,11 @@
 """dbt projects: which ones are found, what their manifests are made with, and in which words that fails."""
 
 import json
+import os
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,8 @@ import pytest
 from dagster_stack import project as module
 from dagster_stack.project import check, dbt, manifests
 from dagster_stack.project.discovery import discover
+from scripts import dbt_targets, variables
+from scripts import project as user_project
 from tests.unit.test_project_discovery import DG_DEFS, DG_PROJECT, project
 
 DBT_PROJECT = 'name: shop\nversion: "1.0"\nprofile: shop\n'
@@ -65,16 +70,35 @@ class Dbt:
     def built(self) -> list[str]:
         """What is said after the image's build, which is this: what dbt reads, then the whole project."""
         staged = self.root.rename(self.root.with_name("staged"))
-        dbt.collect(staged, self.root)
-        manifests.make_all(self.root, manifests.BAKED)
+        with unchanged_environment():
+            dbt.collect(staged, self.root)
+        with unchanged_environment():
+            manifests.make_all(self.root, manifests.BAKED)
         shutil.copytree(staged, self.root, symlinks=True, dirs_exist_ok=True)
         shutil.rmtree(staged)
         manifests.lay(self.root, manifests.BAKED)
         return list(manifests.warnings(self.root))
 
+    def chosen_by_host(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What the host puts beside the project, which is staged where it is."""
+        monkeypatch.setattr(user_project, "folder", lambda: self.root)
+        monkeypatch.setattr(user_project, "context", lambda: self.root.parent)
+        dbt_targets.write()
+
     def manifest(self, name: str = "shop") -> dict[str, Any]:
         content: dict[str, Any] = json.loads((self.root / name / "target/manifest.json").read_text())
         return content
+
+
+@contextmanager
+def unchanged_environment() -> Iterator[None]:
+    """Each step of a build is a process of its own."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @pytest.fixture
@@ -102,6 +126,7 @@ def test_an_edit_of_other_code_changes_nothing_of_what_dbt_is_given(mine: Dbt, t
 
     found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
     assert found == {
+        ".dbt-choices.json",
         "dbt_project.yml",
         "elsewhere/c.sql",
         "models/a.sql",
@@ -161,6 +186,58 @@ def test_a_target_that_only_a_variable_names_is_the_first_one_in_the_build(mine:
 
     assert mine.built() == []
     assert mine.manifest()["args"][-2:] == ["--target", "dev"]
+
+
+CODE = """
+import os
+from pathlib import Path
+
+from dagster import EnvVar
+from dagster_dbt import DbtCliResource, DbtProject
+
+FOLDER = Path(__file__).parent / "{folder}"
+{before}
+shop = DbtProject(FOLDER, profiles_dir=FOLDER{target})
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "env", "target"),
+    [
+        ({"defs.py": CODE.format(folder="shop", before="", target=", target='dev'")}, "", "dev"),
+        ({"defs.py": CODE.format(folder="shop", before="T = os.getenv('T', 'dev')", target=", target=T")}, "", "dev"),
+        ({"defs.py": CODE.format(folder="shop", before="", target=", target=os.environ['T']")}, "T=dev", "dev"),
+        ({"defs.py": CODE.format(folder="shop", before="DbtCliResource(FOLDER, target=EnvVar('T'))", target="")}, "T='dev' # x", "dev"),
+        ({"defs.py": CODE.format(folder="other", before="", target=", target='dev'")}, "", ""),
+        ({"defs.py": CODE.format(folder="shop", before="", target=", target='gone'")}, "", ""),
+        ({"defs.py": CODE.format(folder="shop", before="DbtProject(x, target='prod')", target=", target='dev'")}, "", "dev"),
+        ({"defs/a/defs.yaml": "type: dagster_dbt.DbtProjectComponent\nattributes:\n  project:\n    project_dir: '{{ project_root }}/shop'\n    target: dev\n"}, "", "dev"),
+        ({}, "DBT_TARGET=dev", "dev"),
+        ({}, "export SHOP_TARGET=dev", "env"),
+        ({}, "SHOP_TARGET=two words", ""),
+        ({}, "SHOP_HOST=dev", ""),
+    ],
+)  # fmt: skip
+def test_the_manifest_is_made_for_the_target_that_runs_will_have(
+    mine: Dbt, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], env: str, target: str
+) -> None:
+    """Which models there are may hang on it. Of the project's variables the build has those that choose one, and no other."""
+    # Given two dbt projects, and one's target as the code, a component or the project's .env names it
+    mine.has(**{"other/dbt_project.yml": "name: other\n", ".env": f"{env}\n", **files})
+    monkeypatch.setattr(variables, "sources", lambda: [mine.root / ".env"])
+
+    # When the image is built
+    mine.chosen_by_host(monkeypatch)
+    assert mine.built() == []
+
+    # Then dbt gets that target: as an argument, or by the variable that profiles.yml asks for
+    arguments, environment = mine.manifest()["args"], mine.manifest()["env"]
+    assert arguments[arguments.index("parse") + 1 :] == (
+        ["--target", target] if target not in ("", "env") else []
+    )
+    assert environment.get("SHOP_TARGET") == ("dev" if target == "env" else None)
+    assert "SHOP_HOST" not in environment
+    assert not (mine.root / dbt.CHOICES).exists()
 
 
 def test_packages_are_installed_unless_the_project_brings_them(mine: Dbt) -> None:
