@@ -34,12 +34,17 @@ LEFT_OUT = {
 SECRETS = ".env"
 #: What Dagster reads of dbt's output: the build makes it anew, where it can.
 MANIFEST = "manifest.json"
+#: What components have fetched, to make definitions of: Dagster lets git ignore it, and looks for it in the image. That of
+#: a dbt project that lies here is a copy of it, which the build makes the manifest of anew.
+STATE, STATE_OF_DBT = ".local_defs_state", "DbtProjectComponent__"
 #: Bytes up to which a copy is compared with its original byte by byte; of a larger file, size and time.
 COMPARED = 1 << 20
 #: Bytes above which it is said how large the image gets.
 LARGE = 500 << 20
 #: Git must neither refuse a folder of another user nor run what that folder's configuration names.
 GIT = ("git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
+LISTS = ("ls-files", "-z", "--exclude-standard")
+STATES = ("--others", "--ignored", "--", f":(glob)**/{STATE}/**")
 
 
 def folder() -> Path:
@@ -130,21 +135,18 @@ def listed(source: Path) -> list[str] | None:
     inside = git(source, "rev-parse", "--is-inside-work-tree") == "true"
     # A folder that a repository around it ignores is no part of that.
     if inside and git(source, "check-ignore", "--quiet", ".") is None:
-        output = git(source, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
-        if output is not None:
-            return [name for name in output.split("\0") if name]
+        found = split(git(source, *LISTS, "--cached", "--others"))
+        if found is not None:
+            return [*found, *(split(git(source, *LISTS, *STATES)) or [])]
     with tempfile.TemporaryDirectory() as empty:
         if git(source, "init", "--quiet", "--bare", empty) is None:
             return None
-        output = git(
-            source,
-            f"--git-dir={empty}",
-            f"--work-tree={source}",
-            "ls-files",
-            "-z",
-            "--others",
-            "--exclude-standard",
-        )
+        of_empty = (f"--git-dir={empty}", f"--work-tree={source}", *LISTS)
+        found = split(git(source, *of_empty, "--others"))
+        return None if found is None else [*found, *(split(git(source, *of_empty, *STATES)) or [])]
+
+
+def split(output: str | None) -> list[str] | None:
     return None if output is None else [name for name in output.split("\0") if name]
 
 
@@ -169,6 +171,8 @@ def is_left_out(source: Path, name: str) -> bool:
     if any(part in LEFT_OUT or part.startswith(SECRETS) or part.endswith(".egg-info") for part in parts):
         return True
     folders = [source.joinpath(*parts[:number]) for number in range(1, len(parts))]
+    if any(map(is_state_of_dbt, folders)):
+        return True
     if folders and is_dbts(folders[-1]) and parts[-1] == MANIFEST:
         return False
     return any(is_made(folder) or is_dbts(folder) for folder in folders)
@@ -184,6 +188,13 @@ def is_made(place: Path) -> bool:
 def is_dbts(place: Path) -> bool:
     """Whether a folder is dbt's output."""
     return place.name in {"target", "logs"} and (place.parent / "dbt_project.yml").exists()
+
+
+@cache
+def is_state_of_dbt(place: Path) -> bool:
+    """Whether a folder is a component's copy of a dbt project in this one; a clone of another repository is none."""
+    is_copy = not (place / "project" / ".git").exists()
+    return place.parent.name == STATE and place.name.startswith(STATE_OF_DBT) and is_copy
 
 
 class Ignores:

@@ -18,7 +18,7 @@ from dagster_stack.code_version import code_version
 from dagster_stack.packages.wanted import REPLACED
 from dagster_stack.project import PLATFORM, dbt, found, manifests
 from dagster_stack.project.discovery import PASSED_OVER, Location, Project
-from dagster_stack.project.inspection import OWN_EXECUTORS, Report
+from dagster_stack.project.inspection import BESIDE_CODE, OWN_EXECUTORS, Report
 from dagster_stack.project.variables import of_location
 
 #: Seconds that a load may take before it is told; Dagster itself gives up a code server after 180.
@@ -116,6 +116,15 @@ def judged(report: Report, project: Project) -> Iterator[str]:
             " another worker does not find it, or finds an old one. Use a path below data/, which all services share,"
             " or leave it to the stack's IO manager."
         )
+    for key, kind in report.stateless.items():
+        fetch = "`dg utils refresh-defs-state` in your project fetches it, and the image takes it along"
+        if kind != BESIDE_CODE:
+            fetch = (
+                f"here that is on the volume for data, where this check does not look: `dg utils refresh-defs-state` in a worker"
+                f" fetches it (dagster-dg-cli among your packages). With management_type: {BESIDE_CODE} the image takes along"
+                " what the same command has fetched in your project"
+            )
+        yield f"{name}: the component {key} makes no definitions without its state: {fetch}."
     for address, line in report.connections.items():
         yield (
             f"{name}: {line} asks {address} while the code is loaded: where that does not answer, nothing can be"

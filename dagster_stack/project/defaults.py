@@ -4,7 +4,9 @@ A process that loads code opens the instance first, which `dagster.yaml` makes a
 (`warm_up`): so no project imports this, no command needs another name, and all of them see the same jobs.
 """
 
+import errno
 import os
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
@@ -27,9 +29,12 @@ from dagster._core import telemetry
 from dagster._core.definitions import executor_definition, job_definition
 from dagster._core.executor.base import Executor
 from dagster._core.instance.ref import InstanceRef
+from dagster._core.storage.defs_state import UPathDefsStateStorage
 from dagster._core.storage.fs_io_manager import PickledObjectFilesystemIOManager
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._core.system_config.objects import ResolvedRunConfig
+from dagster.components.utils import project_paths
+from upath import UPath
 
 from dagster_stack.logs.libraries import replace
 from dagster_stack.settings import Settings
@@ -39,10 +44,13 @@ DATA_VARIABLE = "DAGSTER_STACK_DATA"
 #: Where Dagster looks for the IO manager of a job that names none.
 MODULE, ATTRIBUTE = "DAGSTER_DEFAULT_IO_MANAGER_MODULE", "DAGSTER_DEFAULT_IO_MANAGER_ATTRIBUTE"
 IO_MANAGER = {MODULE: __name__, ATTRIBUTE: "default_io_manager"}
+#: Where components keep their state, in the folder with a project's definitions.
+STATE = ".local_defs_state"
 #: What makes the executors of Dagster's that start a process for each step, from their config.
 FORKING = "_core_multiprocess_executor_creation"
 
 _dagsters_own = getattr(executor_definition, FORKING)
+_state_folder = project_paths.get_local_state_dir
 
 
 class StackInstance(DagsterInstance):
@@ -52,6 +60,8 @@ class StackInstance(DagsterInstance):
         if folder := os.environ.get(DATA_VARIABLE):
             # Of `fs_io_manager` and its like without a folder: a step on another worker must find the file.
             options["local_artifact_storage"] = LocalArtifactStorage(str(Path(folder, "dagster")))
+            # And whoever loads the code the state that a component has fetched.
+            options["defs_state_storage"] = UPathDefsStateStorage(UPath(folder, "dagster", "defs_state"))
         super().__init__(*arguments, **options)
         use()
 
@@ -80,6 +90,7 @@ def use() -> None:
     replace(executor_definition, FORKING, multiprocess)
     # As dagster.yaml says. An instance that user code makes, such as local_temp(), has no such file, and no folder for it.
     replace(telemetry, "_get_instance_telemetry_enabled", lambda _: False)
+    replace(project_paths, "get_local_state_dir", state_folder)
 
 
 # --- executors ----------------------------------------------------------------------------------------------
@@ -154,6 +165,20 @@ def _executor_config(job: JobDefinition, run_config: Mapping[str, Any]) -> Mappi
     except DagsterError:
         # Dagster fails the run for it, and says why.
         return {}
+
+
+# --- components ---------------------------------------------------------------------------------------------
+
+
+def state_folder(key: str, project_root: Path) -> Path:
+    """Where a component's state lies beside the code. Dagster makes the folder, even to find it empty."""
+    try:
+        return _state_folder(key, project_root)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES):
+            raise
+    folder = project_paths.get_defs_module_path_for_project(project_root)
+    return folder / STATE / re.sub(r"[^A-Za-z0-9._-]", "__", key)
 
 
 # --- IO manager ---------------------------------------------------------------------------------------------

@@ -203,21 +203,6 @@ def _dg_of(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
     return None
 
 
-def defs_folders(folder: Path) -> Iterator[Path]:
-    """The folders in which the `dg` projects of a folder, or of its workspace, keep their definitions."""
-    found = _dg_of(folder)
-    if not found:
-        return
-    source, config = found
-    for spec in _table(config, "workspace", source).get("projects", []):
-        yield from defs_folders(folder / spec["path"])
-    project = _table(config, "project", source)
-    if root_module := _text(project, "root_module", source):
-        module = _text(project, "defs_module", source) or f"{root_module}.defs"
-        if base := _base(folder, module):
-            yield base.joinpath(*module.split("."))
-
-
 # --- [tool.dagster] ------------------------------------------------------------------------------------
 
 

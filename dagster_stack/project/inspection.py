@@ -5,13 +5,15 @@ A process of its own for each (`python -m dagster_stack.project.inspection NAME 
 
 import json
 import os
+import re
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dagster_stack.project import found, use
@@ -36,6 +38,12 @@ PLACES = {
 OWN_EXECUTORS = {"celery", "in_process"}
 
 
+#: How components keep their state, in Dagster's words.
+BESIDE_CODE, FETCHED_AT_LOAD = "LOCAL_FILESYSTEM", "LEGACY_CODE_SERVER_SNAPSHOTS"
+#: The component of a dbt project that lies in the user's.
+OF_DBT = re.compile(r"DbtProjectComponent\[(?!.*[:@])")
+
+
 @dataclass
 class Report:
     """What one location is made of. Lines of code are named relative to the project's root."""
@@ -55,6 +63,8 @@ class Report:
     local: dict[str, tuple[str, str]] = field(default_factory=dict)
     #: Variables that its resources are configured with.
     variables: list[str] = field(default_factory=list)
+    #: Of each component that lacks the state that its definitions are made of: how it keeps that.
+    stateless: dict[str, str] = field(default_factory=dict)
     #: What was asked of the network while it was loaded, and by which line.
     connections: dict[str, str] = field(default_factory=dict)
 
@@ -112,8 +122,12 @@ def inspect(location: Location, root: str) -> Report:
 
 def load(location: Location) -> list[Any]:
     """Its repositories, by what a code server calls."""
+    from dagster import DagsterInstance
+    from dagster._core.storage.defs_state import UPathDefsStateStorage
+    from dagster._core.storage.defs_state.base import set_defs_state_storage
     from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
     from dagster._grpc.server import LoadedRepositories
+    from upath import UPath
 
     from dagster_stack.project import defaults, variables
 
@@ -133,8 +147,14 @@ def load(location: Location) -> list[Any]:
         attribute=location.attribute,
         **{field_of[location.kind]: location.target},
     )
-    loaded = LoadedRepositories(origin, None, [], None, code_location_name=location.name)
-    return list(loaded.definitions_by_name.values())
+    with ExitStack() as stack:
+        # Before the stack is there, its store of components' state is not: an empty one takes its place.
+        instance = stack.enter_context(DagsterInstance.ephemeral())
+        storage = UPathDefsStateStorage(UPath(stack.enter_context(TemporaryDirectory())))
+        storage.register_instance(instance)
+        stack.enter_context(set_defs_state_storage(storage))
+        loaded = LoadedRepositories(origin, None, [], None, code_location_name=location.name)
+        return list(loaded.definitions_by_name.values())
 
 
 def describe(repository: Any, report: Report) -> None:
@@ -156,8 +176,28 @@ def describe(repository: Any, report: Report) -> None:
     for key, resource in resources.items():
         if (place := local_place(resource)) is not None:
             report.local[key] = (kind_of(resource), place)
+    report.stateless |= stateless(repository)
     # By its name it is the other way round.
     report.variables += sorted(repository.get_env_vars_by_top_level_resource())
+
+
+def stateless(repository: Any) -> dict[str, str]:
+    """The components without the state that `dg dev` would fetch for them; how each keeps it."""
+    from dagster import StateBackedComponent
+    from dagster.components.utils.project_paths import get_local_state_path
+
+    tree = repository.get_component_tree()
+    found = {}
+    for component in tree.get_all_components(of_type=StateBackedComponent) if tree else ():
+        config = component.defs_state_config
+        kind = str(config.management_type.value)
+        has_state = kind == FETCHED_AT_LOAD or (
+            kind == BESIDE_CODE and get_local_state_path(config.key, tree.project_root).exists()
+        )
+        # That of dbt has its manifest, which is made in the build.
+        if not has_state and not OF_DBT.match(config.key):
+            found[config.key] = kind
+    return found
 
 
 def io_manager_keys(job: Any) -> set[str]:

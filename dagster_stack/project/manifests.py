@@ -32,7 +32,6 @@ from dagster_stack.project.dbt import (
     has_default,
     is_own,
 )
-from dagster_stack.project.discovery import defs_folders
 
 #: Where the build keeps manifests until the whole project is there; and why it could not make others, by their folders.
 BAKED, PROBLEMS = PLATFORM / "dbt", "problems.json"
@@ -42,8 +41,6 @@ PLACEHOLDER, SECRET_PLACEHOLDER = "1", "not-known-in-the-build"
 PACKAGES, INSTALLED = ("packages.yml", "dependencies.yml"), "packages-install-path"
 #: Lines of dbt's own explanation that are kept.
 LINES = 6
-#: Where a component that keeps its state beside the code looks for that, and makes folders even to find none.
-STATE = ".local_defs_state"
 
 
 class NotMade(Exception):
@@ -183,25 +180,12 @@ def reason(project: DbtProject, command: str, output: str) -> str:
     return said
 
 
-def make_state_folders(root: Path) -> None:
-    """The folders that a DbtProjectComponent makes when it is loaded: it takes them for empty then, and the manifest."""
-    projects = find(root)
-    for defs in defs_folders(root) if projects else ():
-        (defs / STATE).mkdir(parents=True, exist_ok=True)
-        (defs / STATE / ".gitignore").touch()
-        for project in projects:
-            for name in {project.folder.stem, str(project.content.get("name"))}:
-                key = re.sub(r"[^A-Za-z0-9._-]", "__", f"DbtProjectComponent[{name}]")
-                (defs / STATE / key).mkdir(exist_ok=True)
-
-
 def lay(root: Path, out: Path) -> None:
     """Put manifests where Dagster looks for them: in the place of what the project itself has brought."""
     for project in find(root):
         if (made := kept(project, out)).exists():
             project.manifest.parent.mkdir(exist_ok=True)
             shutil.copyfile(made, project.manifest)
-    make_state_folders(root)
 
 
 def warnings(root: Path) -> Iterator[str]:

@@ -16,7 +16,7 @@ from dagster_stack.project import check, dbt, manifests
 from dagster_stack.project.discovery import discover
 from scripts import dbt_targets, variables
 from scripts import project as user_project
-from tests.unit.test_project_discovery import DG_DEFS, DG_PROJECT, project
+from tests.unit.test_project_discovery import project
 
 DBT_PROJECT = 'name: shop\nversion: "1.0"\nprofile: shop\n'
 PROFILES = """\
@@ -327,23 +327,6 @@ def test_the_embedded_mode_makes_only_what_is_absent(mine: Dbt, capsys: pytest.C
     assert mine.manifest() == {}
     assert mine.manifest("other")["cwd"] == str(mine.root / "other")
     assert capsys.readouterr().err == ""
-
-
-def test_a_component_finds_the_folders_that_it_would_make(mine: Dbt) -> None:
-    # Given a project of dg with a dbt project in it: its component makes folders beside the code when it is loaded
-    mine.has(
-        **{
-            "pyproject.toml": DG_PROJECT.format(name="mine"),
-            "src/mine/__init__.py": "",
-            "src/mine/definitions.py": DG_DEFS,
-            "src/mine/defs/__init__.py": "",
-        }
-    )
-
-    mine.built()
-
-    state = mine.root / "src/mine/defs/.local_defs_state"
-    assert {path.name for path in state.iterdir()} == {".gitignore", "DbtProjectComponent__shop__"}
 
 
 def test_what_was_found_is_told_in_words(mine: Dbt) -> None:

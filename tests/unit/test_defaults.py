@@ -526,6 +526,19 @@ def test_a_user_who_names_another_default_keeps_it(monkeypatch: pytest.MonkeyPat
     assert os.environ["DAGSTER_DEFAULT_IO_MANAGER_MODULE"] == "mine"
 
 
+def test_the_state_of_components_is_where_all_who_load_the_code_see_it(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_STACK_DATA", str(tmp_path / "data"))
+    (tmp_path / "state").write_text("fetched")
+
+    with dg.DagsterInstance.get() as instance:
+        assert instance.defs_state_storage
+        instance.defs_state_storage.upload_state_from_path("a[b]", "1", tmp_path / "state")
+
+    assert [each.read_text() for each in (tmp_path / "data").rglob("1")] == ["fetched"]
+
+
 @pytest.mark.filterwarnings("ignore:Function `fs_io_manager` is superseded")
 def test_files_of_dagsters_io_manager_are_where_all_workers_see_them(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

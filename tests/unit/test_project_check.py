@@ -1,5 +1,6 @@
 """The preflight: what of a project would surprise on the stack, in a sentence with the place and the cure."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from dagster_stack.project import inspection
 from dagster_stack.project.check import Checked, asked_in, check, is_shared
 from dagster_stack.project.discovery import Project, discover
 from scripts.console import ROOT
-from tests.unit.test_project_discovery import DG_PROJECT, project
+from tests.unit.test_project_discovery import DG_DEFS, DG_PROJECT, project
 
 #: A project with one of each.
 FAULTS = """\
@@ -67,9 +68,9 @@ defs = dg.Definitions(
 """
 
 
-def checked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Checked:
+def checked(folder: Path, monkeypatch: pytest.MonkeyPatch, *path: Path) -> Checked:
     """As in the image: the platform on the path, the project's folder in the environment."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, *path))))
     monkeypatch.setenv(module.VARIABLE, str(folder))
     return check(discover(folder))
 
@@ -202,3 +203,89 @@ def test_a_variable_is_asked_for_where_code_can_not_do_without_it(
     file.write_text(text)
 
     assert [variable for variable, _ in asked_in(file)] == asked
+
+
+#: A component that asks somebody which tables there are; here its own attributes.
+TABLES = """\
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dagster as dg
+from dagster.components import DefsStateConfig, DefsStateConfigArgs, ResolvedDefsStateConfig
+
+
+@dataclass
+class Tables(dg.StateBackedComponent, dg.Resolvable):
+    names: list[str]
+    defs_state: ResolvedDefsStateConfig = field(default_factory=DefsStateConfigArgs.local_filesystem)
+
+    @property
+    def defs_state_config(self):
+        return DefsStateConfig.from_args(self.defs_state, default_key=f"Tables[{self.names[0]}]")
+
+    def write_state_to_path(self, state_path):
+        state_path.write_text(json.dumps(self.names))
+
+    def build_defs_from_state(self, context, state_path):
+        names = json.loads(state_path.read_text()) if state_path else []
+        return dg.Definitions(assets=[dg.asset(name=name)(lambda: None) for name in names])
+"""
+#: Root, whom tests may be, can write everywhere.
+READ_ONLY = """\
+import errno, os
+
+def mkdir(path, *arguments, made=os.mkdir, **options):
+    if ".local_defs_state" in str(path):
+        raise OSError(errno.EROFS, "Read-only file system", path)
+    made(path, *arguments, **options)
+
+os.mkdir = mkdir
+"""
+KINDS = {
+    "fetched": "LEGACY_CODE_SERVER_SNAPSHOTS",
+    "local": "LOCAL_FILESYSTEM",
+    "brought": "LOCAL_FILESYSTEM",
+    "stored": "VERSIONED_STATE_STORAGE",
+}
+
+
+def with_components(folder: Path) -> Path:
+    files = {
+        "pyproject.toml": DG_PROJECT.format(name="mine"),
+        "src/mine/__init__.py": "",
+        "src/mine/definitions.py": DG_DEFS,
+        "src/mine/components.py": TABLES,
+        "src/mine/defs/__init__.py": "",
+        "src/mine/defs/.local_defs_state/Tables__brought__/state": '["brought"]',
+    }
+    for name, kind in KINDS.items():
+        files[f"src/mine/defs/{name}/defs.yaml"] = (
+            f"type: mine.components.Tables\nattributes:\n  names: [{name}]\n  defs_state: {{management_type: {kind}}}\n"
+        )
+    return project(folder / "mine", files)
+
+
+def test_components_without_their_state_are_named_with_what_fetches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`dg dev` fetches it at each load."""
+    # Given the code as the image has it: it can only be read
+    folder = with_components(tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(READ_ONLY)
+
+    found = checked(folder, monkeypatch, tmp_path)
+
+    assert found.errors == {}
+    (report,) = found.reports
+    assert report.assets == ["brought", "fetched"]
+    assert report.stateless == {
+        "Tables[local]": "LOCAL_FILESYSTEM",
+        "Tables[stored]": "VERSIONED_STATE_STORAGE",
+    }
+    said = "\n".join(found.warnings)
+    assert (
+        "mine: the component Tables[local] makes no definitions without its state: `dg utils refresh-defs-state`"
+        in said
+    )
+    assert "the component Tables[stored]" in said

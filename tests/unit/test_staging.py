@@ -50,6 +50,27 @@ def staged() -> set[str]:
 IGNORED = {".gitignore": "big/\n*.duckdb\n", "big/raw.csv": "1", "my.duckdb": "1"}
 
 
+@pytest.mark.parametrize("where", ["repository", "no repository"])
+def test_what_components_have_fetched_is_taken_along_though_dagster_lets_git_ignore_it(
+    folder: Path, where: str
+) -> None:
+    # Given what `dg dev` leaves: the state of two components, and of one that is a copy of a dbt project beside it
+    state = "etl/defs/.local_defs_state"
+    write(folder, {
+        f"{state}/.gitignore": "*\n*/\n.*\n",
+        f"{state}/Tables__a__/state": "[]",
+        f"{state}/DbtProjectComponent__shop__/state": "",
+        f"{state}/DbtProjectComponent__shop__/project/dbt_project.yml": "name: shop\n",
+    })  # fmt: skip
+    if where == "repository":
+        git(folder, "init")
+
+    assert {name for name in staged() if name.startswith(state)} == {
+        f"{state}/.gitignore",
+        f"{state}/Tables__a__/state",
+    }
+
+
 @pytest.mark.parametrize("where", ["repository", "no repository", "no git", "ignored by the one around it"])
 def test_what_git_ignores_stays_out_wherever_git_can_be_asked(
     folder: Path, where: str, monkeypatch: pytest.MonkeyPatch
