@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from dagster_stack.errors import ProjectError
-from dagster_stack.project import DEFAULT, VARIABLE
+from dagster_stack.project import DEFAULT, VARIABLE, data
 from dagster_stack.project.discovery import discover
 from scripts import env_file
 from scripts.compose import project as compose_project
@@ -84,6 +84,7 @@ def stage() -> Path:
         warn(
             f"{size >> 20} MB of {source} go into the image: name what is no code in {source.name}/.dockerignore"
         )
+    warn_of_data(source, staged)
     try:
         discover(staged)
     except ProjectError as error:
@@ -92,6 +93,27 @@ def stage() -> Path:
         # This Python reads no YAML; the image's does.
         pass
     return staged
+
+
+def warn_of_data(source: Path, staged: Path) -> None:
+    """Say that files of this host alone are not on the volume, where the project keeps its data."""
+    settings = env_file.settings()
+    if settings.get("DATA_DIR"):
+        return
+    for name in data.paths(settings.get(data.SETTING, "")):
+        files = (file for file in sorted((source / name).rglob("*")) if file.is_file())
+        if left_out := next(
+            (file for file in files if not (staged / file.relative_to(source)).exists()), None
+        ):
+            cure = (
+                f"DATA_DIR={source / name} in .env gives the stack this very folder"
+                if name == data.DATA
+                else "keep them in data/, and name that as DATA_DIR in .env"
+            )
+            warn(
+                f"{left_out.relative_to(source)} and what else git ignores in {name}/ is not on the volume that the code"
+                f" finds there: {cure}"
+            )
 
 
 # --- which files -------------------------------------------------------------------------------------------

@@ -256,7 +256,7 @@ def login(output: str) -> str:
 def not_built(output: str) -> str:
     """What to do about a package that has no wheel and could not be built here; empty where that is not the reason."""
     package = re.search(r"Failed to (?:download and )?build `([^`]+)`", output)
-    if not package:
+    if not package or "Git operation failed" in output:
         return ""
     missing = MISSING.search(output)
     what = next((each for each in missing.groups() if each), "") if missing else ""

@@ -25,6 +25,9 @@ IGNORED = shutil.ignore_patterns("__pycache__", ".git", ".venv", "*.egg-info", "
 #: A line of requirements.txt that includes another file, and one that names a folder.
 INCLUDES = re.compile(r"(?:-r|--requirement|-c|--constraint)[ =]*(\S+)")
 FOLDER = re.compile(r"(?:(?:-e|--editable)[ =]*)?((?:file:)?\.{0,2}/[^\s;\[]*|\.{1,2})(?=$|[\s;\[])")
+#: The paths of a workspace.yaml, and the files by which a folder is known that has packages of its own.
+PATHS = re.compile(r"\b(?:working_directory|relative_path|python_file)\s*:\s*[\"']?([^\s\"'{},#]+)")
+FILES = ("pyproject.toml", "requirements.txt", "setup.py", "setup.cfg", "packages.txt")
 #: This repository as a package (pyproject.toml).
 PLATFORM = "dagster-celery-stack"
 #: A repository that is reached with a key, which no build has.
@@ -62,14 +65,25 @@ def collect(root: Path, out: Path) -> list[Source]:
 
 
 def folders(root: Path) -> list[Path]:
-    """The project's root and, of a dg workspace, its projects."""
+    """The project's root and the folders of its code locations: a dg workspace's, or those of a workspace.yaml."""
     found = [root]
     for name, keys in (("dg.toml", ()), ("pyproject.toml", ("tool", "dg"))):
         workspace = table(toml(root / name), *keys, "workspace")
         for each in workspace.get("projects") or []:
             if isinstance(each, dict) and (root / str(each.get("path"))).is_dir():
                 found.append(root / str(each["path"]))
-    return found
+    return list(dict.fromkeys([*found, *of_workspace(root)]))
+
+
+def of_workspace(root: Path) -> Iterator[Path]:
+    """The folders with package files that a workspace.yaml's paths lead to or through, without a parser for YAML."""
+    file = root / "workspace.yaml"
+    text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    for named in PATHS.findall(text):
+        place = (root / named).resolve()
+        above = [each for each in (place, *place.parents) if each.is_relative_to(root.resolve())][:-1]
+        if home := next((each for each in above if any((each / name).is_file() for name in FILES)), None):
+            yield home
 
 
 def from_git(texts: Iterator[str]) -> bool:

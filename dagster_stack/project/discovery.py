@@ -1,13 +1,14 @@
 """Where a Dagster project keeps its code locations: found as Dagster's own tools find them. Nothing is imported.
 
-In this order: `dg.toml` or `[tool.dg]` (a project, or a workspace of several), `[tool.dagster]`, `workspace.yaml`, and
-at last the one module that holds a `Definitions`, in the folder, in its `src/`, or the folder itself being a package.
+In this order: `dg.toml` or `[tool.dg]` (a project, or a workspace of several), `[tool.dagster]`, `workspace.yaml`, the
+one module that holds a `Definitions`, in the folder, in its `src/`, or the folder itself being a package; and at last the
+one file that `dagster dev -f` takes.
 """
 
 import ast
 import os
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +24,8 @@ PASSED_OVER = {"tests", "test", "node_modules", "__pycache__", "build", "dist", 
 #: What a module with code for Dagster calls, or puts above a function.
 CALLS = {"Definitions", "load_defs", "load_from_defs_folder"}
 DECORATORS = {"definitions", "lazy_definitions", "repository"}
+#: What a file may hold that is served without a `Definitions`.
+BARE = {"asset", "multi_asset", "graph_asset", "graph_multi_asset", "dbt_assets", "job"}
 #: Of modules of one package, those that are served before others.
 USUAL = ("__init__", "definitions", "repository")
 
@@ -91,12 +94,12 @@ def discover(folder: Path) -> Project:
         raise ProjectError(
             f"PROJECT names {folder}, which is no folder: name the one that `dg dev` is called in."
         )
-    for look in (_by_dg, _by_dagster, _by_workspace, _as_package, _by_search):
+    for look in (_by_dg, _by_dagster, _by_workspace, _as_package, _by_search, _by_file):
         if project := look(folder):
             return _distinct(project)
     raise ProjectError(
         f"No Dagster code was found in {folder.name}: it has no {DG}, no [tool.dg] and no [tool.dagster] in"
-        f" {PYPROJECT}, no {WORKSPACE}, and no module with a Definitions. PROJECT in .env names the folder that"
+        f" {PYPROJECT}, no {WORKSPACE}, and no module with a Definitions or with assets. PROJECT in .env names the folder that"
         f" `dg dev` is called in{_others(folder)}."
     )
 
@@ -344,6 +347,21 @@ def _by_search(folder: Path) -> Project | None:
     )
 
 
+def _by_file(folder: Path) -> Project | None:
+    """The one file with code for Dagster, whatever its name (`hello-dagster.py`), with a `Definitions` or without."""
+    files = [file for file in sorted(folder.glob("*.py")) if not file.name.startswith("test_")]
+    found = [file for file in files if _defines(file)] or [file for file in files if _defines(file, BARE)]
+    if len(found) > 1:
+        entries = "".join(f"\n- python_file: {file.name}" for file in found)
+        raise ProjectError(
+            f"{folder.name} has several files with code for Dagster. Name those that are to be served, each of which becomes a"
+            f" code location, in {folder.name}/{WORKSPACE}:\n\nload_from:{entries}"
+        )
+    source = f"{folder.name}, its file {found[0].name}" if found else ""
+    locations = tuple(Location(file.name, FILE, str(file), (str(folder),)) for file in found)
+    return Project(str(folder), locations, source) if found else None
+
+
 def _modules(base: Path, bases: Sequence[Path]) -> Iterator[tuple[str, ...]]:
     """The names of the modules below an import root that hold code for Dagster, each by its parts."""
     for place, folders, files in os.walk(base):
@@ -373,25 +391,25 @@ def _order(module: Sequence[str]) -> tuple[int, int]:
     return len(module), USUAL.index(module[-1]) if module[-1] in USUAL else len(USUAL)
 
 
-def _defines(file: Path) -> bool:
+def _defines(file: Path, decorators: Set[str] = DECORATORS) -> bool:
     """Whether a module holds code for Dagster at its top: by its text, since nothing is imported here."""
     try:
         text = file.read_bytes()
     except OSError:
         return False
-    if b"defs" not in text and not any(word.encode() in text for word in CALLS | DECORATORS):
+    if b"defs" not in text and not any(word.encode() in text for word in CALLS | decorators):
         return False
     try:
-        return any(_is_entry(node, file.name == "__init__.py") for node in ast.parse(text).body)
+        return any(_is_entry(node, file.name == "__init__.py", decorators) for node in ast.parse(text).body)
     except (SyntaxError, ValueError):
         # It will be said when it is loaded.
         return b"Definitions(" in text
 
 
-def _is_entry(node: ast.stmt, in_package: bool) -> bool:
+def _is_entry(node: ast.stmt, in_package: bool, decorators: Set[str]) -> bool:
     match node:
-        case ast.FunctionDef(decorator_list=decorators):
-            return any(DECORATORS & set(_names(each)) for each in decorators)
+        case ast.FunctionDef(decorator_list=above) | ast.AsyncFunctionDef(decorator_list=above):
+            return any(decorators & set(_names(each)) for each in above)
         case ast.Assign(value=ast.Call(func=func)) | ast.AnnAssign(value=ast.Call(func=func)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             return bool(CALLS & set(_names(func))) or any("defs" in _names(each) for each in targets)

@@ -383,6 +383,16 @@ def test_a_package_that_must_be_compiled_says_so_with_the_cure(project: Project)
     assert "build-essential" in said
 
 
+def test_a_repository_that_cant_be_reached_is_no_matter_of_compilers() -> None:
+    output = (
+        "error: Failed to download and build `x @ git+https://git.example/x`\n  cause: Git operation failed\n"
+        "  fatal: unable to access 'https://git.example/x/': Could not resolve host: git.example\n"
+    )
+
+    assert install.not_built(output) == ""
+    assert "Could not resolve host: git.example" in install.conflict([Source("requirements.txt")], output)
+
+
 @pytest.mark.parametrize("named", ["editable", "a path", "requirements.txt"])
 def test_a_local_package_of_the_project_is_installed_and_not_linked(project: Project, named: str) -> None:
     # Given a package in the project's folder

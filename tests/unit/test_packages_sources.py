@@ -233,6 +233,37 @@ def test_each_project_of_a_dg_workspace_counts(project: Path, out: Path) -> None
     assert sources.collect(project, out) == [Source("a/pyproject.toml"), Source("b/requirements.txt")]
 
 
+def test_each_location_of_a_workspace_file_has_packages_of_its_own(project: Path, out: Path) -> None:
+    # Given a folder of several projects, as `dagster dev -w workspace.yaml` serves them
+    write(
+        project,
+        {
+            "workspace.yaml": """\
+load_from:
+  - python_module:
+      module_name: one.definitions
+      working_directory: "one/src"  # src
+  - python_file: {relative_path: two/code/repo.py}
+  - python_file:
+      relative_path: three.py  # has none
+  - python_module: four
+""",
+            "pyproject.toml": PYPROJECT,
+            "one/pyproject.toml": PYPROJECT,
+            "one/src/one/definitions.py": "",
+            "two/requirements.txt": "polars\n",
+            "two/code/repo.py": "",
+            "three.py": "",
+        },
+    )
+
+    assert [each.file for each in sources.collect(project, out)] == [
+        "pyproject.toml",
+        "one/pyproject.toml",
+        "two/requirements.txt",
+    ]
+
+
 # --- what is written for the build ---------------------------------------------------------------------
 
 

@@ -297,6 +297,36 @@ def test_several_candidates_are_named_with_how_to_choose(tmp_path: Path) -> None
         discover(folder)
 
 
+BARE = "from dagster import asset\n\n\n@asset(group_name='a')\ndef one():\n    return 1\n"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"hello-dagster.py": DEFS},
+        {"hello.py": BARE},
+        {"hello.py": "import dagster as dg\n\n\n@dg.job\ndef etl():\n    pass\n"},
+        # The one with a Definitions is served before others
+        {"hello-dagster.py": DEFS, "assets.py": BARE},
+        {"hello.py": BARE, "test_hello.py": BARE, "tool.py": "def asset():\n    pass\n"},
+    ],
+)
+def test_the_one_file_that_dagster_dev_takes_is_served(tmp_path: Path, files: dict[str, str]) -> None:
+    folder = project(tmp_path / "x", files)
+
+    name = next(iter(files))
+    assert location(discover(folder)) == Location(name, "python_file", str(folder / name), (str(folder),))
+
+
+def test_several_such_files_are_named_with_how_to_choose(tmp_path: Path) -> None:
+    folder = project(tmp_path / "x", {"a-1.py": DEFS, "b-2.py": DEFS})
+
+    with pytest.raises(ProjectError, match="several files") as refused:
+        discover(folder)
+
+    assert str(refused.value).endswith("load_from:\n- python_file: a-1.py\n- python_file: b-2.py")
+
+
 def test_nothing_found_names_what_was_looked_for_and_the_projects_below(tmp_path: Path) -> None:
     files = {
         "README.md": "",

@@ -274,6 +274,30 @@ def test_without_code_nothing_is_built(folder: Path) -> None:
         project.stage()
 
 
+@pytest.mark.parametrize("setting", ["", "output", "DATA_DIR"])
+def test_data_that_git_ignores_is_told_with_the_setting_that_gives_it_to_the_stack(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    # Given the usual: the data is there, and in .gitignore
+    write(
+        folder, {".gitignore": "*.csv\n", "data/a/raw.csv": "1", "output/x.csv": "1", "data/kept.json": "1"}
+    )
+    monkeypatch.setenv("DATA_PATHS", "output" if setting == "output" else "")
+    monkeypatch.setenv("DATA_DIR", "/srv/data" if setting == "DATA_DIR" else "")
+
+    project.stage()
+
+    told = " ".join(capsys.readouterr().out.split())
+    assert (f"DATA_DIR={folder}/data in .env gives the stack this very folder" in told) is (
+        setting != "DATA_DIR"
+    )
+    assert ("data/a/raw.csv and what else git ignores in data/ is not on the volume" in told) is (
+        setting != "DATA_DIR"
+    )
+    assert ("output/x.csv and what else git ignores in output/" in told) is (setting == "output")
+    assert "kept.json" not in told
+
+
 def test_a_large_project_is_told(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
