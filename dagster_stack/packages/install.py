@@ -45,7 +45,7 @@ KEPT = frozenset(
         *("dagster", "dagster-aws", "dagster-celery", "dagster-graphql", "dagster-pipes", "dagster-postgres"),
         *("dagster-shared", "dagster-webserver", "celery", "kombu", "billiard", "amqp", "vine", "flower"),
         *("sqlalchemy", "alembic", "psycopg2-binary", "boto3", "botocore", "s3transfer", "minio", "psutil"),
-        *("starlette", "uvicorn", "graphql-core", "prometheus-client", "rich", "universal-pathlib"),
+        *("starlette", "uvicorn", "graphql-core", "prometheus-client", "universal-pathlib"),
     )
 )
 #: How uv says that there is none, and of which package an index has nothing at all.
