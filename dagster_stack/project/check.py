@@ -17,7 +17,7 @@ from pathlib import Path
 from dagster_stack.code_version import code_version
 from dagster_stack.packages.wanted import REPLACED
 from dagster_stack.project import PLATFORM, dbt, found, manifests
-from dagster_stack.project.discovery import PASSED_OVER, Location, Project
+from dagster_stack.project.discovery import PASSED_OVER, WORKSPACE, Location, Project
 from dagster_stack.project.inspection import BESIDE_CODE, OWN_EXECUTORS, Report
 from dagster_stack.project.variables import of_location
 
@@ -59,7 +59,11 @@ def check(project: Project) -> Checked:
     missing = unset_of(asked, project)
     warnings = [*replaced(), *(sentence for report in reports for sentence in judged(report, project))]
     warnings += [*manifests.warnings(Path(project.root)), *connections_of_dbt(project)]
-    warnings += [*shared_modules(project), *(unset(name, asked[name]) for name in missing)]
+    warnings += [
+        *other_pythons(project),
+        *shared_modules(project),
+        *(unset(name, asked[name]) for name in missing),
+    ]
     errors = {report.name: report.error for report in reports if report.error}
     of_dbt = manifests.described(Path(project.root))
     return Checked(project, reports, warnings, errors, asked, missing, of_dbt)
@@ -168,6 +172,25 @@ def connections_of_dbt(project: Project) -> Iterator[str]:
             yield (
                 f"{profiles} keeps DuckDB's file at {each.shown(file) if own else file}, {where}: write path: {shared}, which"
                 " all services share."
+            )
+
+
+def other_pythons(project: Project) -> Iterator[str]:
+    """Locations of a workspace.yaml that name a Python of their own: one image has one."""
+    import yaml
+
+    file = Path(project.root, WORKSPACE)
+    if not project.source.endswith(f"/{WORKSPACE}"):
+        return
+    content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+    # It has one for each location, in this order.
+    for location, entry in zip(project.locations, content["load_from"], strict=True):
+        fields = next(iter(entry.values()))
+        if isinstance(fields, dict) and (named := fields.get("executable_path")):
+            yield (
+                f"{location.name}: {project.source} names the Python {named} for it. Here all locations have the image's, with"
+                f" the packages that the project's files name: the ones that {named} has must be among them. Locations that need"
+                " two versions of one package can't be in one stack."
             )
 
 

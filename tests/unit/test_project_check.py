@@ -205,6 +205,19 @@ def test_a_variable_is_asked_for_where_code_can_not_do_without_it(
     assert [variable for variable, _ in asked_in(file)] == asked
 
 
+def test_a_python_of_its_own_is_what_no_location_has(tmp_path: Path) -> None:
+    workspace = """
+    load_from:
+      - python_module: a
+      - python_module: {module_name: b, executable_path: envs/b/bin/python}
+    """
+    folder = project(tmp_path / "mine", {"workspace.yaml": workspace, "a.py": "", "b.py": ""})
+
+    (said,) = check_module.other_pythons(discover(folder))
+
+    assert said.startswith("b: mine/workspace.yaml names the Python envs/b/bin/python for it.")
+
+
 #: A component that asks somebody which tables there are; here its own attributes.
 TABLES = """\
 import json
