@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dagster_stack.packages.explain import MARK
 from dagster_stack.project import PLATFORM
 from dagster_stack.project.dbt import (
     ASKED,
@@ -47,8 +48,12 @@ class NotMade(Exception):
     """Raised when dbt can't parse a project: why, and the cure."""
 
 
+class Unreached(NotMade):
+    """Raised when what dbt installs can't be reached, which may be different at another time."""
+
+
 def make_all(root: Path, out: Path) -> None:
-    """Make each dbt project's manifest, and write down why not."""
+    """Make each dbt project's manifest, and write down why not. Raises Unreached: a build that goes on would be kept so."""
     if (choices := root / CHOICES).exists():
         # What else decides is not known here.
         os.environ.update(json.loads(choices.read_text(encoding="utf-8"))["variables"])
@@ -67,9 +72,11 @@ def kept(project: DbtProject, out: Path) -> Path:
 
 
 def problem_of(project: DbtProject, manifest: Path) -> str:
-    """Make a project's manifest; returns why that can't be, else an empty text."""
+    """Make a project's manifest; returns why that can't be, else an empty text. Raises Unreached."""
     try:
         make(project, manifest)
+    except Unreached as problem:
+        raise Unreached(sentence(project, str(problem))) from None
     except NotMade as problem:
         return str(problem)
     return ""
@@ -154,7 +161,7 @@ def texts(folder: Path) -> Iterator[Path]:
 
 
 def reason(project: DbtProject, command: str, output: str) -> str:
-    """Why dbt failed, and the cure where it is known."""
+    """Why dbt failed, and the cure where it is known; raises Unreached."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     lines = [line for line in lines if not line.endswith(("Encountered an error:", "Runtime Error"))]
     kept = 1 if "Traceback (most recent call last):" in output or 'File "' in output else LINES
@@ -173,7 +180,7 @@ def reason(project: DbtProject, command: str, output: str) -> str:
             " into the file that NETRC in .env names"
         )
     if re.search(r"Connection|resolve|timed out|unable to access|CERTIFICATE", output):
-        return (
+        raise Unreached(
             f"{said}. What dbt deps fetches must be reachable in the build (HTTPS_PROXY in .env), or lie in the project:"
             f" run dbt deps, and let git list {installed(project).name}/"
         )
@@ -213,14 +220,20 @@ def sentence(project: DbtProject, problem: str) -> str:
 
 def make_absent(root: Path) -> None:
     for project in find(root):
-        if not project.manifest.exists() and (problem := problem_of(project, project.manifest)):
-            print(f"! {sentence(project, problem)}", file=sys.stderr)
+        if not project.manifest.exists():
+            try:
+                make(project, project.manifest)
+            except NotMade as problem:
+                print(f"! {sentence(project, str(problem))}", file=sys.stderr)
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["make", folder, out]:
-            make_all(Path(folder), Path(out))
+            try:
+                make_all(Path(folder), Path(out))
+            except Unreached as unreached:
+                sys.exit(f"{MARK}{unreached}")
         case ["lay", folder, out]:
             lay(Path(folder), Path(out))
         case ["absent", folder]:

@@ -277,7 +277,6 @@ def test_what_dbt_can_not_parse_is_said_with_its_place_and_stops_no_build(
     ("packages", "output", "said"),
     [
         ("- git: https://x/y.git", "FileNotFoundError: No such file or directory: 'git'", "`git` into packages.txt"),
-        ("- package: a/b", "Traceback\nConnectionError: Failed to resolve 'hub'", "let git list dbt_packages/"),
         ("- git: https://{{ env_var('DBT_ENV_SECRET_T') }}@x/y.git", "fatal: unable to access", "NETRC in .env"),
     ],
 )  # fmt: skip
@@ -288,6 +287,23 @@ def test_packages_that_do_not_come_are_said_with_the_cure(
     mine.answers(output)
 
     assert said in mine.built()[0]
+
+
+def test_packages_that_can_not_be_reached_end_the_build_which_would_be_kept_without_a_manifest(
+    mine: Dbt, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Docker makes no layer anew for a network that has come back."""
+    mine.has(**{"shop/packages.yml": "packages:\n  - package: a/b\n"})
+    mine.answers("Traceback\nConnectionError: Failed to resolve 'hub'")
+
+    with pytest.raises(
+        manifests.Unreached, match=r"mine/shop/dbt_project.yml: no target.*let git list dbt_packages/"
+    ):
+        mine.built()
+
+    # And `make dev` goes on, as `dg dev` would
+    manifests.make_absent(mine.root)
+    assert "let git list dbt_packages/" in capsys.readouterr().err
 
 
 def test_a_profile_in_the_home_folder_is_said_with_the_cure(mine: Dbt) -> None:
