@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dagster_stack.errors import InvalidKey, ObjectNotFound
     from dagster_stack.executor.celery_executor import celery_executor
-    from dagster_stack.storage.objects import ObjectStore, StoredObject, stack_resources
+    from dagster_stack.storage.objects import ObjectStore, StoredObject
+    from dagster_stack.storage.resources import stack_resources
 
 __all__ = [
     "InvalidKey",
@@ -26,7 +27,7 @@ HOMES = {
     "ObjectStore": "storage.objects",
     "StoredObject": "storage.objects",
     "celery_executor": "executor.celery_executor",
-    "stack_resources": "storage.objects",
+    "stack_resources": "storage.resources",
 }
 
 

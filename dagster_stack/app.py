@@ -4,10 +4,10 @@ import importlib
 import importlib.util
 
 from dagster_stack.broker.app_factory import make_app
-from dagster_stack.broker.tasks import register_tasks
 from dagster_stack.logs.libraries import use_in_celery
 from dagster_stack.services.health import Watchdog
 from dagster_stack.settings import CeleryConfig, Settings
+from dagster_stack.tasks import register_tasks
 from dagster_stack.worker import (
     consumer,
     consumption,

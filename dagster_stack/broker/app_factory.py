@@ -6,7 +6,7 @@ from celery import Celery
 from kombu.entity import Queue
 
 from dagster_stack.broker.address import address
-from dagster_stack.broker.tasks import STOCK_TASKS
+from dagster_stack.broker.task_names import STOCK_TASKS
 from dagster_stack.settings import CeleryConfig, Settings
 
 #: What dagster-celery's own app has, so that its executor and its command line meet our workers.

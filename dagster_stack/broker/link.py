@@ -14,7 +14,7 @@ from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
-from dagster_stack.broker.tasks import STEP_TASK
+from dagster_stack.broker.task_names import STEP_TASK
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.forks import keep_from_children
 

@@ -9,19 +9,14 @@ import os
 import re
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dagster import (
     DagsterError,
     DagsterInstance,
-    InitResourceContext,
-    IOManager,
     JobDefinition,
-    ResourceDefinition,
     in_process_executor,
-    io_manager,
     multi_or_in_process_executor,
     multiprocess_executor,
 )
@@ -30,7 +25,6 @@ from dagster._core.definitions import executor_definition, job_definition
 from dagster._core.executor.base import Executor
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.defs_state import UPathDefsStateStorage
-from dagster._core.storage.fs_io_manager import PickledObjectFilesystemIOManager
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._core.system_config.objects import ResolvedRunConfig
 from dagster.components.utils import project_paths
@@ -38,12 +32,10 @@ from upath import UPath
 
 from dagster_stack.logs.libraries import replace
 from dagster_stack.settings import Settings
+from dagster_stack.storage.default_io_manager import VARIABLES
 
 #: The folder that all services with user code see, where there is one.
 DATA_VARIABLE = "DAGSTER_STACK_DATA"
-#: Where Dagster looks for the IO manager of a job that names none.
-MODULE, ATTRIBUTE = "DAGSTER_DEFAULT_IO_MANAGER_MODULE", "DAGSTER_DEFAULT_IO_MANAGER_ATTRIBUTE"
-IO_MANAGER = {MODULE: __name__, ATTRIBUTE: "default_io_manager"}
 #: Where components keep their state, in the folder with a project's definitions.
 STATE = ".local_defs_state"
 #: What makes the executors of Dagster's that start a process for each step, from their config.
@@ -84,16 +76,13 @@ def use() -> None:
     """
     from dagster_stack.executor.celery_executor import celery_executor
 
-    for name, value in IO_MANAGER.items():
+    for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
     replace(job_definition, "DEFAULT_EXECUTOR_DEF", celery_executor)
     replace(executor_definition, FORKING, multiprocess)
     # As dagster.yaml says. An instance that user code makes, such as local_temp(), has no such file, and no folder for it.
     replace(telemetry, "_get_instance_telemetry_enabled", lambda _: False)
     replace(project_paths, "get_local_state_dir", state_folder)
-
-
-# --- executors ----------------------------------------------------------------------------------------------
 
 
 def multiprocess(config: Mapping[str, Any]) -> Executor:
@@ -179,38 +168,3 @@ def state_folder(key: str, project_root: Path) -> Path:
             raise
     folder = project_paths.get_defs_module_path_for_project(project_root)
     return folder / STATE / re.sub(r"[^A-Za-z0-9._-]", "__", key)
-
-
-# --- IO manager ---------------------------------------------------------------------------------------------
-
-
-@io_manager(description="The one of stack_resources().")
-def default_io_manager(context: InitResourceContext) -> IOManager:
-    """Each job's that names none."""
-    assert context.instance
-    if context.instance.is_ephemeral:
-        # A test of the user's, such as materialize([asset]), must not write over what the stack holds.
-        return PickledObjectFilesystemIOManager(context.instance.storage_directory())
-    made: IOManager = _io_manager().create_io_manager(context)
-    return made
-
-
-@cache
-def _io_manager() -> Any:
-    """Kept: to make the resources takes a millisecond."""
-    from dagster_stack.storage.objects import stack_resources
-
-    return stack_resources()["io_manager"]
-
-
-def quick(resources: Mapping[str, ResourceDefinition]) -> Mapping[str, ResourceDefinition]:
-    """The resources of a step, with the default IO manager itself in the place of the one that looks for its name.
-
-    Dagster's would take 3 ms for each step.
-    """
-    if any(os.environ.get(name) != value for name, value in IO_MANAGER.items()):
-        return resources
-    return {
-        key: default_io_manager if each is job_definition.default_job_io_manager else each
-        for key, each in resources.items()
-    }

@@ -22,7 +22,7 @@ from dagster_stack.broker.messages import RunMessage
 from dagster_stack.broker.postponed import postponed
 from dagster_stack.broker.publishing import queue_state, send
 from dagster_stack.broker.roll_call import workers_of
-from dagster_stack.broker.tasks import RUN_TASK
+from dagster_stack.broker.task_names import RUN_TASK
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.logs.context import bound

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import file_digest, md5
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, BinaryIO
 
 from botocore.exceptions import ClientError
 from dagster import ConfigurableResource
 
 from dagster_stack.errors import InvalidKey, ObjectNotFound
-from dagster_stack.settings import Settings
 from dagster_stack.storage import keys
 from dagster_stack.storage.s3 import presigned_link, s3_client
 
@@ -201,30 +200,3 @@ def content_version(path: Path, modified_ns: int, size: int) -> str:
     """A file's ETag: of its content, as S3's, so that the same bytes put again are no new object."""
     with path.open("rb") as file:
         return file_digest(file, lambda: md5(usedforsecurity=False)).hexdigest()
-
-
-def stack_resources(settings: Settings | None = None) -> dict[str, Any]:
-    """The resources of every job: `io_manager` for data between steps, `store` for objects."""
-    settings = settings or Settings.from_environment()
-    from dagster_stack.storage.io_manager import S3IOManager
-    from dagster_stack.storage.pickles import LocalIOManager
-
-    if settings.s3 is None:
-        folder = settings.store_folder
-        return {
-            "io_manager": LocalIOManager(base_dir=str(folder / settings.data_prefix)),
-            "store": LocalObjectStore(folder=str(folder)),
-        }
-    return {
-        "io_manager": S3IOManager(
-            bucket=settings.s3.bucket,
-            prefix=settings.data_prefix,
-            endpoint_url=settings.s3.endpoint_url,
-        ),
-        "store": S3ObjectStore(
-            bucket=settings.s3.bucket,
-            endpoint_url=settings.s3.endpoint_url,
-            public_url=settings.s3.public_url,
-            key_prefix=settings.s3.key_prefix,
-        ),
-    }

@@ -5,21 +5,22 @@ interrupts, gives signs of life and wakes the run. It dies of what the own proce
 and repeated as any other. When it ends the own process ends too. As a program, this module executes the step.
 """
 
-import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dagster_stack import errors
 from dagster_stack.errors import StackError
-from dagster_stack.worker.child import Child, Parent, die_likewise, exit_code
+from dagster_stack.worker.child import Child, die_likewise
 
 if TYPE_CHECKING:
     from dagster_stack.broker.messages import StepMessage
+
+#: The module that the own process executes.
+PROGRAM = "dagster_stack.worker.own_process_program"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def execute_apart(order: Order, ended: Callable[[], None], woken: Callable[[], N
     `ended` is called when its end stands in the log, `woken` when its run is to look. Does not return when it dies.
     """
     with _interrupts() as forward_to:
-        child = Child.started(__name__)
+        child = Child.started(PROGRAM)
         try:
             forward_to(child)
             child.tell(**{**vars(order), "message": order.message.to_json()})
@@ -97,67 +98,3 @@ def _listen(child: Child, ended: Callable[[], None], woken: Callable[[], None]) 
             ended()
         woken()
     return None
-
-
-# --- the step's own process -----------------------------------------------------------------------------------------
-
-
-def main(descriptor: int, pid: int) -> NoReturn:
-    parent = Parent.of_program(descriptor, pid)
-    early: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, _: early.append(number))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    order = parent.hear()
-    if order is None:
-        os._exit(1)
-    try:
-        end = _execute(order, early, parent.tell)
-    except SystemExit as error:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(exit_code(error))
-    parent.tell(**asdict(end))
-    # Threads that are left do not keep it.
-    os._exit(0)
-
-
-def _execute(order: dict[str, Any], early: list[int], tell: Callable[..., None]) -> Ended:
-    from dagster._utils.interrupts import capture_interrupts
-
-    from dagster_stack.broker.messages import StepMessage
-    from dagster_stack.logs.context import bound
-    from dagster_stack.logs.service import configure
-    from dagster_stack.storage.claims import Claim
-    from dagster_stack.storage.sqlstate import is_away
-    from dagster_stack.worker.descendants import adopt_orphans
-    from dagster_stack.worker.step_execution import StepExecution
-    from dagster_stack.worker.warm_up import load
-
-    configure("worker")
-    adopt_orphans()
-    message = StepMessage.from_json(order["message"])
-    claim = Claim(message.work, order["epoch"], order["holder"]) if order["epoch"] else None
-    execution = StepExecution(
-        message,
-        order["holder"],
-        wake_run=lambda: tell(has_ended=execution.has_ended),
-        celery_limits=order["celery_limits"],
-        is_in_own_process=True,
-    )
-    error: BaseException | None = None
-    with bound(run=message.run_id, step=message.step_key, task=message.task_id), capture_interrupts():
-        if early:
-            os.kill(os.getpid(), signal.SIGINT)
-        try:
-            load(message.location)
-            execution.execute_claimed(claim)
-        except Exception as caught:
-            error = caught
-    if error is None:
-        return Ended(None, "", execution.was_interrupted)
-    known = "GivenUp" if is_away(error) else type(error).__name__
-    return Ended(known, str(error), execution.was_interrupted)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -44,7 +44,7 @@ from dagster._core.system_config.objects import ResolvedRunConfig
 from dagster._utils.hosted_user_process import recon_job_from_origin
 
 from dagster_stack.broker.messages import upstream_outputs
-from dagster_stack.project import defaults
+from dagster_stack.storage import default_io_manager
 from dagster_stack.worker.fresh import fresh_config, fresh_step, kept_definitions
 from dagster_stack.worker.time_limit import Deadline
 
@@ -230,7 +230,7 @@ def _context_events(
     event_loop = asyncio.new_event_loop()
     try:
         resources = resource_initialization_manager(
-            resource_defs=defaults.quick(planned.definition.get_required_resource_defs()),
+            resource_defs=default_io_manager.quick(planned.definition.get_required_resource_defs()),
             resource_configs=config.resources,
             log_manager=log_manager,
             execution_plan=plan,

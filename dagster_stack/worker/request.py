@@ -3,6 +3,7 @@
 import os
 import signal as signals
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -15,7 +16,7 @@ from celery.platforms import signals as signal_names
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
-from dagster_stack.broker.tasks import RUN_TASK, STEP_TASK, content
+from dagster_stack.broker.task_names import RUN_TASK, STEP_TASK
 from dagster_stack.logs.context import bound
 from dagster_stack.worker.losses import Causes, LostProcess, is_wanted, tell
 
@@ -107,3 +108,8 @@ def install(app: Celery) -> None:
     # A weak reference would be gone with the caller's frame.
     celery_signals.celeryd_after_setup.connect(lift_limits, weak=False)
     causes()
+
+
+def content(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The message of a task: its one argument; anything else as it came, for whoever reads why it was refused."""
+    return kwargs["message"] if not args and set(kwargs) == {"message"} else {"args": args, "kwargs": kwargs}

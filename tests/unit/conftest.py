@@ -17,6 +17,7 @@ from dagster._core.definitions import executor_definition, job_definition
 from dagster_stack.executor import celery_executor as executor
 from dagster_stack.executor import step_handler
 from dagster_stack.project import defaults
+from dagster_stack.storage import default_io_manager
 from dagster_stack.storage.s3 import s3_client
 from dagster_stack.worker import planned_job, process
 from scripts import apt, console, engine, env_file, proxies
@@ -39,7 +40,7 @@ OWN_VARIABLES = (
     "RUN", "SERVICE", "SINCE", "FOLLOW", "DAGSTER_STACK_SERVICE",
     "CELERY_BROKER_URL", "DAGSTER_STACK_S3_BUCKET", "DAGSTER_STACK_S3_PUBLIC_URL", "DAGSTER_STACK_CELERY_YAML",
     "DAGSTER_STACK_STORE", "DAGSTER_HOME", "AWS_ENDPOINT_URL_S3",
-    "DAGSTER_STACK_EXECUTOR", defaults.DATA_VARIABLE, *defaults.IO_MANAGER,
+    "DAGSTER_STACK_EXECUTOR", defaults.DATA_VARIABLE, *default_io_manager.VARIABLES,
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from kombu.transport.virtual import Base64
 
 from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.dead_letters import QUEUE as DEAD_LETTERS
-from dagster_stack.broker.tasks import STEP_TASK
+from dagster_stack.broker.task_names import STEP_TASK
 from dagster_stack.settings import CeleryConfig, Settings
 
 

@@ -17,7 +17,7 @@ from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
 from dagster_stack.broker.app_factory import use_folder_as_broker
-from dagster_stack.broker.tasks import STEP_TASK
+from dagster_stack.broker.task_names import STEP_TASK
 from dagster_stack.worker import pool, replacement, request, revocation
 
 #: Where the folder is, and where tasks say what happens to them.

@@ -11,7 +11,7 @@ from dagster_celery.tags import DAGSTER_CELERY_QUEUE_TAG
 from dagster_stack import tags
 from dagster_stack.broker import app_factory
 from dagster_stack.broker.app_factory import make_app
-from dagster_stack.broker.tasks import STEP_TASK, STOCK_TASKS
+from dagster_stack.broker.task_names import STEP_TASK, STOCK_TASKS
 from dagster_stack.settings import CeleryConfig, Settings
 
 

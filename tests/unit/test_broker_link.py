@@ -19,7 +19,7 @@ from dagster_stack.broker import link as broker
 from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.link import BrokerLink, QueueState, wake_up
 from dagster_stack.broker.messages import StepMessage
-from dagster_stack.broker.tasks import STEP_TASK
+from dagster_stack.broker.task_names import STEP_TASK
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.settings import CeleryConfig, Settings
 

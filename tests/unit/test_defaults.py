@@ -17,6 +17,7 @@ from dagster_stack.errors import SettingsError
 from dagster_stack.project import defaults
 from dagster_stack.project.defaults import StackInstance
 from dagster_stack.settings import Settings
+from dagster_stack.storage import default_io_manager
 from dagster_stack.storage.io_manager import S3IOManager
 from dagster_stack.storage.pickles import LocalPickles
 from scripts import dev
@@ -432,9 +433,9 @@ def all_kinds() -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def _forgotten() -> Iterator[None]:
-    defaults._io_manager.cache_clear()
+    default_io_manager._io_manager.cache_clear()
     yield
-    defaults._io_manager.cache_clear()
+    default_io_manager._io_manager.cache_clear()
 
 
 def materialize_all(instance: dg.DagsterInstance) -> None:
@@ -470,7 +471,7 @@ def made(instance: dg.DagsterInstance | None) -> Any:
 def test_in_the_stack_it_is_the_bucket(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with dg.DagsterInstance.get() as instance:
         assert isinstance(made(instance), LocalPickles)
-        defaults._io_manager.cache_clear()
+        default_io_manager._io_manager.cache_clear()
         monkeypatch.setenv("DAGSTER_STACK_S3_BUCKET", "a-bucket")
         monkeypatch.setenv("DAGSTER_STACK_S3_PREFIX", "team")
 
@@ -485,12 +486,12 @@ def test_a_step_gets_it_without_dagsters_search_for_it(monkeypatch: pytest.Monke
     """Which takes 3 ms; another default is left to Dagster."""
     resources = {**default_jobs.chained.resource_defs, "other": dg.mem_io_manager}
 
-    assert defaults.quick(resources) == {
-        "io_manager": defaults.default_io_manager,
+    assert default_io_manager.quick(resources) == {
+        "io_manager": default_io_manager.default_io_manager,
         "other": dg.mem_io_manager,
     }
     monkeypatch.setenv("DAGSTER_DEFAULT_IO_MANAGER_MODULE", "mine")
-    assert defaults.quick(resources) is resources
+    assert default_io_manager.quick(resources) is resources
 
 
 @in_use

@@ -19,7 +19,7 @@ from kombu.connection import Connection
 
 from dagster_stack.broker.link import BrokerLink
 from dagster_stack.broker.messages import RunMessage
-from dagster_stack.broker.tasks import RUN_TASK
+from dagster_stack.broker.task_names import RUN_TASK
 from dagster_stack.executor import eager
 from dagster_stack.runner import run_execution
 from dagster_stack.runner.run_execution import MOST_LOSSES

@@ -12,7 +12,7 @@ from sqlalchemy.exc import ProgrammingError
 from dagster_stack import tags
 from dagster_stack.broker.link import QueueState
 from dagster_stack.broker.messages import RunMessage, run_task_id
-from dagster_stack.broker.tasks import RUN_TASK
+from dagster_stack.broker.task_names import RUN_TASK
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.runner import launcher as module
 from dagster_stack.runner.launcher import IDLE_SECS, CeleryRunLauncher

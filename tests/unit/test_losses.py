@@ -19,8 +19,9 @@ from dagster import DagsterInstance, DagsterRun
 from kombu.message import Message
 
 from dagster_stack.broker.app_factory import make_app
-from dagster_stack.broker.tasks import RUN_TASK, STEP_TASK, register_tasks
+from dagster_stack.broker.task_names import RUN_TASK, STEP_TASK
 from dagster_stack.settings import CeleryConfig, Settings
+from dagster_stack.tasks import register_tasks
 from dagster_stack.worker import losses, request
 from dagster_stack.worker.losses import ENDED_ITSELF, Causes, LostProcess, database_url
 from dagster_stack.worker.memory import Memory

@@ -8,7 +8,7 @@ from celery import Task
 
 from dagster_stack.broker.messages import RunMessage
 from dagster_stack.broker.postponed import postpone
-from dagster_stack.broker.tasks import RUN_TASK
+from dagster_stack.broker.task_names import RUN_TASK
 from tests.unit.deliveries import Delivery, memory_app, postponed, waiting
 
 

@@ -15,7 +15,7 @@ from dagster_shared.error import SerializableErrorInfo
 
 from dagster_stack import tags
 from dagster_stack.broker.messages import RunMessage, step_task_id
-from dagster_stack.broker.tasks import RUN_TASK
+from dagster_stack.broker.task_names import RUN_TASK
 from dagster_stack.executor import termination
 from dagster_stack.project import defaults
 from dagster_stack.runner import run_execution

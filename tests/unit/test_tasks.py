@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from celery import Celery, _state
 
-from dagster_stack.broker import tasks
-from dagster_stack.broker.tasks import RUN_TASK, STEP_TASK, STOCK_TASKS, register_tasks, stock_function
+from dagster_stack import tasks
+from dagster_stack.broker.task_names import RUN_TASK, STEP_TASK, STOCK_TASKS
 from dagster_stack.runner import run_execution
+from dagster_stack.tasks import register_tasks, stock_function
 from dagster_stack.worker import step_execution
 from scripts.console import ROOT
 

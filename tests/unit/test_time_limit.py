@@ -18,11 +18,12 @@ from dagster._core.execution.plan.execute_step import core_dagster_event_sequenc
 from dagster_stack import tags
 from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.messages import StepMessage
-from dagster_stack.broker.tasks import RUN_TASK, STEP_TASK, register_tasks
+from dagster_stack.broker.task_names import RUN_TASK, STEP_TASK
 from dagster_stack.errors import SettingsError
 from dagster_stack.executor.celery_executor import run_app
 from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.storage.claims import Work
+from dagster_stack.tasks import register_tasks
 from dagster_stack.worker import request, time_limit
 from dagster_stack.worker.losses import KILLED_AT_LIMIT, LIMIT_SIGNAL, Causes
 from dagster_stack.worker.step_execution import StepExecution, execute_step

@@ -9,16 +9,8 @@ from typing import Any
 
 from celery import Celery, Task
 
-#: Executes one step.
-STEP_TASK = "dagster_stack.execute_step"
-#: Drives one run.
-RUN_TASK = "dagster_stack.execute_run"
-#: dagster-celery's tasks by the function that makes each: a step of its executor, a run of its launcher.
-STOCK_TASKS = {
-    "execute_plan": "create_task",
-    "execute_job": "create_execute_job_task",
-    "resume_job": "create_resume_job_task",
-}
+from dagster_stack.broker.task_names import RUN_TASK, STEP_TASK, STOCK_TASKS
+from dagster_stack.worker.request import content
 
 
 def register_tasks(app: Celery) -> None:
@@ -54,11 +46,6 @@ def executed(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], execute
     if location_process.is_needed():
         return location_process.execute(task, args, kwargs)
     return execute()
-
-
-def content(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The message of a task: its one argument; anything else as it came, for whoever reads why it was refused."""
-    return kwargs["message"] if not args and set(kwargs) == {"message"} else {"args": args, "kwargs": kwargs}
 
 
 def register_stock_task(app: Celery, name: str) -> None:

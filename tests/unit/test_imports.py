@@ -1,0 +1,62 @@
+"""Which module knows which: arrows run one way, so that each can be read, tested and replaced by itself."""
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "dagster_stack"
+
+
+def modules() -> dict[str, Path]:
+    root = PACKAGE.parent
+    return {
+        ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file
+        for file in PACKAGE.rglob("*.py")
+    }
+
+
+def imported(code: ast.AST) -> Iterator[str]:
+    """What some code imports, late imports included; not what it needs for annotations alone."""
+    for node in ast.iter_child_nodes(code):
+        match node:
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                continue
+            case ast.Import(names=names):
+                yield from (each.name for each in names)
+            case ast.ImportFrom(module=str(module), names=names):
+                yield from (f"{module}.{each.name}" for each in names)
+            case _:
+                yield from imported(node)
+
+
+def arrows(found: dict[str, Path]) -> dict[str, set[str]]:
+    """By module, those of this package that it imports: the longest name that is a module's."""
+
+    def module_of(name: str) -> str:
+        while name and name not in found:
+            name = name.rpartition(".")[0]
+        return name
+
+    return {
+        name: {module_of(each) for each in imported(ast.parse(file.read_text()))} - {name, "", PACKAGE.name}
+        for name, file in found.items()
+    }
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    try:
+        TopologicalSorter(arrows(modules())).prepare()
+    except CycleError as error:
+        pytest.fail(f"{' -> '.join(reversed(error.args[1]))}: move what both need to a module below them")
+
+
+def test_a_circle_by_a_late_import_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("def late():\n    from dagster_stack.two import thing\n")
+    (tmp_path / "two.py").write_text("import dagster_stack.one\n")
+    found = {f"dagster_stack.{name}": tmp_path / f"{name}.py" for name in ("one", "two")}
+
+    with pytest.raises(CycleError):
+        TopologicalSorter(arrows(found)).prepare()
