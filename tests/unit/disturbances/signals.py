@@ -4,6 +4,7 @@ import faulthandler
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 
 from dagster_stack.worker.isolation import signals
@@ -27,7 +28,8 @@ def handle_every_signal(_: Path) -> None:
 @disturbance("signals", lambda: signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 def block_signals_that_come(_: Path) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
-    os.kill(os.getpid(), signal.SIGUSR2)
+    # To this thread: another one that a test has left would take a signal to the process, which would end of it.
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
 
 
 @disturbance("wakeup descriptor", signals.wakeup_descriptor)
