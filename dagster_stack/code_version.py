@@ -1,4 +1,4 @@
-"""The content hash of the code: the platform, the user's project and the locked packages.
+"""The content hash of the code that executes runs: of the platform, the user's project and the locked packages.
 
 It is baked into the image, set as a run's tag and carried by each message, so that a process with other code can
 be told from one with the same.
@@ -15,6 +15,8 @@ from pathlib import Path
 BAKED = "DAGSTER_STACK_CODE_FILE"
 #: What is hashed of the platform, below its folder. A file that is not there does not count.
 PARTS = ("dagster_stack", "requirements/stack.lock", "requirements/flights.lock", "requirements/project.lock")
+#: What of that executes no run: a colour on the figures' page is no other code for runs under way.
+ASIDE = ("dagster_stack/bench", "dagster_stack/client", "dagster_stack/monitoring")
 #: Hexadecimal digits that are kept: enough to tell versions apart, short enough to read.
 LENGTH = 12
 
@@ -29,7 +31,8 @@ def code_version() -> str:
 def content_hash(root: Path, project: Path) -> str:
     """The hash of names and contents of what counts as code below `root`, and of all files of the user's project."""
     digest = hashlib.sha256()
-    files = [(file.relative_to(root), file) for part in PARTS for file in _files(root / part)]
+    parts = [(file.relative_to(root), file) for part in PARTS for file in _files(root / part)]
+    files = [each for each in parts if not any(each[0].is_relative_to(folder) for folder in ASIDE)]
     # Under a name that no part has.
     files += [("project" / file.relative_to(project), file) for file in _files(project)]
     for name, file in sorted(files):

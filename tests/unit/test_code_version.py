@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from dagster_stack import code_version as module
-from dagster_stack.code_version import LENGTH, PARTS, code_version, content_hash
+from dagster_stack.code_version import ASIDE, LENGTH, PARTS, code_version, content_hash
 from scripts.console import ROOT
+from tests.unit.test_imports import arrows, modules
 
 #: A small project.
 FILES = {
@@ -79,6 +80,7 @@ def test_the_hash_changes_with(root: Path, change: str) -> None:
         "pipelines/flights/__pycache__/x",
         "README.md",
         "tests/a.py",
+        "dagster_stack/monitoring/page/style.py",
     ],
 )
 def test_the_hash_does_not_change_with(root: Path, name: str) -> None:
@@ -108,6 +110,16 @@ def test_all_parts_of_this_project_are_there() -> None:
     made_by_the_build = ["requirements/project.lock"]
 
     assert [part for part in PARTS if not (ROOT / part).exists()] == made_by_the_build
+
+
+def test_what_counts_aside_executes_no_run() -> None:
+    """Nothing that runners and workers import, by way of others too, is missing in the hash."""
+    known, reached = arrows(modules()), {"dagster_stack.app", "dagster_stack.worker.own_process_program"}
+    while new := {each for name in reached for each in known[name]} - reached:
+        reached |= new
+
+    assert "dagster_stack.runner.run_execution" in reached
+    assert not [each for each in reached if each.replace(".", "/").startswith(ASIDE)]
 
 
 def test_what_the_image_keeps_wins(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
