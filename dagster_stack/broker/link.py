@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 from dagster_stack.broker.task_names import STEP_TASK
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.forks import keep_from_children
+from dagster_stack.timing import HEARTBEAT_SECS
 
 if TYPE_CHECKING:
     from dagster_stack.broker.messages import StepMessage
@@ -37,8 +38,6 @@ ONE_MORE_TRY = {"max_retries": 1, "interval_start": 0}
 ANSWER_SECS = 1
 #: Seconds between two tries to reach a broker that is away.
 RETRY_SECS = 1
-#: Seconds between AMQP heartbeats: a cut connection is noticed within two of them.
-HEARTBEAT_SECS = 10
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from kombu.entity import Queue
 
 from dagster_stack.broker.messages import RunMessage, StepMessage
 from dagster_stack.broker.publishing import send, source_queue
+from dagster_stack.timing import POSTPONED_SECS
 
-#: Seconds until a message is back in its queue.
-PAUSE_SECS = 2
 #: Seconds without use after which the broker removes a queue of postponed messages.
 UNUSED_SECS = 3600
 
@@ -25,7 +24,7 @@ def postpone(task: Task, message: StepMessage | RunMessage, refused: bool) -> No
         postponed(queue),
         durable=True,
         queue_arguments={
-            "x-message-ttl": PAUSE_SECS * 1000,
+            "x-message-ttl": POSTPONED_SECS * 1000,
             "x-expires": UNUSED_SECS * 1000,
             "x-dead-letter-exchange": "",
             "x-dead-letter-routing-key": queue,

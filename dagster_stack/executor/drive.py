@@ -23,9 +23,9 @@ from dagster_stack.broker.messages import step_task_id
 from dagster_stack.errors import BrokerUnreachable, Fenced
 from dagster_stack.executor.event_tail import EventTail, is_end
 from dagster_stack.executor.step_handler import CeleryStepHandler, report
-from dagster_stack.executor.termination import GRACE_SECS
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.sqlstate import is_away
+from dagster_stack.timing import GRACE_SECS
 
 if TYPE_CHECKING:
     from dagster_stack.executor.celery_executor import CeleryExecutor

@@ -17,11 +17,11 @@ from dagster._core.execution.plan.plan import ExecutionPlan
 
 from dagster_stack.broker.link import QueueState
 from dagster_stack.broker.messages import StepMessage
-from dagster_stack.broker.postponed import PAUSE_SECS
 from dagster_stack.errors import AlreadyHeld
 from dagster_stack.executor.step_handler import CeleryStepHandler
 from dagster_stack.logs.context import bound
 from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.timing import POSTPONED_SECS
 from dagster_stack.worker.planned_job import PlannedJob
 from dagster_stack.worker.shutdown import is_leaving
 from dagster_stack.worker.step_execution import StepExecution
@@ -78,7 +78,7 @@ class EagerLink:
                     execution.run()
             except AlreadyHeld:
                 # The process that drove the run before this one may be alive.
-                self._pause_ends = time.monotonic() + PAUSE_SECS
+                self._pause_ends = time.monotonic() + POSTPONED_SECS
                 return False
         self._waiting.remove(message)
         if execution.was_interrupted:

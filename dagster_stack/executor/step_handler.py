@@ -25,20 +25,14 @@ from dagster_stack.broker.roll_call import workers_of
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.executor.termination import call_back, revoke
 from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.timing import MISSING_LOOK_SECS, MISSING_LOOKS, WAITING_LOOKS
 
 logger = logging.getLogger(__name__)
 
 #: Seconds between looks at the queues of steps that nobody has ended yet.
 QUEUE_LOOK_SECS = 2
-#: Seconds between questions to the workers whether they have the steps that take longer than this.
-MISSING_LOOK_SECS = 30
 #: Steps that one question names: 60 bytes each, to every worker.
 QUESTION_SIZE = 2000
-#: Looks at which a step must have been with nobody before it is sent again: one may fall between a delivery
-#: and its execution.
-MISSING_LOOKS = 2
-#: The same while messages wait that may be its own: above the 60 s for which those of foreign code are postponed.
-WAITING_LOOKS = 5
 #: Times that a step is sent again before it fails: workers may put its message aside, each time.
 MOST_RESENDS = 3
 

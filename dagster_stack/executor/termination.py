@@ -12,11 +12,10 @@ from kombu.exceptions import OperationalError
 from dagster_stack.broker.messages import step_task_id
 from dagster_stack.storage.claims import Work
 from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.timing import GRACE_SECS
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a step gets to end after it was interrupted.
-GRACE_SECS = 4
 #: Seconds between two looks whether all have ended.
 LOOK_SECS = 0.2
 

@@ -28,18 +28,16 @@ from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.logs.context import bound
 from dagster_stack.project.locations import location_of
 from dagster_stack.settings import CeleryConfig, Settings
-from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.storage.claims import Work
 from dagster_stack.storage.database import patiently
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.sqlstate import is_away
+from dagster_stack.timing import IDLE_SECS
 
 logger = logging.getLogger(__name__)
 
 #: The queue of runs. Steps have queues of their own: a run that waits for its steps must not take their place.
 QUEUE = "runs"
-#: Seconds for which nobody may drive a run before it is handed over again, or ended if it is being canceled: longer
-#: than its message is postponed, and than all holders are silent after Postgres was away.
-IDLE_SECS = 2 * STALE_SECS
 
 
 class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):

@@ -38,6 +38,7 @@ from dagster_stack.storage.claims import STOPPED, Claim, Sign
 from dagster_stack.storage.conditions import UNFENCED, Conditions, place_of
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
+from dagster_stack.timing import FOREIGN_CODE_SECS
 from dagster_stack.worker import shared_memory
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.descendants import Descendants
@@ -59,8 +60,6 @@ GOING_ON = {DagsterRunStatus.STARTING, DagsterRunStatus.STARTED}
 #: many restarts of a machine.
 MOST_LOSSES = 10
 LOSSES_SECS = 24 * 3600
-#: Seconds that a run waits for a runner with its code, unless there is one that is busy; then any other goes on with it.
-FOREIGN_CODE_SECS = 60
 
 
 def execute_run(task: Task, content: Any) -> None:

@@ -11,10 +11,11 @@ from dagster_stack import tags
 from dagster_stack.broker.publishing import queue_state
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.logs.context import bound
-from dagster_stack.runner.launcher import IDLE_SECS, QUEUE, CeleryRunLauncher
+from dagster_stack.runner.launcher import QUEUE, CeleryRunLauncher
 from dagster_stack.runner.run_execution import cancel
 from dagster_stack.storage.claims import Claims, Work
 from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.timing import IDLE_SECS
 
 logger = logging.getLogger(__name__)
 

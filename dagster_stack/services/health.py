@@ -14,19 +14,14 @@ from typing import Any
 
 from celery import bootsteps
 
+from dagster_stack.timing import EXIT_AFTER_SECS, LOOP_SILENCE_SECS, PROBE_INTERVAL_SECS
+
 logger = logging.getLogger(__name__)
 
 #: Touched while all is well; compose.yaml's health check fails when it is older than 30 s.
 HEARTBEAT_FILE = Path(os.environ.get("DAGSTER_STACK_HEARTBEAT_FILE") or "/tmp/heartbeat")
-#: Seconds between two looks. A look costs a few microseconds.
-PROBE_INTERVAL_SECS = 5
 #: Seconds between looks until the first one that finds all well.
 FIRST_INTERVAL_SECS = 1
-#: Seconds without a sign of life after which the event loop, thus the broker connection, counts as dead.
-LOOP_SILENCE_SECS = 15
-#: Seconds of failed looks after which a worker exits. Longer than a restart of the broker takes: an exit
-#: ends running steps, and they go to the queue again.
-EXIT_AFTER_SECS = 120
 #: Exit code of a process that gave itself up, so that it can be told from a crash (EX_TEMPFAIL).
 EXIT_CODE = 75
 

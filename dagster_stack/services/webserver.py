@@ -24,12 +24,10 @@ from dagster_stack.services.foreign_pages import ForeignPages
 from dagster_stack.services.health import LIFELESS_STATES, Heartbeat, process_state
 from dagster_stack.storage.database import limit_writes
 from dagster_stack.storage.postgres import PooledPostgresStorage
+from dagster_stack.timing import WRITE_PATIENCE_SECS
 
 #: Connections that this process keeps at most: it answers many requests at once.
 CONNECTIONS = 20
-#: Seconds that a launch waits for a Postgres that takes no write: shorter than whoever launches waits for the answer.
-#: A run that starts when nobody expects it any more would be worse than an error.
-WRITE_PATIENCE_SECS = 20
 #: Seconds without a code server after which Dagit exits for a restart. A reload in Dagit starts the new one
 #: before the old one ends.
 EXIT_AFTER_SECS = 20

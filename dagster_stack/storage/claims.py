@@ -16,14 +16,8 @@ from sqlalchemy.engine import Engine
 from dagster_stack.errors import Fenced
 from dagster_stack.storage.database import patiently
 from dagster_stack.texts import shown
+from dagster_stack.timing import RUN_BEAT_SECS, STALE_SECS, STEP_BEAT_SECS
 
-#: Seconds between a holder's signs of life. By a run's, its termination is noticed too.
-STEP_BEAT_SECS = 4
-RUN_BEAT_SECS = 2
-#: Seconds without one after which a holder counts as dead: what a lost machine costs. Code that keeps Python's
-#: global lock for longer (a huge sort) looks dead; that matters only if its worker loses the broker too, which
-#: then delivers its message again, or is restarted.
-STALE_SECS = 15
 #: Seconds after a run's end for which its claims are kept: a process of it that was frozen must find that it is late.
 KEPT_SECS = 24 * 3600
 

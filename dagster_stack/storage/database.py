@@ -17,6 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, Qu
 from dagster_stack.errors import UsageError
 from dagster_stack.forks import keep_from_children
 from dagster_stack.storage.sqlstate import READ_ONLY, Kind, is_undone, kind_of, note
+from dagster_stack.timing import PATIENCE_SECS
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -25,8 +26,6 @@ Result = TypeVar("Result")
 VARIABLES = tuple(f"DAGSTER_POSTGRES_{name}" for name in ("HOST", "PORT", "DB", "USER", "PASSWORD"))
 #: Connections that a process keeps at most: one that works, one for the thread that writes events.
 DEFAULT_CONNECTIONS = 2
-#: Seconds that a caller waits while the server is away. A restart takes seconds, crash recovery minutes.
-PATIENCE_SECS = 180
 #: The same in this process: for its callers, and for writes that the server refuses, as a read-only one does. Dagit sets
 #: less: its users wait.
 default_patience: float = PATIENCE_SECS

@@ -17,6 +17,7 @@ from typing import Any
 from celery import Celery, bootsteps
 from celery.worker import state
 
+from dagster_stack.timing import BROKER_ANSWER_SECS
 from dagster_stack.worker.shutdown import is_leaving
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,6 @@ RENEWAL_SECS = 30
 QUESTION_SECS = 5
 #: Answers in a row that something waits, while nothing comes: from these numbers on another cure is tried.
 ANSWERS_TO_SUBSCRIBE, ANSWERS_TO_CONNECT = 2, 3
-#: Seconds that the broker gets for an answer. Below LOOP_SILENCE_SECS of the watchdog.
-ANSWER_SECS = 10
 #: Seconds that a message may wait for a process while one is idle.
 STUCK_SECS = 60
 
@@ -56,7 +55,7 @@ class Consumption(bootsteps.StartStopStep):
             # The folder of the embedded mode knows no subscriptions.
             return
         # Whatever is asked on this connection: without an answer the event loop would stand still.
-        consumer.connection.connection.transport.sock.settimeout(ANSWER_SECS)
+        consumer.connection.connection.transport.sock.settimeout(BROKER_ANSWER_SECS)
         self._limit = None
         if free(consumer):
             self._leave_room(consumer)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from threading import Lock, Timer
 from types import TracebackType
 
-from dagster_stack.executor.termination import GRACE_SECS
 from dagster_stack.logs.context import in_context
 from dagster_stack.storage.claims import Work
+from dagster_stack.timing import GRACE_SECS
 from dagster_stack.worker.losses import ENDED_ITSELF
 
 logger = logging.getLogger(__name__)

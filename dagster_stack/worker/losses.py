@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from dagster_stack.logs.context import bound, in_context
 from dagster_stack.logs.service import configure
+from dagster_stack.timing import TELL_SECS
 from dagster_stack.worker import shared_memory
 from dagster_stack.worker.descendants import own_child
 from dagster_stack.worker.memory import CGROUPS, Memory
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that telling may take; it waits for a database that is away.
-TELL_SECS = 300
 #: The exit code of a process that ends its own step, since that must not go on: no loss.
 ENDED_ITSELF = 113
 #: The signal by which the kernel ends a process whose step takes longer than its limit, and what that is called.

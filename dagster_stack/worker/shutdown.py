@@ -13,10 +13,9 @@ from typing import Any
 
 from celery import signals
 
-logger = logging.getLogger(__name__)
+from dagster_stack.timing import DRAIN_SECS
 
-#: Seconds that running steps get on stop. Below `stop_grace_period` of the workers in compose.yaml.
-DRAIN_SECS = 20
+logger = logging.getLogger(__name__)
 
 
 #: One byte that the processes of a pool share with their worker.

@@ -26,7 +26,6 @@ from dagster_stack.broker.messages import StepMessage
 from dagster_stack.broker.postponed import refused_for
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, NoSuchJob, NoSuchRun
-from dagster_stack.executor.termination import GRACE_SECS
 from dagster_stack.forks import leave
 from dagster_stack.logs.context import bound
 from dagster_stack.storage.attempt import STARTS
@@ -34,6 +33,7 @@ from dagster_stack.storage.claims import Claim, Sign
 from dagster_stack.storage.event_log import ENDS, PooledEventLogStorage
 from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.storage.sqlstate import is_away
+from dagster_stack.timing import FOREIGN_CODE_SECS, GRACE_SECS
 from dagster_stack.worker import repetition, shared_memory
 from dagster_stack.worker.delivery import handled, has_worker_of, put_aside, release
 from dagster_stack.worker.descendants import Descendants
@@ -53,8 +53,6 @@ from dagster_stack.worker.time_limit import Deadline, TimeLimit
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a step waits for a worker with the code of its run before it fails, unless there is one that is busy.
-FOREIGN_CODE_SECS = 60
 #: The errors that an interrupt raises in a step, by name.
 INTERRUPTS = {KeyboardInterrupt.__name__, DagsterExecutionInterruptedError.__name__}
 #: How a run ends by itself: the hooks of a step whose end it knows go on.

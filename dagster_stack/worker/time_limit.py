@@ -24,8 +24,8 @@ from dagster._utils.interrupts import pop_captured_interrupt
 
 from dagster_stack import tags
 from dagster_stack.errors import StepTimedOut
-from dagster_stack.executor.termination import GRACE_SECS
 from dagster_stack.logs.context import in_context
+from dagster_stack.timing import GRACE_SECS
 from dagster_stack.worker.interruption import Interruption
 from dagster_stack.worker.losses import LIMIT_SIGNAL
 

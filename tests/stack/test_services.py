@@ -6,8 +6,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from dagster_stack.services.health import EXIT_AFTER_SECS, LOOP_SILENCE_SECS
-from dagster_stack.worker.shutdown import DRAIN_SECS
+from dagster_stack.timing import DRAIN_SECS, EXIT_AFTER_SECS, LOOP_SILENCE_SECS
 from tests.stack import faults, work
 from tests.stack.stack import Stack
 from tests.waiting import wait_until

@@ -13,10 +13,11 @@ from sqlalchemy.pool import NullPool
 from dagster_stack.errors import Fenced, GivenUp
 from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import database as database_module
-from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.storage.claims import Work
 from dagster_stack.storage.database import noting_engine
 from dagster_stack.storage.postgres import PooledPostgresStorage
 from dagster_stack.storage.sqlstate import is_away
+from dagster_stack.timing import STALE_SECS
 from tests.unit.clock import Clock
 from tests.unit.holders import Database, any_work, entry, materialization
 

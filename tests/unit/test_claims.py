@@ -13,7 +13,8 @@ from sqlalchemy.exc import OperationalError
 
 from dagster_stack.errors import Fenced
 from dagster_stack.storage import claims as claims_module
-from dagster_stack.storage.claims import KEPT_SECS, STALE_SECS, Claim, Loss, Sign, Work
+from dagster_stack.storage.claims import KEPT_SECS, Claim, Loss, Sign, Work
+from dagster_stack.timing import STALE_SECS
 from tests.unit.holders import Database, any_work
 
 # --- one holder at a time ------------------------------------------------------------------------------------------

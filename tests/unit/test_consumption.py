@@ -12,6 +12,7 @@ import pytest
 from celery import bootsteps
 from celery.worker import state
 
+from dagster_stack.timing import BROKER_ANSWER_SECS
 from dagster_stack.worker import consumption
 from dagster_stack.worker.consumption import Consumption, ready
 
@@ -400,7 +401,7 @@ def test_a_queue_that_is_not_there_has_nothing_and_its_question_leaves_no_channe
 
 
 def test_no_answer_is_waited_for_without_end(worker: Worker) -> None:
-    assert worker.timeouts == [consumption.ANSWER_SECS]
+    assert worker.timeouts == [BROKER_ANSWER_SECS]
 
 
 def test_in_the_embedded_mode_there_is_nothing_to_look_at() -> None:

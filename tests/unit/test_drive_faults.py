@@ -17,7 +17,7 @@ from dagster._core.errors import DagsterExecutionInterruptedError
 
 from dagster_stack.broker.messages import StepMessage, step_task_id
 from dagster_stack.executor.drive import POLL_SECS
-from dagster_stack.executor.step_handler import MISSING_LOOK_SECS, MISSING_LOOKS
+from dagster_stack.timing import MISSING_LOOK_SECS, MISSING_LOOKS
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
 from tests.unit.driven_runs import Workers, executed, interrupt

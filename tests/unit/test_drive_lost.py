@@ -14,7 +14,8 @@ from sqlalchemy.exc import ProgrammingError
 from dagster_stack.broker.messages import StepMessage, step_task_id
 from dagster_stack.errors import Fenced
 from dagster_stack.executor import drive
-from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.storage.claims import Work
+from dagster_stack.timing import STALE_SECS
 from tests.unit import eventful_jobs, step_jobs
 from tests.unit.database_errors import AWAY, noted
 from tests.unit.driven_runs import HOLDER, Result, Workers, announced, executed, resumed

@@ -25,7 +25,8 @@ from dagster_stack.runner import run_execution
 from dagster_stack.runner.run_execution import MOST_LOSSES
 from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import life
-from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.storage.claims import Work
+from dagster_stack.timing import STALE_SECS
 from dagster_stack.worker.losses import KILLED_AT_LIMIT
 from tests.unit import eventful_jobs, step_jobs
 from tests.unit.clock import Clock

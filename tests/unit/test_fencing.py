@@ -12,10 +12,10 @@ from sqlalchemy.exc import OperationalError
 from dagster_stack.errors import Fenced, GivenUp
 from dagster_stack.storage import database as database_module
 from dagster_stack.storage import event_log
-from dagster_stack.storage.claims import STALE_SECS, Work
-from dagster_stack.storage.database import PATIENCE_SECS
+from dagster_stack.storage.claims import Work
 from dagster_stack.storage.event_batch import EventBatch
 from dagster_stack.storage.event_log import FENCED_INSERT
+from dagster_stack.timing import PATIENCE_SECS, STALE_SECS
 from tests.unit.clock import Clock
 from tests.unit.database_errors import AWAY
 from tests.unit.holders import Database, any_work, entry, materialization

@@ -10,8 +10,9 @@ from dagster._core.event_api import EventLogRecord
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from dagster_stack.errors import Fenced
-from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.storage.claims import Work
 from dagster_stack.storage.postgres import PooledPostgresStorage
+from dagster_stack.timing import STALE_SECS
 from tests.unit.holders import Database, any_work, entry, materialization
 
 KINDS = DagsterEventType

@@ -11,9 +11,10 @@ from dagster._core.execution.plan.instance_concurrency_context import InstanceCo
 from sqlalchemy.pool import NullPool
 
 from dagster_stack.errors import Fenced
-from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.storage.claims import Work
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.tenure import Tenure
+from dagster_stack.timing import STALE_SECS
 from tests.unit.holders import Database, pool_of_one
 
 POOL = "database"

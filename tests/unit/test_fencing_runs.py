@@ -9,9 +9,10 @@ from dagster import DagsterEvent, DagsterEventType, DagsterRunStatus, RunsFilter
 from sqlalchemy.exc import OperationalError
 
 from dagster_stack.errors import Fenced
-from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.storage.claims import Work
 from dagster_stack.storage.postgres import PooledPostgresStorage, PooledRunStorage
 from dagster_stack.storage.tenure import Tenure
+from dagster_stack.timing import STALE_SECS
 from tests.unit.holders import Database
 
 KINDS = DagsterEventType

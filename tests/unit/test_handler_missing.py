@@ -8,13 +8,9 @@ import pytest
 from dagster import DagsterInstance
 
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.executor.step_handler import (
-    MISSING_LOOK_SECS,
-    MISSING_LOOKS,
-    MOST_RESENDS,
-    WAITING_LOOKS,
-)
-from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.executor.step_handler import MOST_RESENDS
+from dagster_stack.storage.claims import Work
+from dagster_stack.timing import MISSING_LOOK_SECS, MISSING_LOOKS, STALE_SECS, WAITING_LOOKS
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
 from tests.unit.handled_steps import CONTROL_ERRORS, Broker, Driven

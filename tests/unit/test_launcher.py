@@ -15,8 +15,9 @@ from dagster_stack.broker.messages import RunMessage, run_task_id
 from dagster_stack.broker.task_names import RUN_TASK
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.runner import launcher as module
-from dagster_stack.runner.launcher import IDLE_SECS, CeleryRunLauncher
-from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.runner.launcher import CeleryRunLauncher
+from dagster_stack.storage.claims import Work
+from dagster_stack.timing import IDLE_SECS, STALE_SECS
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
 from tests.unit.database_errors import AWAY

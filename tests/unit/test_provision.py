@@ -20,6 +20,7 @@ from dagster_stack.services import provision
 from dagster_stack.services.provision import MinioRoot
 from dagster_stack.settings import LOG_EXPIRY_DAYS, S3Settings, Settings
 from dagster_stack.storage import database as database_module
+from dagster_stack.timing import PATIENCE_SECS
 from tests.unit import conftest
 from tests.unit.clock import Clock
 from tests.unit.failover import Server
@@ -181,7 +182,7 @@ def test_a_postgres_that_takes_no_writes_ends_it_soon_with_the_cure(
 
     assert clock.now - start <= 35
     # And afterwards this process waits as long as ever
-    assert database_module.default_patience == database_module.write_patience == database_module.PATIENCE_SECS
+    assert database_module.default_patience == database_module.write_patience == PATIENCE_SECS
 
 
 def test_a_postgres_that_takes_writes_again_meanwhile_is_prepared(

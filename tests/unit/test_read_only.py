@@ -13,9 +13,9 @@ from dagster._daemon.types import DaemonHeartbeat
 from sqlalchemy.exc import InternalError
 
 from dagster_stack.storage import database as database_module
-from dagster_stack.storage.claims import STALE_SECS, Work
-from dagster_stack.storage.database import PATIENCE_SECS
+from dagster_stack.storage.claims import Work
 from dagster_stack.storage.postgres import PooledPostgresStorage
+from dagster_stack.timing import PATIENCE_SECS, STALE_SECS
 from dagster_stack.worker.step_execution import execute_step
 from tests.unit import eventful_jobs
 from tests.unit.clock import Clock

@@ -19,10 +19,11 @@ from dagster_stack.broker.task_names import RUN_TASK
 from dagster_stack.executor import termination
 from dagster_stack.project import defaults
 from dagster_stack.runner import run_execution
-from dagster_stack.runner.run_execution import FOREIGN_CODE_SECS, LOSSES_SECS, MOST_LOSSES
+from dagster_stack.runner.run_execution import LOSSES_SECS, MOST_LOSSES
 from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import life
-from dagster_stack.storage.claims import STALE_SECS, Work
+from dagster_stack.storage.claims import Work
+from dagster_stack.timing import FOREIGN_CODE_SECS, STALE_SECS
 from tests.unit import default_jobs, eventful_jobs, step_jobs
 from tests.unit.clock import Clock
 from tests.unit.database_errors import AWAY, ask_warehouse

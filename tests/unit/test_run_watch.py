@@ -11,9 +11,10 @@ from dagster_stack.broker.link import QueueState
 from dagster_stack.broker.messages import step_task_id
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.runner import watch as module
-from dagster_stack.runner.launcher import IDLE_SECS, CeleryRunLauncher
+from dagster_stack.runner.launcher import CeleryRunLauncher
 from dagster_stack.runner.watch import LOOK_SECS, RunWatch
 from dagster_stack.storage.claims import Work
+from dagster_stack.timing import IDLE_SECS
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
 from tests.unit.deliveries import waiting

@@ -1,14 +1,9 @@
 """How long a worker's stop takes at most, in a real process."""
 
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import pytest
-
-from dagster_stack.worker import shutdown
 from scripts.console import ROOT
 
 STOPPING = """
@@ -56,11 +51,3 @@ def test_a_step_that_ends_in_time_is_waited_for_and_the_timer_does_not_hold_up_t
     assert result.returncode == 0
     assert result.stdout == "the step ended by itself\n"
     assert seconds < 30
-
-
-@pytest.mark.parametrize("anchor", ["x-worker"])
-def test_compose_waits_longer_than_the_drain_takes(anchor: str) -> None:
-    block = (Path(ROOT) / "compose.yaml").read_text().partition(f"{anchor}: &")[2]
-    grace = re.findall(r"stop_grace_period: (\d+)s", block)[0]
-
-    assert int(grace) > shutdown.DRAIN_SECS

@@ -24,12 +24,13 @@ from dagster_stack.broker.messages import StepMessage
 from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import database as database_module
 from dagster_stack.storage import event_log, life
-from dagster_stack.storage.claims import STALE_SECS, Claim, Sign, Work
+from dagster_stack.storage.claims import Claim, Sign, Work
+from dagster_stack.timing import FOREIGN_CODE_SECS, STALE_SECS
 from dagster_stack.worker import interruption, step_execution
 from dagster_stack.worker import standing as standing_module
 from dagster_stack.worker.delivery import _has_worker_of
 from dagster_stack.worker.losses import ENDED_ITSELF
-from dagster_stack.worker.step_execution import FOREIGN_CODE_SECS, StepExecution, execute_step
+from dagster_stack.worker.step_execution import StepExecution, execute_step
 from tests.unit import eventful_jobs
 from tests.unit.clock import Clock
 from tests.unit.database_errors import AWAY

@@ -9,8 +9,9 @@ from kombu.exceptions import OperationalError
 
 from dagster_stack.broker.messages import step_task_id
 from dagster_stack.executor import termination
-from dagster_stack.executor.termination import GRACE_SECS, call_back
-from dagster_stack.storage.claims import STALE_SECS, Claim, Work
+from dagster_stack.executor.termination import call_back
+from dagster_stack.storage.claims import Claim, Work
+from dagster_stack.timing import GRACE_SECS, STALE_SECS
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
 from tests.unit.holders import Database
