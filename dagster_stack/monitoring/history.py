@@ -11,9 +11,9 @@ import sqlalchemy
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from sqlalchemy.engine import Connection
 
+from dagster_stack.failure_reasons import Reason
 from dagster_stack.monitoring.event_feed import (
     ENQUEUED,
-    OVER_LIMIT,
     RUN_ENDS,
     RUN_STARTED,
     SENT,
@@ -101,18 +101,20 @@ class History:
             ["queue"],
             registry=registry,
         )
-        self.over_limit = Counter(
+        over_limit = Counter(
             "dagster_steps_failed_by_delivery_limit",
             "Steps whose workers were lost too often.",
             ["queue"],
             registry=registry,
         )
-        self.foreign_code = Counter(
+        foreign_code = Counter(
             "dagster_steps_failed_by_code",
             "Steps that no worker with their run's code took.",
             ["queue"],
             registry=registry,
         )
+        #: By the reason that the stack gave, those that are counted.
+        self.failed = {Reason.DELIVERY_LIMIT.value: over_limit, Reason.FOREIGN_CODE.value: foreign_code}
         self.open_steps = Gauge(
             "dagster_steps", "Steps of runs in progress.", ["queue", "state"], registry=registry
         )
@@ -207,8 +209,7 @@ class History:
         self.steps_ended.labels(attempt.queue, STEP_ENDS[event.kind]).inc()
         if attempt.started_at is not None:
             self.duration.labels(attempt.queue).observe(event.at - attempt.started_at)
-        if event.said:
-            failed = self.over_limit if event.said.startswith(OVER_LIMIT) else self.foreign_code
+        if event.kind == "STEP_FAILURE" and (failed := self.failed.get(event.said or "")):
             failed.labels(attempt.queue).inc()
 
     def _know(self, queue: str) -> None:
@@ -218,7 +219,7 @@ class History:
         self._queues.add(queue)
         for outcome in STEP_ENDS.values():
             self.steps_ended.labels(queue, outcome)
-        for figure in (self.redeliveries, self.over_limit, self.foreign_code, self.wait, self.duration):
+        for figure in (self.redeliveries, *self.failed.values(), self.wait, self.duration):
             figure.labels(queue)
 
     def _know_job(self, job: str) -> None:

@@ -1,6 +1,9 @@
 """Whether a step attempt that was executed before is executed once more."""
 
+from typing import NamedTuple
+
 from dagster_stack import tags
+from dagster_stack.failure_reasons import Reason
 from dagster_stack.settings import MAX_DELIVERIES_VARIABLE, Settings
 from dagster_stack.storage.claims import STOPPED, Claim
 from dagster_stack.storage.event_log import PooledEventLogStorage
@@ -14,7 +17,14 @@ MOST_STOPS = 100
 REASONS_TOLD = 3
 
 
-def objection(claim: Claim, may_repeat: bool, storage: PooledEventLogStorage) -> str | None:
+class Refusal(NamedTuple):
+    """Why a step is not executed, in words too."""
+
+    reason: Reason
+    text: str
+
+
+def refusal(claim: Claim, may_repeat: bool, storage: PooledEventLogStorage) -> Refusal | None:
     """Why not, if so; unless it `may_repeat` no step is that had begun."""
     losses = claim.losses
     if losses and not may_repeat:
@@ -25,20 +35,25 @@ def objection(claim: Claim, may_repeat: bool, storage: PooledEventLogStorage) ->
             f"it had begun ({begun.rstrip('.')}) and did not end, since its worker was stopped or without the database"
         )
     if len(losses) >= Settings.from_environment().max_deliveries:
-        return (
+        return Refusal(
+            Reason.DELIVERY_LIMIT,
             f"It was delivered {len(losses)} times, and each time its worker was lost:"
-            f" {'; '.join(map(str, losses))}. {MAX_DELIVERIES_VARIABLE} in .env is the limit."
+            f" {'; '.join(map(str, losses))}. {MAX_DELIVERIES_VARIABLE} in .env is the limit.",
         )
     before = claim.before
     counted = [each for each in before if each.reason != STOPPED]
     if len(counted) < MOST_EXECUTIONS and len(before) < MOST_STOPS:
         return None
     last = "; ".join(map(str, before[-REASONS_TOLD:]))
-    return f"It was executed {len(before)} times and never came to its end. The last {REASONS_TOLD} times: {last}."
+    return Refusal(
+        Reason.EXECUTION_LIMIT,
+        f"It was executed {len(before)} times and never came to its end. The last {REASONS_TOLD} times: {last}.",
+    )
 
 
-def _twice(why: str) -> str:
-    return (
+def _twice(why: str) -> Refusal:
+    return Refusal(
+        Reason.NOT_REPEATED,
         f"It must not be executed twice ({tags.REDELIVER}), and {why}."
-        " It may have done its work: look at what it changes before you run it again."
+        " It may have done its work: look at what it changes before you run it again.",
     )

@@ -26,6 +26,7 @@ from dagster_stack.broker.messages import StepMessage
 from dagster_stack.broker.postponed import refused_for
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, NoSuchJob, NoSuchRun
+from dagster_stack.failure_reasons import Reason
 from dagster_stack.forks import leave
 from dagster_stack.logs.context import bound
 from dagster_stack.storage.attempt import STARTS
@@ -44,6 +45,7 @@ from dagster_stack.worker.own_process import Order, execute_apart
 from dagster_stack.worker.pids import naming_limit
 from dagster_stack.worker.planned_job import PlannedJob, planned_job, step_events
 from dagster_stack.worker.process import holder, warm_instance
+from dagster_stack.worker.repetition import Refusal
 from dagster_stack.worker.scratch import see_to_room
 from dagster_stack.worker.shutdown import is_leaving
 from dagster_stack.worker.standing import ENDED_RUN, standing
@@ -157,7 +159,7 @@ class StepExecution:
             if any(loss.reason == KILLED_AT_LIMIT for loss in claim.losses):
                 self._fail_at_limit(instance, run)
             elif refusal:
-                self._fail(instance, run, refusal)
+                self._fail(instance, run, *refusal)
             else:
                 signs = SignsOfLife(storage.claims, claim, self._heard, is_leaving)
                 with self._interruption, signs, storage.batching(self._before_failure):
@@ -214,11 +216,14 @@ class StepExecution:
         definitions.compare(instance, run, lambda: planned_job(instance, run).definition)
         return run
 
-    def _refusal(self, claim: Claim, storage: PooledEventLogStorage) -> str | None:
+    def _refusal(self, claim: Claim, storage: PooledEventLogStorage) -> Refusal | None:
         """Why the step is not to be executed, if so."""
         if self._foreign_code:
-            return f"No worker with the code of its run has taken it for {FOREIGN_CODE_SECS} s. {self._foreign_code}"
-        return repetition.objection(claim, self._message.redeliver, storage)
+            return Refusal(
+                Reason.FOREIGN_CODE,
+                f"No worker with the code of its run has taken it for {FOREIGN_CODE_SECS} s. {self._foreign_code}",
+            )
+        return repetition.refusal(claim, self._message.redeliver, storage)
 
     def _heard(self, sign: Sign | None) -> None:
         """What the database says while the step is executed."""
@@ -239,7 +244,7 @@ class StepExecution:
                 with shared_memory.cleared(), self._started:
                     self.was_interrupted = execute_apart(order, ended=self._note_end, woken=self._wake_run)
             except OSError:
-                self._fail(instance, run, f"It could not be executed on {self._holder}.")
+                self._fail(instance, run, Reason.NOT_EXECUTED, f"It could not be executed on {self._holder}.")
         else:
             self._execute_here(instance, run, planned, plan)
 
@@ -307,7 +312,7 @@ class StepExecution:
                 flush(instance)
                 self._wake_run()
             else:
-                self._fail(instance, run, f"It could not be executed on {self._holder}.")
+                self._fail(instance, run, Reason.NOT_EXECUTED, f"It could not be executed on {self._holder}.")
         finally:
             if left:
                 tell_left(instance, run, f'Step "{message.step_key}"', left, message.step_key)
@@ -323,7 +328,7 @@ class StepExecution:
         except Exception as error:
             if is_away(error):
                 raise
-            self._fail(instance, run, f"It could not be loaded on {self._holder}.")
+            self._fail(instance, run, Reason.NOT_EXECUTED, f"It could not be loaded on {self._holder}.")
             raise NoSuchJob(
                 f"step {message.step_key} of job {run.job_name} can't be loaded: {error}"
             ) from error
@@ -351,6 +356,7 @@ class StepExecution:
         self._fail(
             instance,
             run,
+            Reason.TIME_LIMIT,
             f"{why}.",
             tried_again_after=policy.calculate_delay(message.attempt) if policy and is_tried_again else None,
         )
@@ -411,9 +417,16 @@ class StepExecution:
         return naming_limit(entry)
 
     def _fail(
-        self, instance: DagsterInstance, run: DagsterRun, message: str, tried_again_after: float | None = None
+        self,
+        instance: DagsterInstance,
+        run: DagsterRun,
+        reason: Reason,
+        text: str,
+        tried_again_after: float | None = None,
     ) -> None:
-        report_failure(instance, run, self._message.step_key, message, tried_again_after)
+        report_failure(
+            instance, run, self._message.step_key, reason, text, tried_again_after=tried_again_after
+        )
         self._wake_run()
 
 

@@ -3,12 +3,13 @@
 import logging
 import sys
 
-from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun
-from dagster._core.execution.plan.objects import StepFailureData, StepRetryData
+from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, MetadataValue
+from dagster._core.execution.plan.objects import StepFailureData, StepRetryData, UserFailureData
 from dagster._utils.error import serializable_error_info_from_exc_info
 from dagster_shared.error import SerializableErrorInfo
 
 from dagster_stack.errors import Refused
+from dagster_stack.failure_reasons import LABEL, Reason
 from dagster_stack.storage.event_log import PooledEventLogStorage
 
 
@@ -16,7 +17,9 @@ def report_failure(
     instance: DagsterInstance,
     run: DagsterRun,
     step_key: str,
+    reason: Reason,
     message: str,
+    *,
     tried_again_after: float | None = None,
 ) -> None:
     """Report what keeps a step from running as its failure; with the error that is being handled, if any.
@@ -28,6 +31,7 @@ def report_failure(
         if sys.exc_info()[0]
         else SerializableErrorInfo(message, [], None)
     )
+    told = UserFailureData("failed by the stack", None, {LABEL: MetadataValue.text(reason.value)})
 
     def report(error: SerializableErrorInfo) -> None:
         is_last = tried_again_after is None
@@ -38,7 +42,7 @@ def report_failure(
             step_key=step_key,
             message=f'Step "{step_key}" failed. {message}',
             event_specific_data=(
-                StepFailureData(error, user_failure_data=None)
+                StepFailureData(error, user_failure_data=told)
                 if is_last
                 else StepRetryData(error, tried_again_after)
             ),

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+from dagster_stack.failure_reasons import LABEL
 from tests.stack.stack import LAUNCH, RUN_SECS, Stack
 from tests.waiting import wait_until
 
@@ -197,6 +198,16 @@ def workers(stack: Stack, run_id: str) -> dict[str, set[str]]:
             if entry["label"] == EXECUTING:
                 found.setdefault(event["stepKey"], set()).add(entry["text"])
     return found
+
+
+def failure_reasons(stack: Stack, run_id: str) -> set[str]:
+    """Why the stack failed steps of a run, as figures and alerts count it."""
+    return {
+        entry["text"]
+        for event in stack.events(run_id)
+        for entry in event.get("metadataEntries") or []
+        if entry["label"] == LABEL
+    }
 
 
 def count_events(stack: Stack, run_id: str, kind: str) -> Counter[str]:

@@ -5,6 +5,7 @@ import uuid
 
 import pytest
 
+from dagster_stack.failure_reasons import Reason
 from tests.stack import children_jobs, runs
 from tests.stack.ad_hoc import AdHoc
 from tests.stack.stack import Stack
@@ -84,6 +85,7 @@ def test_a_step_that_dies_of_full_shared_memory_names_the_setting(
 
     assert stack.wait_for_run(run_id)["status"] == "FAILURE"
 
+    assert runs.failure_reasons(stack, run_id) == {Reason.DELIVERY_LIMIT}
     assert any(
         "SIGBUS" in text and "/dev/shm" in text and "WORKER_SHM" in text
         for text in stack.failure_texts(run_id)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dagster_stack import tags
+from dagster_stack.failure_reasons import Reason
 from pipelines.queues import HEAVY, LIGHT
 from scripts.console import ROOT
 from tests.stack import runs
@@ -285,6 +286,8 @@ def test_a_step_without_a_worker_of_its_code_fails_with_both_hashes_and_the_cure
     assert other_worker in texts
     assert code_of(stack, run_id) in texts
     assert "make deploy" in texts
+    # And figures and alerts count it by its reason
+    assert runs.failure_reasons(stack, run_id) == {Reason.FOREIGN_CODE}
 
 
 def test_a_worker_with_other_code_hands_a_step_back_to_one_that_has_it(

@@ -1,16 +1,28 @@
 """What the event log says of runs and steps, as counters, histograms and gauges."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
-from dagster import DagsterEventType, DagsterRun, DagsterRunStatus, EventLogEntry
+from dagster import (
+    DagsterEvent,
+    DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
+    DagsterRunStatus,
+    EventLogEntry,
+    MetadataValue,
+)
+from dagster._core.events import EngineEventData
 from prometheus_client import CollectorRegistry
 
+from dagster_stack.failure_reasons import Reason
 from dagster_stack.monitoring.history import FORGET_SECS, History
+from dagster_stack.worker.step_failure import report_failure
 from tests.unit.holders import Database, entry
 
 KINDS = DagsterEventType
-SEND = 'Sending step "{}" to queue "{}".'
 
 
 class Log:
@@ -30,13 +42,22 @@ class Log:
             self.history.look(connection, now)
 
     def store(
-        self, run: DagsterRun, kind: DagsterEventType, at: float, step: str = "a", text: str = ""
+        self,
+        run: DagsterRun,
+        kind: DagsterEventType,
+        at: float,
+        step: str = "a",
+        text: str = "",
+        *,
+        data: Any = None,
     ) -> None:
-        event: EventLogEntry = entry(run.run_id, kind, step, text=text)
+        event: EventLogEntry = entry(run.run_id, kind, step, data, text)
         self.storage.store_event(event._replace(timestamp=at))
 
     def send(self, run: DagsterRun, at: float, step: str = "a", queue: str = "q") -> None:
-        self.store(run, KINDS.STEP_WORKER_STARTING, at, step, SEND.format(step, queue))
+        # As executors announce it.
+        data = EngineEventData({"queue": MetadataValue.text(queue), "attempt": MetadataValue.int(1)})
+        self.store(run, KINDS.STEP_WORKER_STARTING, at, step, data=data)
 
     def step(
         self, run: DagsterRun, at: float, end: DagsterEventType = KINDS.STEP_SUCCESS, text: str = ""
@@ -46,6 +67,15 @@ class Log:
         self.store(run, KINDS.STEP_WORKER_STARTED, at + 1)
         self.store(run, KINDS.STEP_START, at + 2)
         self.store(run, end, at + 5, text=text)
+
+    def fail(self, run: DagsterRun, reason: Reason, text: str) -> None:
+        """As a worker reports it."""
+
+        def report(event: DagsterEvent, run_id: str, _: int) -> None:
+            self.storage.store_event(entry(run_id, KINDS.STEP_FAILURE, "a")._replace(dagster_event=event))
+
+        instance = SimpleNamespace(report_dagster_event=report, event_log_storage=self.storage)
+        report_failure(cast(DagsterInstance, instance), run, "a", reason, text)
 
     def value(self, name: str, **labels: str) -> float | None:
         return self.registry.get_sample_value(name, labels)
@@ -129,22 +159,23 @@ def test_an_execution_after_the_first_is_a_redelivery(log: Log) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "name"),
+    ("reason", "name"),
     [
-        (
-            'Step "a" failed. It was delivered 3 times, and each time its worker was lost: …',
-            "dagster_steps_failed_by_delivery_limit_total",
-        ),
-        (
-            'Step "a" failed. No worker with the code of its run has taken it for 60 s. …',
-            "dagster_steps_failed_by_code_total",
-        ),
+        (Reason.DELIVERY_LIMIT, "dagster_steps_failed_by_delivery_limit_total"),
+        (Reason.FOREIGN_CODE, "dagster_steps_failed_by_code_total"),
     ],
 )
-def test_steps_that_the_stack_fails_are_told_by_the_reason(log: Log, text: str, name: str) -> None:
-    log.step(log.database.run(), at=100, end=KINDS.STEP_FAILURE, text=text)
-    for own in ("its own fault", "It was delivered 3 times", "No worker with the code of its run"):
-        log.step(log.database.run(), at=100, end=KINDS.STEP_FAILURE, text=own)
+def test_steps_that_the_stack_fails_are_told_by_the_reason(log: Log, reason: Reason, name: str) -> None:
+    """As workers report it, whatever its text."""
+    run = log.database.run()
+    log.send(run, at=100)
+    log.fail(run, reason, 'any "text": "delivery-limit"}, "label": "dagster-stack/reason"')
+    for text in (
+        "its own fault",
+        "It was delivered 3 times",
+        '"text": "foreign-code"}, "label": "dagster-stack/reason"',
+    ):
+        log.step(log.database.run(), at=100, end=KINDS.STEP_FAILURE, text=text)
     log.look()
     assert log.value(name, queue="q") == 1
     assert log.value("dagster_steps_ended_total", queue="q", outcome="failure") == 4

@@ -1,0 +1,22 @@
+"""Why the stack itself fails a step: what figures and alerts count by, whatever the sentence beside it says."""
+
+from enum import StrEnum
+
+#: The label that it has in the metadata of the failure.
+LABEL = "dagster-stack/reason"
+
+
+class Reason(StrEnum):
+    """A change of a value is a change for everybody who counts failures."""
+
+    #: Its workers were lost, as often as MAX_DELIVERIES allows.
+    DELIVERY_LIMIT = "delivery-limit"
+    #: It was executed often, and never came to its end.
+    EXECUTION_LIMIT = "execution-limit"
+    #: It had begun, and must not be executed twice.
+    NOT_REPEATED = "not-repeated"
+    #: No worker had the code of its run.
+    FOREIGN_CODE = "foreign-code"
+    TIME_LIMIT = "time-limit"
+    #: It could not be loaded or executed there; the error says why.
+    NOT_EXECUTED = "not-executed"
