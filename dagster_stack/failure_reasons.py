@@ -17,6 +17,7 @@ class Reason(StrEnum):
     NOT_REPEATED = "not-repeated"
     #: No worker had the code of its run.
     FOREIGN_CODE = "foreign-code"
+    #: Its process was killed, since it did not end when its time was over.
     TIME_LIMIT = "time-limit"
     #: It could not be loaded or executed there; the error says why.
     NOT_EXECUTED = "not-executed"
