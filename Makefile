@@ -59,7 +59,7 @@ dashboards: ## Write Grafana's dashboards anew from scripts/dashboards
 	@$(PYTHON) -m scripts.dashboards
 test: ## Lint, types and all tests, on a stack of their own
 	@$(PYTHON) -m scripts.test
-test-unit: ## The tests that need no engine, in seconds
+test-unit: ## The tests that need no engine, in minutes
 	@$(PYTHON) -m scripts.test unit
 lint: ## Lint and types alone
 	@$(PYTHON) -m scripts.test lint
