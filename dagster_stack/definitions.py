@@ -83,8 +83,8 @@ def compare(instance: DagsterInstance, run: DagsterRun, load: Callable[[], JobDe
             raise OldDefinitions(f"This process has another definition of {run.job_name} than the run")
         if storage.facts.note_once(f"{DIFFERS}{asked}"):
             instance.report_engine_event(
-                f"The definition of {run.job_name} has changed since Dagit loaded it: steps have the new one. `make reload`"
-                " gives it to Dagit too.",
+                f"The definition of {run.job_name} has changed since this run was launched: steps have the new one. Where"
+                " Dagit shows the old one, `make reload` gives it the new one.",
                 run,
             )
     _Process.compared.add(asked)

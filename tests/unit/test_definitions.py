@@ -208,7 +208,7 @@ def test_where_dagit_has_the_older_definitions_the_log_says_so_once_and_no_proce
     definitions.compare(instance, later, lambda: with_op("c"))
 
     (text,) = said(instance, run.run_id)
-    assert "made_at_import has changed since Dagit loaded it" in text
+    assert "made_at_import has changed since this run was launched" in text
     assert "make reload" in text
     assert said(instance, later.run_id) == []
 
