@@ -281,27 +281,32 @@ def contents(source: Path, above: frozenset[Path]) -> Iterator[tuple[Path, str, 
 
     A link that leads out of the folder counts as what it names.
     """
-    real = source.resolve()
+    folder = real(source)
     for name in files(source):
         file = source / name
-        if file.is_symlink() and file.is_dir() and not file.resolve().is_relative_to(real):
-            outside = file.resolve()
-            if real.is_relative_to(outside) or outside in above:
+        if file.is_symlink() and file.is_dir() and not real(file).is_relative_to(folder):
+            outside = real(file)
+            if folder.is_relative_to(outside) or outside in above:
                 warn(f"{file} leads to {outside}, which holds it: left out")
                 continue
-            for inner, below, root in contents(outside, above | {real}):
+            for inner, below, root in contents(outside, above | {folder}):
                 yield inner, f"{name}/{below}", root
         else:
-            yield file, name, real
+            yield file, name, folder
+
+
+def real(path: Path) -> Path:
+    """Where a path leads; unlike Path.resolve() also of a link that leads to itself."""
+    return Path(os.path.realpath(path))
 
 
 def copy_one(file: Path, root: Path, place: Path, target: Path) -> int:
     """Make `place` what `file` is; returns its bytes. What is neither a file nor a link does not count."""
-    if file.is_symlink() and (file.resolve().is_relative_to(root) or not file.exists()):
+    if file.is_symlink() and (real(file).is_relative_to(root) or not file.exists()):
         # Such that it leads to the same file in the copy. One that leads nowhere here may do so there.
         link = os.readlink(file)
         if file.exists() and os.path.isabs(link):
-            link = os.path.relpath(file.resolve(), file.parent.resolve())
+            link = os.path.relpath(real(file), real(file.parent))
         if not place.is_symlink() or os.readlink(place) != link:
             make_way(place, target)
             place.symlink_to(link)

@@ -1,6 +1,7 @@
 """What a project's files say of packages that the platform has in another version.
 
-A pin within the same major version gives way to the platform's version, and is told. Any other line is refused.
+A pin within the same major version gives way to the platform's version, and is told; one of what user code does not import
+gives way in any version. Any other line is refused.
 """
 
 import json
@@ -19,6 +20,8 @@ from dagster_stack.packages.sources import table
 
 #: Says whether the index has a package in a version.
 Exists = Callable[[str, str], bool]
+#: What the services of the platform need, and user code does not: such a pin comes of `pip freeze`.
+SERVICES = {"amqp", "billiard", "celery", "flower", "kombu", "psutil", "starlette", "uvicorn", "vine"}
 #: Below it are versions; years, as in pytz 2026.6, say nothing of what changed.
 YEARS = 1970
 
@@ -79,9 +82,9 @@ def gives_way(requirement: Requirement, version: str) -> bool:
     """Whether the platform's version may stand for what is asked for: the same major one, and not below a lower bound."""
     ours = Version(version)
     missed = [each for each in requirement.specifier if not each.contains(ours, prereleases=True)]
-    return bool(missed) and all(
-        each.operator in ("==", "===", "~=", "<", "<=") and same(major(each), ours.major) for each in missed
-    )
+    upper = bool(missed) and all(each.operator in ("==", "===", "~=", "<", "<=") for each in missed)
+    any_major = locks.canonical(requirement.name) in SERVICES
+    return upper and (any_major or all(same(major(each), ours.major) for each in missed))
 
 
 def major(bound: Specifier) -> int:

@@ -212,6 +212,14 @@ def test_a_pin_gives_way_within_a_major_version(ours: str, pin: str, gives_way: 
     assert pins.gives_way(Requirement(f"x{pin}"), ours) is gives_way
 
 
+@pytest.mark.parametrize(
+    ("pin", "gives_way"), [("==0.28.0", True), ("<1", True), (">=2", False), ("", False)]
+)
+def test_what_belongs_to_the_platforms_services_gives_way_in_any_version(pin: str, gives_way: bool) -> None:
+    # Given what `pip freeze` has because of Dagster's webserver
+    assert pins.gives_way(Requirement(f"starlette{pin}"), "1.10.0") is gives_way
+
+
 def test_a_line_for_another_python_or_system_is_no_conflict(project: Project) -> None:
     project.asks("frame>=2; python_version < '3.9'", "frame; sys_platform == 'linux'")
 

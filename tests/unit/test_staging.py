@@ -193,6 +193,13 @@ def test_links_lead_to_the_same_files_and_those_that_leave_the_folder_become_wha
     assert (target / "etl" / "again.py").read_text() == "A = 1\n"
 
 
+def test_a_link_that_leads_to_itself_is_a_link_there_too(folder: Path) -> None:
+    (folder / "loop").symlink_to("loop")
+    (folder / "nowhere").symlink_to("gone")
+
+    assert {"loop", "nowhere"} <= staged()
+
+
 def test_a_second_time_only_what_changed_is_touched(folder: Path) -> None:
     write(folder, {"a.py": "1", "b/c.py": "1", "gone/d.py": "1", "kind": "file"})
     staged()
