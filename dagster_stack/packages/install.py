@@ -36,6 +36,8 @@ INSTALL = ["pip", "install", "--no-deps", "--compile-bytecode", "--link-mode", "
 COMMON = ["--color", "never", "--no-progress"]
 #: What came in, in WANTED: it counts as code.
 LOCK = "project.lock"
+#: What it is taken from, which has the platform's packages too.
+RESOLVED = "resolved.lock"
 #: There: the files of those of the platform's packages in whose place others came.
 REMOVED = "removed.txt"
 #: Never in another version than the platform was tested with: its own code and Dagster's go deeper into these than their
@@ -86,7 +88,8 @@ def install(wanted: Path, lock: Path, prefix: Path, call: Uv = uv) -> None:
     platform = locks.versions(here(lock.read_text(encoding="utf-8")))
     kept = {name: version for name, version in platform.items() if name in KEPT}
     told = [pins.settle(wanted / each.file, each.name, kept, exists_by(call, wanted)) for each in found]
-    text = resolve(wanted, found, platform, lock, call) if found else ""
+    text, loosened = resolve(wanted, found, platform, lock, call) if found else ("", [])
+    told += loosened
     versions = locks.versions(text)
     moved = {name: old for name, old in platform.items() if versions.get(name, old) != old}
     added = {name: entry for name, entry in entries(text) if name not in platform or name in moved}
@@ -125,29 +128,53 @@ def here(lock: str) -> str:
     )
 
 
-def resolve(wanted: Path, found: list[Source], platform: dict[str, str], lock: Path, call: Uv) -> str:
-    """All packages of the project, as a lock: with the platform's versions, else with those of KEPT.
+def resolve(
+    wanted: Path, found: list[Source], platform: dict[str, str], lock: Path, call: Uv
+) -> tuple[str, list[str]]:
+    """All packages of the project, as a lock; and what is to be said of it.
 
-    The versions of a uv.lock are preferred, and then those of the platform.
+    With the platform's versions, else with those of KEPT; and where that has no solution either, as of `pip freeze` with
+    versions of its own day, once more without pins for which the platform's version may stand.
     """
-    output = wanted / "resolved.lock"
-    kept = {name: version for name, version in platform.items() if name in KEPT}
+    result, command = attempt(wanted, found, platform, lock, call)
+    told: list[str] = []
+    if unsolved(result):
+        exists = exists_by(call, wanted)
+        told = [pins.settle(wanted / each.file, each.name, platform, exists, strict=False) for each in found]
+        if any(told):
+            result, command = attempt(wanted, found, platform, lock, call)
+    if result.returncode:
+        raise Refused(not_built(result.stdout) or conflict(found, result.stdout))
+    output = wanted / RESOLVED
+    match_dagster(locks.versions(output.read_text(encoding="utf-8")), platform, command, call, wanted)
+    return output.read_text(encoding="utf-8"), told
+
+
+def attempt(
+    wanted: Path, found: list[Source], platform: dict[str, str], lock: Path, call: Uv
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """uv's answer, and how it was asked. The versions of the project's lock are preferred, and then those of the platform."""
+    output = wanted / RESOLVED
     files = [source.file for source in found]
     prefer = preferred(wanted, found, platform)
     constraints = pinned(wanted / "platform.txt", platform)
     command = [*COMPILE, *files, "--constraints", constraints, "--output-file", str(output)]
     output.write_text(prefer, encoding="utf-8")
     result = call(command, wanted)
-    if NO_SOLUTION in result.stdout and not ABSENT.search(result.stdout):
+    if unsolved(result):
         # What these need counts, too: so they are asked for.
-        command = [*COMPILE, *files, pinned(wanted / "kept.txt", kept), "--output-file", str(output)]
+        kept = pinned(
+            wanted / "kept.txt", {name: version for name, version in platform.items() if name in KEPT}
+        )
+        command = [*COMPILE, *files, kept, "--output-file", str(output)]
         free = (locks.entry(lock.read_text(encoding="utf-8"), name) for name in platform if name not in KEPT)
         output.write_text(prefer + "".join(free), encoding="utf-8")
         result = call(command, wanted)
-    if result.returncode:
-        raise Refused(not_built(result.stdout) or conflict(found, result.stdout))
-    match_dagster(locks.versions(output.read_text(encoding="utf-8")), platform, command, call, wanted)
-    return output.read_text(encoding="utf-8")
+    return result, command
+
+
+def unsolved(result: subprocess.CompletedProcess[str]) -> bool:
+    return NO_SOLUTION in result.stdout and not ABSENT.search(result.stdout)
 
 
 def pinned(file: Path, versions: dict[str, str]) -> str:

@@ -26,10 +26,10 @@ SERVICES = {"amqp", "billiard", "celery", "flower", "kombu", "psutil", "starlett
 YEARS = 1970
 
 
-def settle(file: Path, name: str, platform: dict[str, str], exists: Exists) -> str:
+def settle(file: Path, name: str, platform: dict[str, str], exists: Exists, *, strict: bool = True) -> str:
     """Take from a file what pins the platform's packages to other versions; returns a sentence about it, or nothing.
 
-    Raises Refused, with all such lines at once, where the platform's version can't take their place.
+    Lines whose place the platform's version can't take stay; if strict they are Refused, all at once.
     """
     replaced, wrong = [], []
     for place, line, requirement in list(asked(file)):
@@ -44,7 +44,7 @@ def settle(file: Path, name: str, platform: dict[str, str], exists: Exists) -> s
             replaced.append((line, f"{requirement.name} {version}"))
         else:
             wrong.append(f"{line}: the platform has {requirement.name} {version}")
-    if wrong:
+    if wrong and strict:
         raise Refused(
             "\n".join(
                 [
