@@ -26,6 +26,8 @@ from scripts.preflight import HIGHEST_PORT, bind_problem
 HOME = ROOT / ".dagster"
 #: What was found in the project's folder, written at every start.
 FOUND = HOME / "project.json"
+#: The last one of Dagster's SQLite files that is made.
+MADE = Path("schedules", "schedules.db")
 #: Seconds until Dagit must answer; a cold start on 2 cores takes 15.
 START_TIMEOUT_SECS = 120
 #: Seconds between looks whether the worker lives.
@@ -55,6 +57,7 @@ def dev() -> int:
     # As `make up` names them; the rest of that would load the code once more.
     run("dagster_stack.project.check", "unset")
     name_other_data()
+    make_databases()
     say(f"\n  Dagit: http://127.0.0.1:{port} once it says so below; Ctrl-C ends it. Data: {HOME}\n")
     with DevWorker(HOME, environment(), folder()) as worker:
         process = subprocess.Popen(dagster_dev(port), cwd=folder(), env=environment())
@@ -73,6 +76,7 @@ def dev() -> int:
 def demo() -> int:
     """Run the flights in the embedded mode, to the same report; returns the command line's exit code."""
     prepare()
+    make_databases()
     with DevWorker(HOME, environment(), folder()), dagit() as url:
         command = [str(python()), "-m", "dagster_stack", "demo"]
         code = subprocess.run(
@@ -136,6 +140,14 @@ def prepare() -> None:
     venv.ensure()
     find_project()
     project_packages.ensure(project.folder())
+
+
+def make_databases() -> None:
+    """Dagster makes its SQLite files when it is opened; two processes that do so at once leave broken ones."""
+    if not (HOME / MADE).exists():
+        opens = "from dagster import DagsterInstance as I; I.get().all_asset_keys()"
+        command = [*with_variables(), str(python()), "-P", "-c", opens]
+        subprocess.run(command, cwd=folder(), env=environment(), check=True)
 
 
 def name_other_data() -> None:

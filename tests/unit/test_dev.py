@@ -39,6 +39,28 @@ def test_nothing_of_a_stack_reaches_the_embedded_mode(home: Path, monkeypatch: p
     assert "telemetry: {enabled: false}" in (home / "dagster.yaml").read_text()
 
 
+def test_dagsters_databases_are_made_before_two_processes_would_make_them(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which leaves some of them broken for good."""
+    monkeypatch.setattr(dev, "python", lambda: Path(sys.executable))
+    monkeypatch.setattr(dev, "folder", lambda: home.parent)
+    monkeypatch.setattr(dev, "prepare", lambda: None)
+
+    def begin(*_: object) -> None:
+        raise Failure(" ".join(sorted(each.name for each in home.rglob("*.db"))))
+
+    monkeypatch.setattr(dev, "DevWorker", begin)
+
+    # When the embedded mode starts for the first time
+    # Then they are there before its worker is, and no start makes them again
+    with pytest.raises(Failure, match=r"^index.db runs.db schedules.db$"):
+        dev.demo()
+
+    monkeypatch.setattr(subprocess, "run", None)
+    dev.make_databases()
+
+
 def test_a_port_in_use_is_named_with_another_way_to_start(machine: Machine) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
