@@ -34,6 +34,8 @@ COMPILE = [
 ]
 INSTALL = ["pip", "install", "--no-deps", "--compile-bytecode", "--link-mode", "copy"]
 COMMON = ["--color", "never", "--no-progress"]
+#: What may move, and the oldest with which it is known to work. aiobotocore, and so s3fs, want one botocore of a few months.
+FLOORS = {"boto3": "1.40"}
 #: What came in, in WANTED: it counts as code.
 LOCK = "project.lock"
 #: What it is taken from, which has the platform's packages too.
@@ -46,7 +48,7 @@ KEPT = frozenset(
     (
         *("dagster", "dagster-aws", "dagster-celery", "dagster-graphql", "dagster-pipes", "dagster-postgres"),
         *("dagster-shared", "dagster-webserver", "celery", "kombu", "billiard", "amqp", "vine", "flower"),
-        *("sqlalchemy", "alembic", "psycopg2-binary", "boto3", "botocore", "s3transfer", "minio", "psutil"),
+        *("sqlalchemy", "alembic", "psycopg2-binary", "minio", "psutil"),
         *("starlette", "uvicorn", "graphql-core", "prometheus-client", "universal-pathlib"),
     )
 )
@@ -163,10 +165,11 @@ def attempt(
     result = call(command, wanted)
     if unsolved(result):
         # What these need counts, too: so they are asked for.
-        kept = pinned(
-            wanted / "kept.txt", {name: version for name, version in platform.items() if name in KEPT}
-        )
-        command = [*COMPILE, *files, kept, "--output-file", str(output)]
+        kept = wanted / "kept.txt"
+        pinned(kept, {name: version for name, version in platform.items() if name in KEPT})
+        with kept.open("a", encoding="utf-8") as file:
+            file.writelines(f"{name}>={version}\n" for name, version in FLOORS.items() if name in platform)
+        command = [*COMPILE, *files, str(kept), "--output-file", str(output)]
         free = (locks.entry(lock.read_text(encoding="utf-8"), name) for name in platform if name not in KEPT)
         output.write_text(prefer + "".join(free), encoding="utf-8")
         result = call(command, wanted)

@@ -22,6 +22,8 @@ from dagster_stack.packages.sources import table
 Exists = Callable[[str, str], bool]
 #: What the services of the platform need, and user code does not: such a pin comes of `pip freeze`.
 SERVICES = {"amqp", "billiard", "celery", "flower", "kombu", "psutil", "starlette", "uvicorn", "vine"}
+#: What Dagster's webserver was called up to 1.5; each of its versions wants one version of everything.
+RENAMED = {"dagit": "dagster-webserver"}
 #: Below it are versions; years, as in pytz 2026.6, say nothing of what changed.
 YEARS = 1970
 
@@ -33,14 +35,16 @@ def settle(file: Path, name: str, platform: dict[str, str], exists: Exists, *, s
     """
     replaced, wrong = [], []
     for place, line, requirement in list(asked(file)):
+        if is_renamed := requirement.name in RENAMED:
+            requirement.name = RENAMED[requirement.name]
         version = platform.get(locks.canonical(requirement.name), "").split(", ")[0]
         if requirement.marker and not requirement.marker.evaluate():
             continue
         if not version and (right := library(requirement, platform["dagster"])):
             version = right if exists(requirement.name, right) else ""
-        if not version or is_met(requirement, version):
+        if not version or (is_met(requirement, version) and not is_renamed):
             continue
-        if gives_way(requirement, version) and rewrite(place, line, requirement):
+        if (is_renamed or gives_way(requirement, version)) and rewrite(place, line, requirement):
             replaced.append((line, f"{requirement.name} {version}"))
         else:
             wrong.append(f"{line}: the platform has {requirement.name} {version}")

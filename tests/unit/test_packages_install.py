@@ -220,6 +220,25 @@ def test_what_belongs_to_the_platforms_services_gives_way_in_any_version(pin: st
     assert pins.gives_way(Requirement(f"starlette{pin}"), "1.10.0") is gives_way
 
 
+def test_dagsters_webserver_under_its_former_name_is_the_platforms(project: Project) -> None:
+    # Given `pip freeze` of an older project
+    wheel(project.index, "dagster-webserver", "1.13.27")
+    wheel(project.index, "dagit", "1.5.9", "dagster-webserver==1.5.9")
+    project.locks("dagster==1.13.27", "dagster-webserver==1.13.27")
+    project.asks("dagster==1.5.9", "dagit==1.5.9")
+
+    assert project.install() == []
+    assert "the platform's dagster 1.13.27, dagster-webserver 1.13.27 take their place" in project.told()
+
+
+def test_what_moves_has_a_floor(loose: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "FLOORS", {"trust": "2025"})
+    wheel(loose.index, "fs", "1.0", "trust<2025")
+    loose.asks("fs")
+
+    assert "trust>=2025" in loose.refused()
+
+
 def test_a_line_for_another_python_or_system_is_no_conflict(project: Project) -> None:
     project.asks("frame>=2; python_version < '3.9'", "frame; sys_platform == 'linux'")
 
@@ -311,7 +330,19 @@ def test_it_stays_where_the_project_can_have_it(loose: Project) -> None:
 
 def test_what_the_platforms_own_code_imports_never_moves() -> None:
     # Given those that it uses by their public interface alone
-    public = {"click", "matplotlib", "packaging", "python-dotenv", "pyyaml", "requests", "rich", "urllib3"}
+    public = {
+        "boto3",
+        "botocore",
+        "s3transfer",
+        "click",
+        "matplotlib",
+        "packaging",
+        "python-dotenv",
+        "pyyaml",
+        "requests",
+        "rich",
+        "urllib3",
+    }
     homes = importlib.metadata.packages_distributions()
     texts = (path.read_text(encoding="utf-8") for path in (ROOT / "dagster_stack").rglob("*.py"))
     modules = {
