@@ -155,13 +155,21 @@ class Collector:
                     self._local(folder, name, each)
         above = [each for each in (folder, *folder.parents) if each.is_relative_to(self._root)]
         for each in above:
-            # A member of a workspace is read with the workspace's own settings.
+            # A member of a workspace is read with the workspace's own settings, and those that it names must be there.
             if "workspace" in table(toml(each / "pyproject.toml"), "tool", "uv"):
                 self._copy(each / "pyproject.toml")
+                for member in members(each, self._root):
+                    self._name(member / "pyproject.toml")
         lock = next((each / "uv.lock" for each in above if (each / "uv.lock").is_file()), None)
         if lock:
             self._copy(lock)
         return Source(self._relative(folder / "pyproject.toml"), self._relative(lock) if lock else None)
+
+    def _name(self, file: Path) -> None:
+        """Write of a workspace's member what it is called: that is all that those need to know which don't install it."""
+        name = table(toml(file), "project").get("name")
+        if name and not (self._out / self._relative(file)).exists():
+            self._write(file, f'[project]\nname = "{name}"\nversion = "0"\n')
 
     def _local(self, folder: Path, name: str, source: dict[str, Any]) -> None:
         """A package that is a folder: of a path, or of a member of the workspace."""

@@ -442,6 +442,20 @@ def test_a_repository_that_cant_be_reached_is_no_matter_of_compilers() -> None:
     assert "Could not resolve host: git.example" in install.conflict([Source("requirements.txt")], output)
 
 
+def test_members_of_a_uv_workspace_that_only_groups_name_are_known(project: Project) -> None:
+    # Given the root of a monorepo, whose tools are members too
+    (project.folder / "tools/lint").mkdir(parents=True)
+    (project.folder / "tools/lint/pyproject.toml").write_text('[project]\nname = "lint"\nversion = "1.0"\n')
+    wheel(project.index, "plot", "3.1")
+    project.asks(
+        "plot",
+        more='[dependency-groups]\ndev = ["lint"]\n[tool.uv.sources]\nlint = { workspace = true }\n'
+        '[tool.uv.workspace]\nmembers = ["tools/*"]\n',
+    )
+
+    assert project.install() == ["plot==3.1"]
+
+
 @pytest.mark.parametrize("named", ["editable", "a path", "requirements.txt"])
 def test_a_local_package_of_the_project_is_installed_and_not_linked(project: Project, named: str) -> None:
     # Given a package in the project's folder
