@@ -84,6 +84,38 @@ def test_a_duckdb_file_has_one_writer_across_containers(stack: Stack, jobs: AdHo
     assert stack.run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
 
 
+@pytest.fixture
+def host_folder(stack: Stack, jobs: AdHoc, tmp_path: Path) -> Iterator[Path]:
+    """A folder of this host in the volume's place, which is not there yet."""
+    folder = tmp_path / "data of a project"
+    env_file.set_value("DATA_DIR", str(folder), stack.env)
+    try:
+        stack.make("up")
+        jobs.install()
+        yield folder
+    finally:
+        env_file.set_value("DATA_DIR", "", stack.env)
+        stack.make("up")
+        jobs.install()
+
+
+def test_data_may_be_a_folder_of_the_host_which_both_sides_see(
+    stack: Stack, jobs: AdHoc, host_folder: Path
+) -> None:
+    # Given a file that somebody lays there on the host
+    (host_folder / "given").write_text("given")
+
+    # When steps on two workers write there and read that
+    run_id = jobs.run("files")
+    assert stack.exec("worker-heavy", "cat", "data/given").stdout == "given"
+
+    # Then their files are on the host, and belong to the user of the containers
+    assert stack.run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+    made = [each for each in host_folder.rglob("*") if each.name != "given" and each.is_file()]
+    assert {each.stat().st_uid for each in (host_folder, *made)} == {10000}
+    assert made
+
+
 # --- variables -----------------------------------------------------------------------------------------
 
 

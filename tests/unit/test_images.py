@@ -1,5 +1,6 @@
 """What decides that an image is built again, and what a build gets of the host."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,17 @@ def test_what_an_image_is_built_from_is_its_dockerfiles_context(env: Path) -> No
     ]
     assert copied
     assert all(any(Path(source).is_relative_to(name) for name in dagster.inputs) for source in copied)
+
+
+def test_debian_and_python_packages_of_a_project_are_installed_in_stages_apart() -> None:
+    """So that neither kind is installed again for a new one of the other."""
+    stages = re.split(r"^FROM ", (ROOT / "docker/dagster/Dockerfile").read_text(), flags=re.MULTILINE)
+
+    (python,) = (stage for stage in stages if "dagster_stack.packages.install" in stage)
+    (debian,) = (stage for stage in stages if "debian.txt" in stage)
+
+    assert re.findall(r"--from=wanted (\S+)", python) == ["/wanted/python"]
+    assert "/uv/" not in debian
 
 
 @pytest.mark.parametrize("dockerfile", sorted((ROOT / "docker").glob("*/Dockerfile")), ids=str)
