@@ -7,6 +7,7 @@ solution, packages that the platform's own code does not import move, as far as 
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def install(wanted: Path, lock: Path, prefix: Path, call: Uv = uv) -> None:
     told += loosened
     versions = locks.versions(text)
     moved = {name: old for name, old in platform.items() if versions.get(name, old) != old}
-    added = {name: entry for name, entry in entries(text) if name not in platform or name in moved}
+    added = {name: entry for name, entry in entries(text, wanted) if name not in platform or name in moved}
     if moved:
         old, new = ([f"{name} {each[name]}" for name in moved] for each in (platform, versions))
         files = " and ".join(dict.fromkeys(source.name for source in found))
@@ -241,7 +242,7 @@ def preferred(wanted: Path, found: list[Source], platform: dict[str, str]) -> st
     return text
 
 
-def entries(text: str) -> Iterator[tuple[str, str]]:
+def entries(text: str, root: Path) -> Iterator[tuple[str, str]]:
     """The packages of a lock with their text: pinned, from an address, or from a folder, which is not left there."""
     for block in re.split(r"\n(?=\S)", text):
         entry = re.sub(r"^-e ", "", block.strip())
@@ -249,7 +250,19 @@ def entries(text: str) -> Iterator[tuple[str, str]]:
             yield locks.canonical(match[0]), f"{entry}\n"
         elif entry:
             # A folder, which uv writes as it would a name.
-            yield entry, f"{entry if entry.startswith(('.', '/', 'file:')) else f'./{entry}'}\n"
+            folder = entry if entry.startswith(("/", "file:")) else f"./{below(root, entry)}"
+            yield folder, f"{folder}\n"
+
+
+def below(root: Path, path: str) -> str:
+    """A folder's path from the root; uv writes that of another local package's need as that package names it."""
+    place = os.path.normpath(path)
+    if not place.startswith(".."):
+        return place
+    tail = place.replace("../", "")
+    found = {each.parent.relative_to(root).as_posix() for each in root.rglob("*/pyproject.toml")}
+    ends = [each for each in sorted(found) if f"/{each}".endswith(f"/{tail}")]
+    return ends[0] if len(ends) == 1 else place
 
 
 def conflict(found: list[Source], output: str) -> str:

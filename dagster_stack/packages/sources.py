@@ -107,6 +107,7 @@ class Collector:
 
     def __init__(self, root: Path, out: Path) -> None:
         self._root, self._out = root, out
+        self._taken: set[Path] = set()
 
     def source(self, folder: Path) -> Source | None:
         pyproject = toml(folder / "pyproject.toml")
@@ -146,13 +147,7 @@ class Collector:
 
     def _of_pyproject(self, folder: Path, pyproject: dict[str, Any]) -> Source:
         self._copy(folder / "pyproject.toml")
-        left_out = for_development(pyproject)
-        for name, source in table(pyproject, "tool", "uv", "sources").items():
-            if locks.canonical(name) in left_out:
-                continue
-            for each in source if isinstance(source, list) else [source]:
-                if isinstance(each, dict):
-                    self._local(folder, name, each)
+        self._locals(folder, pyproject)
         above = [each for each in (folder, *folder.parents) if each.is_relative_to(self._root)]
         for each in above:
             # A member of a workspace is read with the workspace's own settings, and those that it names must be there.
@@ -170,6 +165,16 @@ class Collector:
         name = table(toml(file), "project").get("name")
         if name and not (self._out / self._relative(file)).exists():
             self._write(file, f'[project]\nname = "{name}"\nversion = "0"\n')
+
+    def _locals(self, folder: Path, pyproject: dict[str, Any]) -> None:
+        """The packages that are folders, and those that they need."""
+        left_out = for_development(pyproject)
+        for name, source in table(pyproject, "tool", "uv", "sources").items():
+            if locks.canonical(name) in left_out:
+                continue
+            for each in source if isinstance(source, list) else [source]:
+                if isinstance(each, dict):
+                    self._local(folder, name, each)
 
     def _local(self, folder: Path, name: str, source: dict[str, Any]) -> None:
         """A package that is a folder: of a path, or of a member of the workspace."""
@@ -207,17 +212,19 @@ class Collector:
 
     def _folder(self, path: Path, by: str) -> None:
         path = self._inside(path, by)
-        if path.is_dir():
-            shutil.copytree(path, self._out / self._relative(path), ignore=IGNORED, dirs_exist_ok=True)
-        else:
+        if not path.is_dir():
             self._copy(path)
+        elif path not in self._taken:
+            self._taken.add(path)
+            shutil.copytree(path, self._out / self._relative(path), ignore=IGNORED, dirs_exist_ok=True)
+            self._locals(path, toml(path / "pyproject.toml"))
 
     def _inside(self, path: Path, by: str) -> Path:
         path = path.resolve()
         if not (path.is_relative_to(self._root) and path.exists()):
             raise Refused(
                 f"{by}: {path.name} is not in the project's folder, and nothing else is in the build. Move it there, or name"
-                " the folder that holds both as PROJECT in .env"
+                " the folder that holds both as PROJECT in .env, with a dg.toml or workspace.yaml in it that names this project"
             )
         return path
 

@@ -442,6 +442,34 @@ def test_a_repository_that_cant_be_reached_is_no_matter_of_compilers() -> None:
     assert "Could not resolve host: git.example" in install.conflict([Source("requirements.txt")], output)
 
 
+def test_a_local_package_that_another_one_needs_is_found_from_there(project: Project) -> None:
+    # Given a package in the project's folder that names a second one by a path of its own
+    for name, needs, more in (
+        (
+            "apps/mine",
+            '["mylib"]',
+            '[tool.uv.sources]\nmylib = { path = "../../libs/mylib", editable = true }\n',
+        ),
+        ("libs/mylib", "[]", ""),
+    ):
+        folder = project.folder / name
+        folder.mkdir(parents=True)
+        backend = LOCAL_BACKEND.replace("mylib", folder.name)
+        if folder.name == "mine":
+            backend = backend.replace("Version: 1.0", "Version: 1.0\\nRequires-Dist: mylib")
+        (folder / "backend.py").write_text(backend)
+        (folder / "pyproject.toml").write_text(
+            '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+            f'[project]\nname = "{folder.name}"\nversion = "1.0"\ndependencies = {needs}\n{more}'
+        )
+    project.asks("mine", more='[tool.uv.sources]\nmine = { path = "apps/mine", editable = true }\n')
+
+    project.install()
+
+    assert list(project.prefix.rglob("mine.py"))
+    assert list(project.prefix.rglob("mylib.py"))
+
+
 def test_members_of_a_uv_workspace_that_only_groups_name_are_known(project: Project) -> None:
     # Given the root of a monorepo, whose tools are members too
     (project.folder / "tools/lint").mkdir(parents=True)
