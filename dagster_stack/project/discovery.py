@@ -336,6 +336,7 @@ def _by_search(folder: Path) -> Project | None:
         first, *others = sorted(modules, key=_order)
         if not others or _order(first) < _order(others[0]):
             name = ".".join(first)
+            _refuse_inner(folder, base, first)
             location = Location(package, MODULE, name, tuple(dict.fromkeys([str(base), str(folder)])))
             return Project(str(folder), (location,), f"{folder.name}, its module {name}")
     names = sorted(".".join(sorted(modules, key=_order)[0]) for modules in found.values())
@@ -345,6 +346,19 @@ def _by_search(folder: Path) -> Project | None:
         f"{folder.name} has several modules with a Definitions: {', '.join(names)}. Say which is to be served, in"
         f' {folder.name}/{PYPROJECT}:\n\n[tool.dagster]\nmodule_name = "{names[0]}"'
     )
+
+
+def _refuse_inner(folder: Path, base: Path, module: Sequence[str]) -> None:
+    """Raise ProjectError where a module lies in a project below the folder: that one's imports and packages are its own."""
+    for number in range(1, len(module)):
+        inner = base.joinpath(*module[:number])
+        is_project = any((inner / name).is_file() for name in (PYPROJECT, DG, WORKSPACE, "setup.py"))
+        if is_project and not (inner / "__init__.py").exists():
+            place = inner.relative_to(folder.parent)
+            raise ProjectError(
+                f"The code for Dagster that {folder.name} has belongs to a project below it: let PROJECT in .env name that,"
+                f" the folder {place}."
+            )
 
 
 def _by_file(folder: Path) -> Project | None:

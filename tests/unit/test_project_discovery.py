@@ -318,6 +318,18 @@ def test_the_one_file_that_dagster_dev_takes_is_served(tmp_path: Path, files: di
     assert location(discover(folder)) == Location(name, "python_file", str(folder / name), (str(folder),))
 
 
+def test_a_project_further_below_is_named(tmp_path: Path) -> None:
+    # Given a repository with dbt's project beside Dagster's
+    files = {
+        "dbt_project/dbt_project.yml": "",
+        "orchestration/setup.py": "",
+        "orchestration/etl/definitions.py": DEFS,
+    }
+
+    with pytest.raises(ProjectError, match=r"let PROJECT in \.env name that, the folder x/orchestration\."):
+        discover(project(tmp_path / "x", files))
+
+
 def test_several_such_files_are_named_with_how_to_choose(tmp_path: Path) -> None:
     folder = project(tmp_path / "x", {"a-1.py": DEFS, "b-2.py": DEFS})
 
