@@ -185,6 +185,21 @@ def test_a_new_debian_package_installs_no_python_package_again_nor_the_other_way
     assert build.run("python3", "-c", "import cowsay, pyfiglet, dagster; print(dagster.__version__)")
 
 
+def test_what_moves_or_gives_way_is_told_and_the_image_has_one_version_of_it(build: Build) -> None:
+    # Given a pin of another Dagster, and one of what only others of the platform's need
+    (build.project / "__init__.py").write_text("import dagster as dg\n\ndefs = dg.Definitions()\n")
+    (build.project / "requirements.txt").write_text("dagster==1.12.4\ncertifi==2025.1.31\n")
+
+    code, log = build()
+
+    assert code == 0, images.reason(log)
+    told = build.run("cat", "/opt/dagster/requirements/replaced.txt")
+    assert "asks for dagster==1.12.4: the platform's dagster 1.13." in told
+    assert "certifi 2025.1.31 came in place" in told
+    versions = "from importlib.metadata import distributions as d; print(*(e.version for e in d() if e.name == 'certifi'))"
+    assert build.run("python3", "-c", versions).split() == ["2025.1.31"]
+
+
 def is_cached(log: str, step: str) -> bool:
     """Whether BuildKit took the step that runs such a command from its cache."""
     number = next(line.split()[0] for line in log.splitlines() if step in line and line.startswith("#"))
