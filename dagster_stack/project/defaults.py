@@ -30,6 +30,7 @@ from dagster._core.system_config.objects import ResolvedRunConfig
 from dagster.components.utils import project_paths
 from upath import UPath
 
+from dagster_stack import tags
 from dagster_stack.logs.libraries import replace
 from dagster_stack.settings import Settings
 from dagster_stack.storage.default_io_manager import VARIABLES
@@ -56,6 +57,11 @@ class StackInstance(DagsterInstance):
             options["defs_state_storage"] = UPathDefsStateStorage(UPath(folder, "dagster", "defs_state"))
         super().__init__(*arguments, **options)
         use()
+
+    def run_will_resume(self, run_id: str) -> bool:
+        """No runner takes over what a script, or a step, executes by itself: interrupted, it has failed."""
+        run = self.get_run_by_id(run_id)
+        return bool(run and tags.CODE in run.tags and super().run_will_resume(run_id))
 
     @classmethod
     def config_schema(cls) -> Mapping[str, Any]:

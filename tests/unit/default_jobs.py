@@ -1,6 +1,7 @@
 """A project that knows nothing of the stack: it names no executor and no IO manager, or Dagster's own."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import dagster as dg
@@ -102,3 +103,13 @@ def runs_processes(context: dg.OpExecutionContext) -> None:
 @dg.job
 def nesting_processes() -> None:
     runs_processes()
+
+
+@dg.op
+def interrupts() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+@dg.job
+def interrupted() -> None:
+    interrupts()

@@ -243,6 +243,23 @@ def test_a_run_that_a_step_executes_waits_for_no_worker(
 
 
 @in_use
+@pytest.mark.usefixtures("home")
+def test_a_run_that_a_step_executes_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was left as started for ever: monitoring resumes what was launched alone."""
+    monkeypatch.setenv("DAGSTER_STACK_WITHIN_STEP", "1")
+
+    with dg.DagsterInstance.get() as instance:
+        monkeypatch.setattr(StackInstance, "run_monitoring_enabled", True)
+        monkeypatch.setattr(StackInstance, "run_monitoring_max_resume_run_attempts", 100)
+        # When the step is interrupted while that run is under way
+        result = dg.execute_job(dg.reconstructable(default_jobs.interrupted), instance)
+
+        run = instance.get_run_by_id(result.run_id)
+        assert run
+        assert run.status == dg.DagsterRunStatus.FAILURE
+
+
+@in_use
 def test_an_instance_of_the_users_own_tells_nobody_of_its_runs(home: Path) -> None:
     """It would write into DAGSTER_HOME, too, which is read-only on the stack."""
     with dg.DagsterInstance.local_temp() as own:
