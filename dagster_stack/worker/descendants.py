@@ -69,17 +69,18 @@ class Descendants:
         #: What ran before the context's begin; None: it has not begun, and nothing here is its own.
         self._kept: set[Process] | None = None
         self._finalizers: set[Any] = set()
-        #: Trackers that user code started before, with what they were: a step's own memory goes with its own tracker.
-        self._aside: list[tuple[Any, int, int | None]] = []
+        #: Helpers of multiprocessing's that user code started before, as they were: a step has helpers of its own, with
+        #: which its shared memory and its processes go.
+        self._aside: list[tuple[Any, dict[str, Any]]] = []
         #: Processes that had to be ended, for people.
         self.told: list[str] = []
 
     def __enter__(self) -> "Descendants":
         self._kept = set(children()) if has_children() else set()
         self._finalizers = set(finalizers())
-        self._aside = [(each, each._fd, each._pid) for each in trackers() if each._fd is not None]
-        for tracker, _, _ in self._aside:
-            tracker._fd = tracker._pid = None
+        self._aside = [(each, state) for each, state in helpers() if set(state.values()) != {None}]
+        for helper, state in self._aside:
+            vars(helper).update(dict.fromkeys(state))
         return self
 
     def __exit__(
@@ -96,8 +97,8 @@ class Descendants:
                 self._finalize()
                 self.told += end(self._found, ASKED_SECS)
             forget_helpers(self._kept)
-        for tracker, pipe, process in self._aside:
-            tracker._fd, tracker._pid = pipe, process
+        for helper, state in self._aside:
+            vars(helper).update(state)
         self._aside = []
         # Its folder for sockets is among the step's temporary files.
         config().pop("tempdir", None)
@@ -305,6 +306,15 @@ def trackers() -> list[Any]:
         "loky.backend.resource_tracker",
     )
     return [sys.modules[each]._resource_tracker for each in names if each in sys.modules]
+
+
+def helpers() -> Iterator[tuple[Any, dict[str, Any]]]:
+    """What multiprocessing, or loky, has of each process that it keeps for later: by these attributes, None without one."""
+    yield from ((each, {"_fd": each._fd, "_pid": each._pid}) for each in trackers())
+    if module := sys.modules.get("multiprocessing.forkserver"):
+        server = module._forkserver
+        # Its address, its process, and from Python 3.14 on a key.
+        yield server, {name: each for name, each in vars(server).items() if name.startswith("_forkserver_")}
 
 
 def let_go_of_trackers() -> None:

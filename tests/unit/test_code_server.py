@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,12 @@ Starting = Callable[..., CodeServer]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _begun() -> None:
+def _begun() -> Iterator[None]:
     fork_server.begin()
+    yield
+    # What other tests start by one is no child of this one's.
+    helper: Any = forkserver._forkserver
+    helper._stop()
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,28 @@ def test_what_was_there_before_stays() -> None:
     finally:
         helper.kill()
         helper.wait()
+
+
+def test_a_fork_server_of_user_code_stays_and_a_steps_processes_are_of_its_own() -> None:
+    """Those of one that runs before the step would be nobody's: their parent stays."""
+    context = multiprocessing.get_context("forkserver")
+    helper: Any = forkserver._forkserver
+    # Given one that was started when the code was loaded
+    with context.Pool(1) as before:
+        assert before.map(square, [2]) == [4]
+        server = helper._forkserver_pid
+        children = set(psutil.Process(server).children())
+        try:
+            # When a step leaves processes
+            with Descendants():
+                use("forkserver")
+                assert set(psutil.Process(server).children()) == children
+            # Then they are gone, and what was there is there and of use
+            assert before.map(square, [3]) == [9]
+            assert helper._forkserver_pid == server
+        finally:
+            LEFT.clear()
+    helper._stop()
 
 
 def test_what_has_not_begun_ends_nothing() -> None:
