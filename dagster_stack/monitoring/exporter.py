@@ -144,6 +144,7 @@ class Exporter(ThreadingHTTPServer):
     ) -> None:
         self.figures, self.prometheus = figures, prometheus
         super().__init__(address, Handler)
+        logger.info("figures on port %d", self.server_port, extra={"action": "exporter.started"})
 
     def handle_error(self, request: object, client_address: object) -> None:
         """What goes wrong with one request, such as a client that does not wait for its answer, is one event."""

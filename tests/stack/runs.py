@@ -205,7 +205,7 @@ def failure_reasons(stack: Stack, run_id: str) -> set[str]:
     return {
         entry["text"]
         for event in stack.events(run_id)
-        for entry in event.get("metadataEntries") or []
+        for entry in (event.get("failureMetadata") or {}).get("metadataEntries", [])
         if entry["label"] == LABEL
     }
 

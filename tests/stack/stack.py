@@ -51,7 +51,10 @@ query Events($id: ID!, $cursor: String) {
       events {
         __typename
         ... on MessageEvent { message timestamp stepKey eventType }
-        ... on ExecutionStepFailureEvent { error { message className causes { message className } } }
+        ... on ExecutionStepFailureEvent {
+          error { message className causes { message className } }
+          failureMetadata { metadataEntries { label ... on TextMetadataEntry { text } } }
+        }
         ... on ExecutionStepUpForRetryEvent { error { message className causes { message className } } }
         ... on RunFailureEvent { error { message } }
         ... on LogsCapturedEvent { fileKey stepKeys }
