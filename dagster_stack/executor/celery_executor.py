@@ -4,16 +4,13 @@ The event log alone says how a step ended. A message starts a step or wakes the 
 """
 
 import os
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import Celery
 from dagster import (
     DagsterEvent,
-    DagsterEventType,
-    DagsterInstance,
     Field,
     InitExecutorContext,
     IntSource,
@@ -28,7 +25,6 @@ from dagster._core.definitions.executor_definition import ExecutorRequirement
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.plan import ExecutionPlan
-from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.execution.retries import RetryMode
 from dagster._core.execution.step_dependency_config import (
     StepDependencyConfig,
@@ -37,7 +33,6 @@ from dagster._core.execution.step_dependency_config import (
 from dagster._core.execution.tags import get_tag_concurrency_limits_config
 from dagster._core.executor.base import Executor
 from dagster._core.executor.in_process import InProcessExecutor
-from dagster._core.executor.step_delegating import StepDelegatingExecutor, StepHandlerContext
 from dagster._core.storage.tags import PRIORITY_TAG
 from dagster_celery.executor import CELERY_CONFIG
 
@@ -46,11 +41,11 @@ from dagster_stack.broker.address import address
 from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.link import BrokerLink
 from dagster_stack.errors import SettingsError
+from dagster_stack.executor.dispatch import Dispatch, report
 from dagster_stack.executor.drive import Drive
-from dagster_stack.executor.eager import EagerLink, EagerStepHandler
-from dagster_stack.executor.event_tail import EventTail
+from dagster_stack.executor.eager import EagerDispatch, EagerLink
+from dagster_stack.executor.resumed import ResumedRun
 from dagster_stack.executor.slots import PoolSlots
-from dagster_stack.executor.step_handler import CeleryStepHandler, report
 from dagster_stack.settings import BROKER_VARIABLE, CeleryConfig, Settings
 from dagster_stack.worker.step_folder import WITHIN_STEP
 
@@ -85,57 +80,69 @@ CONFIG_SCHEMA = {
 }
 
 
-class CeleryExecutor(StepDelegatingExecutor):
-    """Dagster's step-delegating executor, woken by messages instead of a clock, on one link to the broker."""
+class Limits(NamedTuple):
+    """What a job says of when its steps may run."""
 
-    def __init__(self, app: Celery, note: str = "", **options: Any) -> None:
-        # Dagster's own loop wants a handler at once; here each run makes one, on its own link.
-        super().__init__(step_handler=None, **options)  # type: ignore[arg-type]
+    #: Steps of a run; None: as many as there are workers.
+    at_once: int | None
+    by_tag: list[dict[str, Any]] | None
+    step_dependency: StepDependencyConfig
+
+
+class CeleryExecutor(Executor):
+    """Drives a run whose steps workers execute: woken by messages instead of a clock, on one link to the broker."""
+
+    def __init__(self, app: Celery, retries: RetryMode, limits: Limits, note: str = "") -> None:
         self._app = app
+        self._retries = retries
+        self._limits = limits
         #: What its runs say at their start.
         self._note = note
+
+    @property
+    def retries(self) -> RetryMode:
+        return self._retries
+
+    @property
+    def step_dependency_config(self) -> StepDependencyConfig:
+        return self._limits.step_dependency
 
     def execute(
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Iterator[DagsterEvent]:
-        run = plan_context.dagster_run
+        run, instance = plan_context.dagster_run, plan_context.instance
         if self._note and not plan_context.resume_from_failure:
             report(plan_context, self._note)
         warn_of_foreign_priorities(plan_context, execution_plan)
         warn_of_wrong_timeouts(plan_context, execution_plan)
         warn_of_unknown_isolation(plan_context, execution_plan)
-        sent = sent_before(plan_context.instance, run.run_id) if plan_context.resume_from_failure else {}
-        known = set(sent.values())
-        reported: defaultdict[str, list[DagsterEvent]] = defaultdict(list)
+        resumed = ResumedRun.of(instance, run.run_id) if plan_context.resume_from_failure else ResumedRun()
         is_eager = bool(self._app.conf.task_always_eager)
-        handler = (
-            EagerStepHandler(self._app, run, EagerLink(self._app, plan_context, execution_plan))
+        retry_mode = self._retries.for_inner_plan()
+        dispatch = (
+            EagerDispatch(self._app, run, EagerLink(self._app, plan_context, execution_plan), retry_mode)
             if is_eager
-            else CeleryStepHandler(self._app, run, BrokerLink(self._app, run.run_id))
+            else Dispatch(self._app, run, BrokerLink(self._app, run.run_id), retry_mode)
         )
         with ExitStack() as stack:
-            stack.callback(handler.link.close)
-            slots = stack.enter_context(PoolSlots(plan_context.instance, run, reported))
+            stack.callback(dispatch.link.close)
+            slots = stack.enter_context(PoolSlots(instance, run, resumed))
             active = stack.enter_context(
                 ActiveExecution(
                     execution_plan,
-                    retry_mode=self.retries,
+                    retry_mode=self._retries,
                     # What is on its way already comes first: limits count it.
                     sort_key_fn=lambda step: (
-                        -tags.step_priority(step.tags, run.tags) - (tags.HIGHEST + 1) * (step.key in known)
+                        -tags.step_priority(step.tags, run.tags)
+                        - (tags.HIGHEST + 1) * resumed.has_sent(step.key)
                     ),
-                    max_concurrent=1 if is_eager else self._max_concurrent,
-                    tag_concurrency_limits=self._tag_concurrency_limits,
+                    max_concurrent=1 if is_eager else self._limits.at_once,
+                    tag_concurrency_limits=self._limits.by_tag,
                     instance_concurrency_context=slots,
                     step_dependency_config=self.step_dependency_config,
                 )
             )
-            yield from Drive(self, plan_context, active, handler, sent=sent, reported=reported).events()
-
-    def handler_context(
-        self, context: PlanOrchestrationContext, steps: Sequence[ExecutionStep], active: ActiveExecution
-    ) -> StepHandlerContext:
-        return self._get_step_handler_context(context, steps, active)
+            yield from Drive(self, plan_context, active, dispatch, resumed).events()
 
 
 class WithinStep(InProcessExecutor):
@@ -150,17 +157,6 @@ class WithinStep(InProcessExecutor):
             " wait for the very worker that waits for them. A run that is launched instead has workers of its own.",
         )
         yield from super().execute(plan_context, execution_plan)
-
-
-def sent_before(instance: DagsterInstance, run_id: str) -> dict[str, str]:
-    """The tasks that were announced in a run so far, each with its step's key."""
-    announced = EventTail(instance, run_id, {DagsterEventType.STEP_WORKER_STARTING})
-    return {
-        str(event.engine_event_data.metadata["task"].value): event.step_key
-        for event in announced.read()
-        # Other executors announce steps too.
-        if event.step_key and "task" in event.engine_event_data.metadata
-    }
 
 
 def warn_of_foreign_priorities(context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
@@ -225,15 +221,13 @@ def made(config: Mapping[str, Any], note: str = "") -> Executor:
     assert retries
     if os.environ.get(WITHIN_STEP):
         return WithinStep(retries)
-    return CeleryExecutor(
-        run_app(config),
-        note,
-        retries=retries,
+    limits = Limits(
         # 0 is Dagster's word for no limit of the job's own.
-        max_concurrent=config.get("max_concurrent") or None,
-        tag_concurrency_limits=config.get("tag_concurrency_limits"),
-        step_dependency_config=StepDependencyConfig.from_config(config.get("step_dependency_config")),
+        config.get("max_concurrent") or None,
+        config.get("tag_concurrency_limits"),
+        StepDependencyConfig.from_config(config.get("step_dependency_config")),
     )
+    return CeleryExecutor(run_app(config), retries, limits, note)
 
 
 def run_app(config: Mapping[str, Any]) -> Celery:

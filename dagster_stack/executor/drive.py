@@ -2,9 +2,8 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from dagster import (
     DagsterEvent,
@@ -18,17 +17,16 @@ from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.objects import StepRetryData
 from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.step import ExecutionStep
+from dagster._core.executor.base import Executor
 
 from dagster_stack.broker.messages import step_task_id
 from dagster_stack.errors import BrokerUnreachable, Fenced
+from dagster_stack.executor.dispatch import Dispatch, report
 from dagster_stack.executor.event_tail import EventTail, is_end
-from dagster_stack.executor.step_handler import CeleryStepHandler, report
+from dagster_stack.executor.resumed import ResumedRun
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.sqlstate import is_away
 from dagster_stack.timing import GRACE_SECS
-
-if TYPE_CHECKING:
-    from dagster_stack.executor.celery_executor import CeleryExecutor
 
 #: Seconds after which the event log is read without a wake-up: what a lost one costs.
 POLL_SECS = 5
@@ -56,30 +54,23 @@ class Drive:
 
     def __init__(
         self,
-        executor: "CeleryExecutor",
+        executor: Executor,
         context: PlanOrchestrationContext,
         active: ActiveExecution,
-        handler: CeleryStepHandler,
-        *,
-        sent: Container[str],
-        reported: defaultdict[str, list[DagsterEvent]],
+        dispatch: Dispatch,
+        resumed: ResumedRun,
     ) -> None:
         self._executor = executor
         self._context = context
         self._active = active
-        self._handler = handler
-        self._link = handler.link
+        self._dispatch = dispatch
+        self._resumed = resumed
         self._tail = EventTail(context.instance, context.run_id, TOLD_EVENTS)
-        #: Steps that are sent or about to be, by key.
-        self._in_flight: dict[str, ExecutionStep] = {}
         #: Outputs of the attempt in flight, by step: a lost execution may have reported some of them too.
         self._outputs: defaultdict[str, dict[StepOutputHandle, DagsterEvent]] = defaultdict(dict)
         #: Whether steps wait for whole steps: then outputs count when their step succeeds, those of the execution
         #: that did. Else they count at once, when they are first reported.
         self._whole_steps = executor.step_dependency_config.require_upstream_step_success
-        #: Of a run that goes on: the tasks that were sent before, and what their steps reported.
-        self._sent = sent
-        self._reported = reported
         #: Attempts, by step and number of attempts before, whose resources failed.
         self._failed_resources: set[tuple[str, int]] = set()
         self._read_at = 0.0
@@ -129,10 +120,10 @@ class Drive:
         key = event.step_key
         if key is None:
             return
-        if key not in self._in_flight:
+        if key not in self._dispatch.in_flight:
             if self._context.resume_from_failure:
                 # Of a step that this process has not come to yet.
-                self._reported[key].append(event)
+                self._resumed.hear(event)
             elif event.is_step_up_for_retry:
                 # An attempt that was executed twice. Workers tell by the number of these events which one is due.
                 self._active.retry_state.mark_attempt(key)
@@ -152,9 +143,8 @@ class Drive:
             self._end(key, event)
 
     def _end(self, key: str, event: DagsterEvent) -> None:
-        del self._in_flight[key]
+        del self._dispatch.in_flight[key]
         outputs = self._outputs.pop(key, {})
-        self._handler.forget(key)
         if self._whole_steps and event.is_step_success:
             for output in outputs.values():
                 self._active.handle_event(output)
@@ -172,7 +162,7 @@ class Drive:
         error = event.engine_event_data.error
         assert error
         self._executor.log_failure_or_retry_event_after_error(
-            self._context.for_step(self._in_flight[key]), error, self._active.get_known_state()
+            self._context.for_step(self._dispatch.in_flight[key].step), error, self._active.get_known_state()
         )
         self._poll_at = 0
 
@@ -201,23 +191,18 @@ class Drive:
                 self._track(step)
             if not known:
                 break
-        self._handler.send(self._context)
+        self._dispatch.send(self._context)
 
     def _launch(self, steps: Sequence[ExecutionStep]) -> None:
         with batching(self._context.instance):
-            for step in steps:
-                self._in_flight[step.key] = step
-            for _ in self._handler.launch_step(
-                self._executor.handler_context(self._context, steps, self._active)
-            ):
-                pass
-        self._handler.send(self._context)
+            self._dispatch.announce(self._context, steps, self._active.get_known_state())
+        self._dispatch.send(self._context)
 
     def _look_after(self) -> Iterator[DagsterEvent]:
-        if self._handler.look_after(self._context):
+        if self._dispatch.look_after(self._context):
             # Before anything counts as lost: the whole log, in case an event was missed.
             yield from self._take(self._tail.reread())
-            self._handler.send_missing_again(self._context)
+            self._dispatch.send_missing_again(self._context)
 
     # --- waiting ---------------------------------------------------------------------------------------
 
@@ -227,7 +212,7 @@ class Drive:
         time.sleep(max(0.0, self._read_at + READ_GAP_SECS - now))
         timeout = max(0.0, min(TICK_SECS, self._poll_at - now))
         try:
-            return self._link.wait(timeout)
+            return self._dispatch.link.wait(timeout)
         except BrokerUnreachable:
             time.sleep(timeout)
             return False
@@ -239,13 +224,13 @@ class Drive:
             # Not by a user, but because another process has the run now: its steps are not to be touched.
             storage.check_claim()
         self._active.mark_interrupted()
-        keys = list(self._in_flight)
+        keys = list(self._dispatch.in_flight)
         DagsterEvent.engine_event(
             self._context,
             f"Told to stop: {len(keys)} steps are called back from queues and workers.",
             EngineEventData.interrupted(keys),
         )
-        killed = self._handler.call_back(self._context.instance)
+        killed = self._dispatch.call_back(self._context.instance)
         if killed:
             report(
                 self._context, f"Killed, since they did not end within {GRACE_SECS} s: {', '.join(killed)}."
@@ -261,15 +246,15 @@ class Drive:
 
     def _is_sent(self, step: ExecutionStep) -> bool:
         attempt = self._active.retry_state.get_attempt_count(step.key) + 1
-        return step_task_id(self._context.run_id, step.key, attempt) in self._sent
+        return self._resumed.was_sent(step_task_id(self._context.run_id, step.key, attempt))
 
     def _track(self, step: ExecutionStep) -> None:
         """Wait for a step that an earlier process sent; what it reported since is in the log."""
-        self._in_flight[step.key] = step
-        self._handler.track(self._executor.handler_context(self._context, [step], self._active))
-        reported = self._reported.pop(step.key, [])
-        for number, event in enumerate(reported):
-            if event.is_resource_init_failure and any(map(is_end, reported[number:])):
+        self._dispatch.track(step, self._active.get_known_state())
+        reported = self._resumed.take_attempt(step.key)
+        has_ended = any(map(is_end, reported))
+        for event in reported:
+            if event.is_resource_init_failure and has_ended:
                 # What followed from it was written by the earlier process.
                 continue
             if event.is_step_up_for_retry:
@@ -277,10 +262,8 @@ class Drive:
                 self._account(event._replace(event_specific_data=StepRetryData(event.step_retry_data.error)))
             else:
                 self._account(event)
-            if step.key not in self._in_flight:
-                self._reported[step.key] = reported[number + 1 :]
-                return
-        self._handler.go_on_with(step.key)
+        if not has_ended:
+            self._dispatch.go_on_with(step.key)
 
 
 def goes_on_elsewhere(error: Exception) -> bool:

@@ -14,11 +14,12 @@ from celery import Celery
 from dagster import DagsterRun
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.retries import RetryMode
 
 from dagster_stack.broker.link import QueueState
 from dagster_stack.broker.messages import StepMessage
 from dagster_stack.errors import AlreadyHeld
-from dagster_stack.executor.step_handler import CeleryStepHandler
+from dagster_stack.executor.dispatch import Dispatch
 from dagster_stack.logs.context import bound
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.timing import POSTPONED_SECS
@@ -92,11 +93,11 @@ class EagerLink:
         return claim.holder if claim else f"{socket.gethostname()} (process {os.getpid()})"
 
 
-class EagerStepHandler(CeleryStepHandler):
-    """Starts and ends the steps of an eager run: nobody else has them."""
+class EagerDispatch(Dispatch):
+    """Sends the steps of an eager run to itself: nobody else has them."""
 
-    def __init__(self, app: Celery, run: DagsterRun, link: EagerLink) -> None:
-        super().__init__(app, run, link)
+    def __init__(self, app: Celery, run: DagsterRun, link: EagerLink, retry_mode: RetryMode) -> None:
+        super().__init__(app, run, link, retry_mode)
         self._eager_link = link
 
     def look_after(self, context: PlanOrchestrationContext) -> bool:
@@ -105,7 +106,7 @@ class EagerStepHandler(CeleryStepHandler):
 
     def go_on_with(self, step_key: str) -> None:
         """An earlier process of the run began it at most: it is this one's now."""
-        self._outbox.append(self._in_flight[step_key])
+        self._outbox.append(self.in_flight[step_key])
 
     def _called_back(self) -> list[str]:
         super()._called_back()

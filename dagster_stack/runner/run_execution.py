@@ -26,9 +26,9 @@ from dagster_stack.broker.messages import RunMessage
 from dagster_stack.broker.postponed import refused_for
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import AlreadyHeld, ForeignCode, NoSuchJob, NoSuchRun
-from dagster_stack.executor.celery_executor import sent_before
 from dagster_stack.executor.drive import goes_on_elsewhere
 from dagster_stack.executor.eager import EXECUTING
+from dagster_stack.executor.resumed import sent_before
 from dagster_stack.executor.termination import call_back
 from dagster_stack.forks import leave
 from dagster_stack.logs.context import bound

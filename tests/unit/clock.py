@@ -4,8 +4,7 @@ import pytest
 from dagster._core.execution.plan import active, instance_concurrency_context
 
 from dagster_stack.broker import link as broker
-from dagster_stack.executor import drive, termination
-from dagster_stack.executor import step_handler as handler
+from dagster_stack.executor import dispatch, drive, termination
 
 START = 1000.0
 
@@ -33,6 +32,6 @@ class Clock:
 
     def set_for_run(self, monkeypatch: pytest.MonkeyPatch) -> "Clock":
         """All modules that drive a run look at this clock."""
-        for module in (drive, handler, broker, termination, active, instance_concurrency_context):
+        for module in (drive, dispatch, broker, termination, active, instance_concurrency_context):
             monkeypatch.setattr(module, "time", self)
         return self

@@ -15,7 +15,7 @@ from dagster import DagsterInstance, multi_or_in_process_executor
 from dagster._core.definitions import executor_definition, job_definition
 
 from dagster_stack.executor import celery_executor as executor
-from dagster_stack.executor import step_handler
+from dagster_stack.executor import dispatch
 from dagster_stack.project import defaults
 from dagster_stack.storage import default_io_manager
 from dagster_stack.storage.s3 import s3_client
@@ -24,8 +24,8 @@ from scripts import apt, console, engine, env_file, proxies
 from tests.unit import eventful_jobs, machines, step_jobs
 from tests.unit.clock import Clock
 from tests.unit.deliveries import empty_the_memory, memory_app
+from tests.unit.dispatched_steps import Broker, Driven
 from tests.unit.driven_runs import Workers
-from tests.unit.handled_steps import Broker, Driven
 from tests.unit.holders import Database
 from tests.unit.machines import Machine
 from tests.unit.postgres_server import PostgresServer, package, postgres_server
@@ -274,7 +274,7 @@ def workers(instance: DagsterInstance, clock: Clock, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
-    monkeypatch.setattr(step_handler, "workers_of", lambda app, queue: app.workers_of(queue))
+    monkeypatch.setattr(dispatch, "workers_of", lambda app, queue: app.workers_of(queue))
     return Broker()
 
 
@@ -282,7 +282,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
 def driven(
     instance: DagsterInstance, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Driven]:
-    """A run's step handler, with that broker and clock."""
+    """A run's dispatch, with that broker and clock."""
     monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
     with ExitStack() as stack:
         yield Driven(instance, broker, step_jobs.prioritized, stack)

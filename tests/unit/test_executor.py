@@ -147,8 +147,8 @@ def test_a_jobs_own_config_wins_field_by_field(celery_yaml: Path, monkeypatch: p
     assert conf.worker_prefetch_multiplier == 4
     assert conf.task_acks_late is True
     assert executor.retries == RetryMode.DISABLED
-    assert executor._max_concurrent == 7
-    assert executor._tag_concurrency_limits == [{"key": "a", "limit": 2}]
+    assert executor._limits.at_once == 7
+    assert executor._limits.by_tag == [{"key": "a", "limit": 2}]
 
 
 def test_a_field_may_stand_in_the_environment(celery_yaml: Path, monkeypatch: pytest.MonkeyPatch) -> None:

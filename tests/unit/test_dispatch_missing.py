@@ -8,12 +8,12 @@ import pytest
 from dagster import DagsterInstance
 
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.executor.step_handler import MOST_RESENDS
+from dagster_stack.executor.dispatch import MOST_RESENDS
 from dagster_stack.storage.claims import Work
 from dagster_stack.timing import MISSING_LOOK_SECS, MISSING_LOOKS, STALE_SECS, WAITING_LOOKS
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
-from tests.unit.handled_steps import CONTROL_ERRORS, Broker, Driven
+from tests.unit.dispatched_steps import CONTROL_ERRORS, Broker, Driven
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import events
 
@@ -37,7 +37,7 @@ def test_a_step_that_nobody_has_is_sent_again_after_two_looks(
     # When workers are asked, then it counts as lost only after having been missing twice
     assert MISSING_LOOKS == 2
     assert looks(driven, clock, 2) == [False, True]
-    driven.handler.send_missing_again(driven.context)
+    driven.dispatch.send_missing_again(driven.context)
 
     # And it is sent again under the same id, which the run's log says
     assert broker.keys == ["one", "one"]
@@ -45,7 +45,7 @@ def test_a_step_that_nobody_has_is_sent_again_after_two_looks(
     assert len([line for line in driven.reported if "its message was lost, it is sent again" in line]) == 1
 
     # And once more only when it is lost again
-    driven.handler.send_missing_again(driven.context)
+    driven.dispatch.send_missing_again(driven.context)
     assert looks(driven, clock, 4) == [False] * 4
     assert broker.keys == ["one", "one"]
 
@@ -143,7 +143,7 @@ def test_nobody_is_asked_for_steps_that_were_sent_a_moment_ago(
         driven.send(key)
         clock.sleep(1)
         assert not driven.look()
-        driven.handler.forget(key)
+        del driven.dispatch.in_flight[key]
 
     assert broker.questions == []
 
@@ -160,7 +160,7 @@ def test_a_lost_step_is_missed_also_while_other_steps_end(
     for _ in range(2 * MISSING_LOOKS):
         driven.send("unimportant")
         broker.take()
-        driven.handler.forget("unimportant")
+        del driven.dispatch.in_flight["unimportant"]
         clock.sleep(MISSING_LOOK_SECS / 2)
         found = driven.look()
 
@@ -171,7 +171,7 @@ def test_a_lost_step_is_missed_also_while_other_steps_end(
 def test_a_step_that_has_ended_is_not_looked_for(driven: Driven, broker: Broker, clock: Clock) -> None:
     driven.send("one")
     broker.lose()
-    driven.handler.forget("one")
+    del driven.dispatch.in_flight["one"]
 
     assert looks(driven, clock, 4) == [False] * 4
 
@@ -179,7 +179,7 @@ def test_a_step_that_has_ended_is_not_looked_for(driven: Driven, broker: Broker,
 def test_a_question_names_so_many_steps_at_most(
     instance: DagsterInstance, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dagster_stack.executor.step_handler.QUESTION_SIZE", 5)
+    monkeypatch.setattr("dagster_stack.executor.dispatch.QUESTION_SIZE", 5)
     with ExitStack() as stack:
         driven = Driven(instance, broker, step_jobs.wide, stack)
         driven.send(*(f"step_{number:02d}" for number in range(12)))
@@ -197,7 +197,7 @@ def lost_again(driven: Driven, broker: Broker, clock: Clock) -> None:
     """The message of the one step that is on its way is lost once more, and that is found out."""
     broker.lose("heavy")
     assert looks(driven, clock, MISSING_LOOKS)[-1]
-    driven.handler.send_missing_again(driven.context)
+    driven.dispatch.send_missing_again(driven.context)
 
 
 def test_a_step_whose_message_is_lost_again_and_again_fails_with_where_to_look(
@@ -252,7 +252,7 @@ def test_a_message_that_is_postponed_for_as_long_as_another_step_lasts_hides_no_
     broker.queues["dagster.postponed"] = [broker.queues["dagster"].pop()]
 
     assert looks(driven, clock, WAITING_LOOKS) == [False] * (WAITING_LOOKS - 1) + [True]
-    driven.handler.send_missing_again(driven.context)
+    driven.dispatch.send_missing_again(driven.context)
 
     assert broker.keys == ["one", "unimportant", "unimportant"]
 
@@ -279,7 +279,7 @@ def test_a_step_that_an_earlier_process_may_not_have_sent_is_sent_once_although_
 
     # When no worker has it for a while
     assert looks(driven, clock, WAITING_LOOKS) == [False] * (WAITING_LOOKS - 1) + [True]
-    driven.handler.send_missing_again(driven.context)
+    driven.dispatch.send_missing_again(driven.context)
 
     # Then it is sent, which the run's log says, and what this process has sent is not
     assert broker.keys == ["unimportant", "one"]
@@ -309,7 +309,7 @@ def test_a_broker_that_was_away_may_have_lost_what_it_had_confirmed(
     for times in range(1, MOST_RESENDS + 3):
         broker.connections += 1
         assert looks(driven, clock, WAITING_LOOKS)[-1]
-        driven.handler.send_missing_again(driven.context)
+        driven.dispatch.send_missing_again(driven.context)
         assert looks(driven, clock, WAITING_LOOKS) == [False] * WAITING_LOOKS
         assert broker.keys == ["one"] * (1 + times)
 

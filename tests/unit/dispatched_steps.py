@@ -1,6 +1,6 @@
-"""A run with the handler of its steps, and a broker that the handler talks to."""
+"""A run with the dispatch of its steps, and a broker that this talks to."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, cast
 
@@ -12,15 +12,13 @@ from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.execution.retries import RetryMode
-from dagster._core.executor.step_delegating import StepHandlerContext
-from dagster._grpc.types import ExecuteStepArgs
 from kombu.exceptions import OperationalError
 
 from dagster_stack.broker.link import BrokerLink, QueueState
 from dagster_stack.broker.messages import StepMessage, step_task_id
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.executor.step_handler import (
-    CeleryStepHandler,
+from dagster_stack.executor.dispatch import (
+    Dispatch,
 )
 from tests.unit.runs_by_hand import said, started_run
 
@@ -29,7 +27,7 @@ CONTROL_ERRORS = [OperationalError("refused"), ConnectionResetError(104, "Connec
 
 
 class Broker:
-    """A link and an app in one, as far as the handler uses them, with RabbitMQ's behaviour.
+    """A link and an app in one, as far as dispatch uses them, with RabbitMQ's behaviour.
 
     A message is kept in its queue until a worker takes it, and counts as ready as long; a queue that does not
     exist is empty and has no consumer. `inspect().query_task` names the tasks that workers have, waiting or
@@ -115,7 +113,7 @@ class Broker:
 
 
 class Driven:
-    """A run with a handler, as its executor has them."""
+    """A run with its dispatch, as its executor has them."""
 
     def __init__(self, instance: DagsterInstance, broker: Broker, job: Any, stack: ExitStack) -> None:
         self.instance = instance
@@ -124,34 +122,26 @@ class Driven:
         self.plan: ExecutionPlan = create_execution_plan(job)
         manager = stack.enter_context(_orchestration(instance, self.run, job, self.plan))
         self.context: PlanOrchestrationContext = manager
-        self.handler = CeleryStepHandler(cast(Any, broker), self.run, cast(BrokerLink, broker))
+        self.dispatch = Dispatch(cast(Any, broker), self.run, cast(BrokerLink, broker), RetryMode.DEFERRED)
 
     def launch(self, *keys: str, attempts: int = 1) -> None:
-        for _ in self.handler.launch_step(self._context_of(*keys, attempts=attempts)):
-            pass
+        known = KnownExecutionState(dict.fromkeys(keys, attempts - 1) if attempts > 1 else {})
+        self.dispatch.announce(self.context, [self._step(key) for key in keys], known)
 
-    def _context_of(self, *keys: str, attempts: int = 1) -> StepHandlerContext:
-        steps = cast(Sequence[ExecutionStep], [self.plan.get_step_by_key(key) for key in keys])
-        arguments = ExecuteStepArgs(
-            job_origin=cast(Any, self.run.job_code_origin),
-            run_id=self.run.run_id,
-            step_keys_to_execute=list(keys),
-            instance_ref=None,
-            retry_mode=RetryMode.DEFERRED,
-            known_state=KnownExecutionState(dict.fromkeys(keys, attempts - 1) if attempts > 1 else {}),
-        )
-        return StepHandlerContext(self.instance, self.context, steps, arguments, self.run)
+    def _step(self, key: str) -> ExecutionStep:
+        return cast(ExecutionStep, self.plan.get_step_by_key(key))
 
     def send(self, *keys: str) -> None:
         self.launch(*keys)
-        self.handler.send(self.context)
+        self.dispatch.send(self.context)
 
     def track(self, *keys: str) -> None:
         """Steps that an earlier process of the run has announced."""
-        self.handler.track(self._context_of(*keys))
+        for key in keys:
+            self.dispatch.track(self._step(key), KnownExecutionState({}))
 
     def look(self) -> bool:
-        return self.handler.look_after(self.context)
+        return self.dispatch.look_after(self.context)
 
     @property
     def reported(self) -> list[str]:

@@ -1,19 +1,18 @@
 """Steps on their way: announced before they are sent, kept while the broker is away, looked after until they end."""
 
 from contextlib import ExitStack
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from dagster import DagsterInstance
-from dagster._core.executor.step_delegating import StepHandlerContext
 
 from dagster_stack.broker.messages import StepMessage
-from dagster_stack.executor.step_handler import (
+from dagster_stack.executor.dispatch import (
     QUEUE_LOOK_SECS,
 )
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
-from tests.unit.handled_steps import CONTROL_ERRORS, Broker, Driven
+from tests.unit.dispatched_steps import CONTROL_ERRORS, Broker, Driven
 from tests.unit.runs_by_hand import events
 
 # --- sending ------------------------------------------------------------------------------------------------------
@@ -31,7 +30,7 @@ def test_a_step_is_announced_before_it_is_sent(driven: Driven, broker: Broker) -
     assert (announced.step_key, announced.message) == ("one", 'Sending step "one" to queue "dagster".')
     assert broker.sent == []
 
-    driven.handler.send(driven.context)
+    driven.dispatch.send(driven.context)
     assert broker.keys == ["one"]
 
 
@@ -56,7 +55,7 @@ def test_each_step_goes_to_its_queue_with_its_priority(driven: Driven, broker: B
 
 def test_a_step_is_sent_once(driven: Driven, broker: Broker) -> None:
     driven.send("one")
-    driven.handler.send(driven.context)
+    driven.dispatch.send(driven.context)
 
     assert broker.keys == ["one"]
 
@@ -68,17 +67,17 @@ def test_while_the_broker_is_away_steps_wait_and_the_run_log_says_so_once(
     broker.away = True
     driven.send("one")
     driven.send("unimportant")
-    driven.handler.send(driven.context)
+    driven.dispatch.send(driven.context)
     waiting = [line for line in driven.reported if line.startswith("Waiting for the broker")]
     assert waiting == ["Waiting for the broker: 1 steps are to be sent. The broker does not answer: refused"]
 
     # When it is back
     broker.away = False
-    driven.handler.send(driven.context)
+    driven.dispatch.send(driven.context)
 
     # Then all are sent in their order, and that is said once too
     assert broker.keys == ["one", "unimportant"]
-    driven.handler.send(driven.context)
+    driven.dispatch.send(driven.context)
     assert driven.reported.count("The broker is back: all steps that were ready are sent.") == 1
 
 
@@ -99,7 +98,7 @@ def test_a_broker_that_goes_in_the_middle_gets_no_step_twice(
     # When it is back for good
     monkeypatch.setattr(broker, "send", send)
     broker.away = False
-    driven.handler.send(driven.context)
+    driven.dispatch.send(driven.context)
 
     assert broker.keys == ["unimportant", "one", "heavy"]
 
@@ -209,7 +208,7 @@ def test_revoked_steps_are_called_back_from_queues_and_workers(driven: Driven, b
     driven.send("one", "unimportant")
     broker.take()
 
-    driven.handler.call_back(driven.instance)
+    driven.dispatch.call_back(driven.instance)
 
     # Then the one is interrupted, the other dropped by the worker that gets it
     ((ids, options),) = broker.revoked
@@ -221,10 +220,10 @@ def test_revoked_steps_that_wait_for_the_broker_are_never_sent(driven: Driven, b
     broker.away = True
     driven.send("one")
 
-    driven.handler.call_back(driven.instance)
+    driven.dispatch.call_back(driven.instance)
 
     broker.away = False
-    driven.handler.send(driven.context)
+    driven.dispatch.send(driven.context)
     assert broker.sent == []
 
 
@@ -236,33 +235,12 @@ def test_a_run_can_be_stopped_while_the_broker_is_away(
     driven.send("one")
     broker.control_error = error
 
-    driven.handler.call_back(driven.instance)
+    driven.dispatch.call_back(driven.instance)
 
     assert broker.revoked == []
 
 
 def test_without_steps_nothing_is_revoked(driven: Driven, broker: Broker) -> None:
-    driven.handler.call_back(driven.instance)
+    driven.dispatch.call_back(driven.instance)
 
     assert broker.revoked == []
-
-
-def test_a_step_can_be_called_back_alone(driven: Driven, broker: Broker) -> None:
-    driven.send("one", "unimportant")
-    arguments = driven.handler._in_flight  # both are on their way
-    assert set(arguments) == {"one", "unimportant"}
-
-    class Context:
-        """Of a `StepHandlerContext` only the keys matter here."""
-
-        class execute_step_args:  # noqa: N801
-            step_keys_to_execute = ("one", "somebody_elses")
-
-    list(driven.handler.terminate_step(cast(StepHandlerContext, Context())))
-
-    assert [ids for ids, _ in broker.revoked] == [[driven.task("one")]]
-
-
-def test_a_step_is_never_failed_for_its_health(driven: Driven) -> None:
-    """Dagster's check may only fail a step; one that nobody has is sent again instead."""
-    assert driven.handler.check_step_health(cast(StepHandlerContext, None)).is_healthy

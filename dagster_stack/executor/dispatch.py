@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from celery import Celery
@@ -11,8 +11,9 @@ from dagster import DagsterEvent, DagsterInstance, DagsterRun, MetadataValue
 from dagster._core.events import EngineEventData
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.objects import StepFailureData
+from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.plan.step import ExecutionStep
-from dagster._core.executor.step_delegating import CheckStepHealthResult, StepHandler, StepHandlerContext
+from dagster._core.execution.retries import RetryMode
 from dagster_shared.error import SerializableErrorInfo
 from kombu.exceptions import OperationalError
 
@@ -23,7 +24,7 @@ from dagster_stack.broker.messages import StepMessage, step_message, step_task_i
 from dagster_stack.broker.postponed import postponed
 from dagster_stack.broker.roll_call import workers_of
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.executor.termination import call_back, revoke
+from dagster_stack.executor.termination import call_back
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.timing import MISSING_LOOK_SECS, MISSING_LOOKS, WAITING_LOOKS
 
@@ -58,16 +59,19 @@ class Sent:
     resent: int = 0
 
 
-class CeleryStepHandler(StepHandler):
-    """Starts, checks and ends the steps of one run as Celery tasks."""
+class Dispatch:
+    """Sends the steps of one run as Celery tasks, and knows which are on their way."""
 
-    def __init__(self, app: Celery, run: DagsterRun, link: Link) -> None:
+    def __init__(self, app: Celery, run: DagsterRun, link: Link, retry_mode: RetryMode) -> None:
         self._app = app
         self._run = run
         self.link = link
+        #: Of a single step, which its message names.
+        self._retry_mode = retry_mode
         self._default_queue = str(app.conf.task_default_queue)
         self._embedded = str(app.conf.broker_url).startswith(FOLDER_BROKER)
-        self._in_flight: dict[str, Sent] = {}
+        #: Steps that are sent or about to be, by key.
+        self.in_flight: dict[str, Sent] = {}
         self._outbox: list[Sent] = []
         self._broker_is_away = False
         #: Queues without a consumer, and when to ask again whether their workers are only busy.
@@ -75,20 +79,16 @@ class CeleryStepHandler(StepHandler):
         self._next_queue_look = time.monotonic() + QUEUE_LOOK_SECS
         self._next_missing_look = time.monotonic() + MISSING_LOOK_SECS
 
-    @property
-    def name(self) -> str:
-        return "CeleryStepHandler"
-
-    # --- Dagster's interface -------------------------------------------------------------------------
-
-    def launch_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
-        """Announce a step; `send` hands what is announced to the broker."""
-        for sent in self.track(step_handler_context):
+    def announce(
+        self, context: PlanOrchestrationContext, steps: Sequence[ExecutionStep], known: KnownExecutionState
+    ) -> None:
+        """Say in the run's log that steps are sent; `send` hands what is announced to the broker."""
+        for step in steps:
+            sent = self.track(step, known)
             self._outbox.append(sent)
-            key = sent.message.step_key
-            yield DagsterEvent.step_worker_starting(
-                step_handler_context.get_step_context(key),
-                f'Sending step "{key}" to queue "{sent.queue}".',
+            DagsterEvent.step_worker_starting(
+                context.for_step(step),
+                f'Sending step "{step.key}" to queue "{sent.queue}".',
                 metadata={
                     "queue": MetadataValue.text(sent.queue),
                     "priority": MetadataValue.int(sent.priority),
@@ -97,43 +97,20 @@ class CeleryStepHandler(StepHandler):
                 },
             )
 
-    def check_step_health(self, step_handler_context: StepHandlerContext) -> CheckStepHealthResult:
-        """Always healthy: a step that nobody has is sent again (`look_after`) instead of failed."""
-        return CheckStepHealthResult.healthy()
-
-    def terminate_step(self, step_handler_context: StepHandlerContext) -> Iterator[DagsterEvent]:
-        keys = step_handler_context.execute_step_args.step_keys_to_execute or []
-        revoke(self._app, [self._in_flight[key].message.task_id for key in keys if key in self._in_flight])
-        return iter(())
-
-    # --- the executor's ------------------------------------------------------------------------------
-
-    def track(self, step_handler_context: StepHandlerContext) -> list[Sent]:
-        """Count steps as on their way from now on."""
-        arguments = step_handler_context.execute_step_args
-        assert arguments.known_state
-        assert arguments.retry_mode
-        tracked = []
-        for key in arguments.step_keys_to_execute or []:
-            step = step_handler_context.get_step_context(key).step
-            assert isinstance(step, ExecutionStep)
-            sent = Sent(
-                step=step,
-                message=step_message(self._run, step, arguments.known_state, arguments.retry_mode),
-                queue=step.tags.get(tags.QUEUE, self._default_queue),
-                priority=tags.step_priority(step.tags, self._run.tags),
-                since=time.monotonic(),
-            )
-            self._in_flight[key] = sent
-            tracked.append(sent)
-        return tracked
+    def track(self, step: ExecutionStep, known: KnownExecutionState) -> Sent:
+        """Count a step as on its way from now on."""
+        sent = Sent(
+            step=step,
+            message=step_message(self._run, step, known, self._retry_mode),
+            queue=step.tags.get(tags.QUEUE, self._default_queue),
+            priority=tags.step_priority(step.tags, self._run.tags),
+            since=time.monotonic(),
+        )
+        self.in_flight[step.key] = sent
+        return sent
 
     def go_on_with(self, step_key: str) -> None:
         """A step that an earlier process of the run sent has not ended: its worker ends it, or `look_after` finds out."""
-
-    def forget(self, step_key: str) -> None:
-        """A step has ended."""
-        self._in_flight.pop(step_key, None)
 
     def send(self, context: PlanOrchestrationContext) -> None:
         """Send what is announced. While the broker is away it waits here, and the run's log says so."""
@@ -173,13 +150,13 @@ class CeleryStepHandler(StepHandler):
 
     def _called_back(self) -> list[str]:
         self._outbox.clear()
-        return [sent.message.task_id for sent in self._in_flight.values()]
+        return [sent.message.task_id for sent in self.in_flight.values()]
 
     # --- looking after -------------------------------------------------------------------------------
 
     def _look_at_queues(self, context: PlanOrchestrationContext) -> None:
         now = time.monotonic()
-        for queue in {sent.queue for sent in self._in_flight.values()} | self._unconsumed.keys():
+        for queue in {sent.queue for sent in self.in_flight.values()} | self._unconsumed.keys():
             state = self.link.queue_state(queue)
             if state.consumers and queue in self._unconsumed:
                 del self._unconsumed[queue]
@@ -213,7 +190,7 @@ class CeleryStepHandler(StepHandler):
         waiting = {sent.message.task_id for sent in self._outbox}
         silent = [
             sent
-            for sent in self._in_flight.values()
+            for sent in self.in_flight.values()
             if sent.since <= due and sent.message.task_id not in waiting
         ]
         queues = {sent.queue for sent in silent}
@@ -236,7 +213,7 @@ class CeleryStepHandler(StepHandler):
 
     def send_missing_again(self, context: PlanOrchestrationContext) -> None:
         """Send the steps that nobody has. Had one ended meanwhile, its worker would skip it."""
-        lost = [sent for sent in self._in_flight.values() if sent.is_lost]
+        lost = [sent for sent in self.in_flight.values() if sent.is_lost]
         unsure = [sent for sent in lost if sent.may_wait]
         if unsure:
             report(
