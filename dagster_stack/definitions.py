@@ -18,7 +18,7 @@ from dagster_shared.record import copy
 from dagster_stack import tags
 from dagster_stack.errors import OldDefinitions
 from dagster_stack.logs.libraries import replace
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.ledger import stack_storage
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ class _Process:
 
 def reloads(instance: DagsterInstance) -> int:
     """How many reloads there were so far."""
-    storage = instance.event_log_storage
-    return int(storage.facts.read(RELOADS) or 0) if isinstance(storage, PooledEventLogStorage) else 0
+    storage = stack_storage(instance)
+    return int(storage.facts.read(RELOADS) or 0) if storage else 0
 
 
 # --- processes with the code ----------------------------------------------------------------------------------
@@ -69,8 +69,8 @@ def compare(instance: DagsterInstance, run: DagsterRun, load: Callable[[], JobDe
     Raises OldDefinitions where they differ and this process loaded its code before the launch. One that loaded it since
     has the newer ones: the run's log says so, and no process is replaced for that job again.
     """
-    asked, storage = run.job_snapshot_id, instance.event_log_storage
-    if not asked or asked in _Process.compared or not isinstance(storage, PooledEventLogStorage):
+    asked, storage = run.job_snapshot_id, stack_storage(instance)
+    if not asked or asked in _Process.compared or not storage:
         return
     try:
         own = load().get_job_snapshot()
@@ -117,8 +117,8 @@ def new_tags(instance: DagsterInstance, run: DagsterRun) -> dict[str, str]:
 
 def reload(instance: DagsterInstance) -> None:
     """Count a reload; steps of runs that go on have the new definitions from now on, and their logs say so."""
-    storage = instance.event_log_storage
-    if not isinstance(storage, PooledEventLogStorage):
+    storage = stack_storage(instance)
+    if not storage:
         return
     now = storage.facts.count(RELOADS)
     for run in instance.get_runs(RunsFilter(statuses=list(IN_PROGRESS_RUN_STATUSES))):

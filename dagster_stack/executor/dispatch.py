@@ -25,7 +25,7 @@ from dagster_stack.broker.postponed import postponed
 from dagster_stack.broker.roll_call import workers_of
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.executor.termination import call_back
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.ledger import ledger_of
 from dagster_stack.timing import MISSING_LOOK_SECS, MISSING_LOOKS, WAITING_LOOKS
 
 logger = logging.getLogger(__name__)
@@ -253,8 +253,7 @@ class Dispatch:
 
     def _without_worker(self, context: PlanOrchestrationContext, suspects: list[Sent]) -> list[Sent]:
         """Those of the first suspects that no process executes, and no worker has."""
-        storage = context.instance.event_log_storage
-        alive = storage.claims.alive([context.run_id]) if isinstance(storage, PooledEventLogStorage) else ()
+        alive = ledger_of(context.instance).alive([context.run_id])
         executed = {step_task_id(work.run_id, work.step_key, work.attempt) for work in alive}
         silent = [sent for sent in suspects if sent.message.task_id not in executed][:QUESTION_SIZE]
         # A process that holds Python's global lock, or is cut off from Postgres alone, gives no sign of life; the

@@ -3,12 +3,10 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 from dagster import (
     DagsterEvent,
     DagsterEventType,
-    DagsterInstance,
     DagsterRunStatus,
 )
 from dagster._core.events import EngineEventData
@@ -24,7 +22,7 @@ from dagster_stack.errors import BrokerUnreachable, Fenced
 from dagster_stack.executor.dispatch import Dispatch, report
 from dagster_stack.executor.event_tail import EventTail, is_end
 from dagster_stack.executor.resumed import ResumedRun
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.ledger import ledger_of
 from dagster_stack.storage.sqlstate import is_away
 from dagster_stack.timing import GRACE_SECS
 
@@ -168,8 +166,7 @@ class Drive:
 
     def _is_to_end_by_hand(self) -> bool:
         """Of a run that somebody executes by hand: whether it was terminated in Dagit. A runner hears that with its claim."""
-        storage = self._context.instance.event_log_storage
-        if isinstance(storage, PooledEventLogStorage) and storage.claim:
+        if ledger_of(self._context.instance).claim:
             return False
         run = self._context.instance.get_run_by_id(self._context.run_id)
         return run is None or run.is_finished or run.status == DagsterRunStatus.CANCELING
@@ -194,7 +191,7 @@ class Drive:
         self._dispatch.send(self._context)
 
     def _launch(self, steps: Sequence[ExecutionStep]) -> None:
-        with batching(self._context.instance):
+        with ledger_of(self._context.instance).batching():
             self._dispatch.announce(self._context, steps, self._active.get_known_state())
         self._dispatch.send(self._context)
 
@@ -219,10 +216,8 @@ class Drive:
 
     def _interrupt(self) -> Iterator[DagsterEvent]:
         """Call back what waits and what runs; what does not end within its grace period is killed."""
-        storage = self._context.instance.event_log_storage
-        if isinstance(storage, PooledEventLogStorage):
-            # Not by a user, but because another process has the run now: its steps are not to be touched.
-            storage.check_claim()
+        # Not by a user, but because another process has the run now: its steps are not to be touched.
+        ledger_of(self._context.instance).check_claim()
         self._active.mark_interrupted()
         keys = list(self._dispatch.in_flight)
         DagsterEvent.engine_event(
@@ -269,14 +264,3 @@ class Drive:
 def goes_on_elsewhere(error: Exception) -> bool:
     """Whether a run does not end with this error: another process has it, or will have it."""
     return isinstance(error, Fenced) or is_away(error)
-
-
-@contextmanager
-def batching(instance: DagsterInstance) -> Iterator[None]:
-    """Write the events of this process together, where the storage can."""
-    storage = instance.event_log_storage
-    if isinstance(storage, PooledEventLogStorage):
-        with storage.batching():
-            yield
-    else:
-        yield

@@ -21,7 +21,7 @@ from dagster_stack.broker.messages import StepMessage
 from dagster_stack.errors import AlreadyHeld
 from dagster_stack.executor.dispatch import Dispatch
 from dagster_stack.logs.context import bound
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.ledger import ledger_of
 from dagster_stack.timing import POSTPONED_SECS
 from dagster_stack.worker.planned_job import PlannedJob
 from dagster_stack.worker.shutdown import is_leaving
@@ -88,8 +88,7 @@ class EagerLink:
         return True
 
     def _holder(self) -> str:
-        storage = self._instance.event_log_storage
-        claim = storage.claim if isinstance(storage, PooledEventLogStorage) else None
+        claim = ledger_of(self._instance).claim
         return claim.holder if claim else f"{socket.gethostname()} (process {os.getpid()})"
 
 

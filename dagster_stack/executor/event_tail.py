@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance
-from dagster._core.event_api import EventLogCursor
 
-from dagster_stack.storage.event_log import News, PooledEventLogStorage
+from dagster_stack.storage.event_log import News
+from dagster_stack.storage.ledger import ledger_of
 
 #: Rows that one query reads at most.
 PAGE = 1000
@@ -37,9 +37,7 @@ class EventTail:
     def read(self) -> Iterator[DagsterEvent]:
         """The events that are new since the last call."""
         # However long a transaction of somebody else takes, a read goes back no further than a look back.
-        yield from self._pages(
-            self._cursor if self._own_storage is None else max(self._settled, self._marks[0])
-        )
+        yield from self._pages(max(self._settled, self._marks[0]))
 
     def look_back(self) -> Iterator[DagsterEvent]:
         """The same, and what appeared late among the rows since the look back before the last one."""
@@ -66,24 +64,11 @@ class EventTail:
                     yield event
 
     def _page(self, after: int) -> tuple[list[tuple[int, DagsterEvent | None]], bool]:
-        if storage := self._own_storage:
-            known = [number for number in self._recent if number > after]
-            news = storage.news(self._run_id, after, known, self._kinds, PAGE)
-            self._advance(news.events)
-            self._settle(news)
-            return news.events, len(news.events) == PAGE
-        found = self._instance.get_records_for_run(
-            self._run_id,
-            EventLogCursor.from_storage_id(after).to_string(),
-            of_type=self._kinds,
-            limit=PAGE,
-        )
-        events = [(each.storage_id, each.event_log_entry.dagster_event) for each in found.records]
-        self._advance(events)
-        return events, found.has_more
-
-    def _advance(self, events: list[tuple[int, DagsterEvent | None]]) -> None:
-        self._cursor = max([self._cursor, *(number for number, _ in events)])
+        known = [number for number in self._recent if number > after]
+        news = ledger_of(self._instance).news(self._run_id, after, known, self._kinds, PAGE)
+        self._cursor = max([self._cursor, *(number for number, _ in news.events)])
+        self._settle(news)
+        return news.events, len(news.events) == PAGE
 
     def _settle(self, news: News) -> None:
         """A row before the cursor is of a transaction that had begun by now: `next` is above its number."""
@@ -93,12 +78,6 @@ class EventTail:
             self._settled, self._settling = self._cursor, None
         elif self._settling is None:
             self._settling = (self._cursor, news.next)
-
-    @property
-    def _own_storage(self) -> PooledEventLogStorage | None:
-        """None: another storage, which has one writer at a time."""
-        storage = self._instance.event_log_storage
-        return storage if isinstance(storage, PooledEventLogStorage) else None
 
 
 def is_end(event: DagsterEvent) -> bool:

@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 
 from dagster_stack.broker.messages import step_task_id
 from dagster_stack.storage.claims import Work
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.ledger import Ledger, ledger_of
 from dagster_stack.timing import GRACE_SECS
 
 logger = logging.getLogger(__name__)
@@ -39,18 +39,16 @@ def revoke(app: Celery, task_ids: Sequence[str], signal: str = "SIGINT") -> None
 def call_back(app: Celery, instance: DagsterInstance, run_id: str, task_ids: Sequence[str]) -> list[str]:
     """Revoke tasks of a run; returns the keys of steps that had to be killed. Nothing of the run reports any more."""
     revoke(app, task_ids)
-    storage = instance.event_log_storage
-    if not isinstance(storage, PooledEventLogStorage):
-        return []
+    ledger = ledger_of(instance)
     until = time.monotonic() + GRACE_SECS
-    while (running := running_steps(storage, run_id)) and time.monotonic() < until:
+    while (running := running_steps(ledger, run_id)) and time.monotonic() < until:
         time.sleep(LOOK_SECS)
     # One that nobody can reach (a worker that is cut off) ends itself when it sees the run's end, a grace period later.
     # One without a sign of life may be alive: code that keeps Python's global lock can be ended from outside only.
-    left = storage.claims.revoke_steps(run_id)
+    left = ledger.revoke_steps(run_id)
     revoke(app, [step_task_id(*astuple(work)) for work in left], signal="SIGKILL")
     return sorted(work.step_key for work in running)
 
 
-def running_steps(storage: PooledEventLogStorage, run_id: str) -> list[Work]:
-    return [work for work in storage.claims.alive([run_id]) if work.step_key]
+def running_steps(ledger: Ledger, run_id: str) -> list[Work]:
+    return [work for work in ledger.alive([run_id]) if work.step_key]

@@ -31,6 +31,7 @@ from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.storage.claims import Work
 from dagster_stack.storage.database import patiently
 from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.ledger import stack_storage
 from dagster_stack.storage.sqlstate import is_away
 from dagster_stack.timing import IDLE_SECS
 
@@ -138,11 +139,11 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
 
         Those that are postponed say nothing: one of a run that goes on is so for as long as that lasts.
         """
-        storage = self._instance.event_log_storage
+        storage = stack_storage(self._instance)
         if run.is_finished:
             status = WorkerStatus.SUCCESS if run.status == DagsterRunStatus.SUCCESS else WorkerStatus.FAILED
             return CheckRunHealthResult(status)
-        if tags.CODE not in run.tags or not isinstance(storage, PooledEventLogStorage):
+        if tags.CODE not in run.tags or not storage:
             return CheckRunHealthResult(
                 WorkerStatus.RUNNING, "executed by hand: whether it lives, nobody here knows"
             )

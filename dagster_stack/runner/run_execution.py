@@ -36,7 +36,7 @@ from dagster_stack.project import defaults
 from dagster_stack.settings import Settings
 from dagster_stack.storage.claims import STOPPED, Claim, Sign
 from dagster_stack.storage.conditions import UNFENCED, Conditions, place_of
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.ledger import stack_storage
 from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.timing import FOREIGN_CODE_SECS
 from dagster_stack.worker import shared_memory
@@ -105,8 +105,8 @@ class RunExecution:
         ForeignCode, NoRoom, NoSuchRun.
         """
         instance = warm_instance()
-        storage = instance.event_log_storage
-        assert isinstance(storage, PooledEventLogStorage), "runners need the storage of this stack"
+        storage = stack_storage(instance)
+        assert storage, "runners need the storage of this stack"
         run = self._find(instance)
         if run.is_finished:
             if run.status == DagsterRunStatus.CANCELED:
@@ -271,8 +271,8 @@ class RunExecution:
 
 def say_unfenced(instance: DagsterInstance, run: DagsterRun) -> None:
     """Say once in a run's log that its outputs may be overwritten late, where the S3 store can't refuse that."""
-    storage, s3 = instance.event_log_storage, Settings.from_environment().s3
-    if s3 and isinstance(storage, PooledEventLogStorage):
+    storage, s3 = stack_storage(instance), Settings.from_environment().s3
+    if s3 and storage:
         conditions = Conditions(place_of(s3.bucket, s3.endpoint_url), storage.facts)
         if conditions.to_be_told(run.run_id):
             instance.report_engine_event(UNFENCED, run)

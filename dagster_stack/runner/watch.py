@@ -14,7 +14,7 @@ from dagster_stack.logs.context import bound
 from dagster_stack.runner.launcher import QUEUE, CeleryRunLauncher
 from dagster_stack.runner.run_execution import cancel
 from dagster_stack.storage.claims import Claims, Work
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.ledger import stack_storage
 from dagster_stack.timing import IDLE_SECS
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ class RunWatch(threading.Thread):
         self._forget_at = 0.0
 
     def run(self) -> None:
-        launcher, storage = self._instance.run_launcher, self._instance.event_log_storage
-        if not (isinstance(launcher, CeleryRunLauncher) and isinstance(storage, PooledEventLogStorage)):
+        launcher, storage = self._instance.run_launcher, stack_storage(self._instance)
+        if not (isinstance(launcher, CeleryRunLauncher) and storage):
             return
         while True:
             time.sleep(LOOK_SECS)

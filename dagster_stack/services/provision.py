@@ -32,8 +32,8 @@ from dagster_stack.services.ownership import own_places
 from dagster_stack.settings import Settings
 from dagster_stack.storage.conditions import TOLD, TOLD_DAYS, UNFENCED, Write, note, place_of, probe
 from dagster_stack.storage.database import impatience
-from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.facts import Facts
+from dagster_stack.storage.ledger import stack_storage
 from dagster_stack.storage.postgres import make_tables
 from dagster_stack.storage.s3 import CLOCKS, s3_client
 from dagster_stack.storage.sqlstate import code_of, sentence
@@ -255,8 +255,7 @@ def attach_policy(admin: MinioAdmin, user: str, policy: str) -> None:
 def make_schema(settings: Settings, kept: dict[Write, bool]) -> None:
     """Dagster's tables: made when missing, migrated when they are of an older version."""
     with impatience(), DagsterInstance.get() as instance:
-        storage = instance.event_log_storage
-        if isinstance(storage, PooledEventLogStorage):
+        if storage := stack_storage(instance):
             patiently("Postgres", lambda: make_tables(storage.postgres_url))
             patiently(
                 "a store (Postgres, S3 or RabbitMQ)",

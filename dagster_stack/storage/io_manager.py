@@ -26,6 +26,7 @@ from dagster_stack.storage.conditions import (
     place_of,
 )
 from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.ledger import stack_storage
 from dagster_stack.storage.pickles import PICKLE_PROTOCOL, Pickles
 from dagster_stack.storage.s3 import s3_client
 
@@ -126,8 +127,8 @@ class FormerNames(PickledObjectS3IOManager):
 def claimed_storage(context: OutputContext) -> PooledEventLogStorage | None:
     """The storage that knows whether the step is still this process's; None where nobody claims steps."""
     step = context._step_context
-    storage = step.instance.event_log_storage if step else None
-    return storage if isinstance(storage, PooledEventLogStorage) and storage.claim else None
+    storage = stack_storage(step.instance) if step else None
+    return storage if storage and storage.claim else None
 
 
 class FencedObject:

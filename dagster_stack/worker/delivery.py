@@ -27,7 +27,7 @@ from dagster_stack.errors import (
     OldDefinitions,
 )
 from dagster_stack.storage.claims import Claim
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.ledger import ledger_of
 from dagster_stack.storage.sqlstate import is_away
 from dagster_stack.worker.process import warm_instance
 from dagster_stack.worker.replacement import replace_process
@@ -120,10 +120,9 @@ def back_to_queue_on_error() -> Iterator[None]:
 
 def release(claim: Claim | None, reason: str) -> None:
     """Let whoever gets the message next begin at once; returns when the database, if it is away, is back."""
-    storage = warm_instance().event_log_storage
-    while claim and isinstance(storage, PooledEventLogStorage):
+    while claim:
         try:
-            return storage.claims.release(claim, reason)
+            return ledger_of(warm_instance()).release(claim, reason)
         except Exception as error:
             if not is_away(error):
                 raise

@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 
-from dagster_stack import tags
-from dagster_stack.storage.event_log import ENDS, PooledEventLogStorage
+from dagster_stack.storage.ledger import ledger_of
 
 #: A run in these states executes nothing any more.
 ENDED_RUN = {
@@ -40,19 +39,5 @@ class Standing:
 
 
 def standing(instance: DagsterInstance, run_id: str, step_key: str) -> Standing:
-    """One query with this stack's Postgres storage; any other storage is asked in Dagster's own way."""
-    events = instance.event_log_storage
-    if isinstance(events, PooledEventLogStorage):
-        found, code, ends = events.standing(run_id, step_key, [kind.value for kind in ENDS])
-        counted = Counter({DagsterEventType(kind): count for kind, count in ends.items()})
-        return Standing(found.status if found else None, counted, code, found)
-    run = instance.get_run_by_id(run_id)
-    records = instance.get_records_for_run(run_id, of_type=ENDS).records if run else []
-    kinds = [
-        event.event_type
-        for record in records
-        if (event := record.event_log_entry.dagster_event) and event.step_key == step_key
-    ]
-    return Standing(
-        run.status if run else None, Counter(kinds), run.tags.get(tags.CODE) if run else None, run
-    )
+    run, code, ends = ledger_of(instance).attempt_state(run_id, step_key)
+    return Standing(run.status if run else None, ends, code, run)

@@ -32,6 +32,7 @@ from dagster_stack.logs.context import bound
 from dagster_stack.storage.attempt import STARTS
 from dagster_stack.storage.claims import Claim, Sign
 from dagster_stack.storage.event_log import ENDS, PooledEventLogStorage
+from dagster_stack.storage.ledger import stack_storage
 from dagster_stack.storage.life import SignsOfLife
 from dagster_stack.storage.sqlstate import is_away
 from dagster_stack.timing import FOREIGN_CODE_SECS, GRACE_SECS
@@ -139,8 +140,8 @@ class StepExecution:
                 self._holder,
                 lambda text: instance.report_engine_event(text, run, step_key=step),
             )
-        storage = instance.event_log_storage
-        if not isinstance(storage, PooledEventLogStorage):
+        storage = stack_storage(instance)
+        if not storage:
             self._execute(instance, run)
             return
         # Who drives the run sends the interrupt that ends it.
@@ -173,8 +174,8 @@ class StepExecution:
         run = instance.get_run_by_id(self._message.run_id)
         if run is None:
             raise NoSuchRun(f"nobody knows run {self._message.run_id}: it was deleted meanwhile")
-        storage = instance.event_log_storage
-        if claim and isinstance(storage, PooledEventLogStorage):
+        storage = stack_storage(instance)
+        if claim and storage:
             with storage.claimed(claim), self._interruption, storage.batching(self._before_failure):
                 self._execute(instance, run)
         else:

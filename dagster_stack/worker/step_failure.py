@@ -10,7 +10,7 @@ from dagster_shared.error import SerializableErrorInfo
 
 from dagster_stack.errors import Refused
 from dagster_stack.failure_reasons import LABEL, Reason
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.storage.ledger import ledger_of
 
 
 def report_failure(
@@ -59,6 +59,4 @@ def report_failure(
 
 def flush(instance: DagsterInstance) -> None:
     """Write what was reported so far."""
-    storage = instance.event_log_storage
-    if isinstance(storage, PooledEventLogStorage):
-        storage.flush()
+    ledger_of(instance).flush()

@@ -96,11 +96,10 @@ def warm_up(**_: Any) -> None:
         return
     try:
         load()
-        from dagster_stack.storage.event_log import PooledEventLogStorage
+        from dagster_stack.storage.ledger import stack_storage
         from dagster_stack.worker.process import warm_instance
 
-        storage = warm_instance().event_log_storage
-        if isinstance(storage, PooledEventLogStorage):
+        if storage := stack_storage(warm_instance()):
             # Whatever an earlier worker of this name executed: it is dead.
             storage.claims.sweep(_worker.name, _worker.started_at)
         else:
