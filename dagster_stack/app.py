@@ -11,7 +11,6 @@ from dagster_stack.tasks import register_tasks
 from dagster_stack.worker import (
     consumer,
     consumption,
-    prefetch,
     replacement,
     request,
     revocation,
@@ -35,7 +34,6 @@ register_tasks(app)
 app.steps["worker"].add(Watchdog)
 consumer.install(app)
 consumption.install(app)
-prefetch.install()
 replacement.install(app)
 request.install(app)
 revocation.install()

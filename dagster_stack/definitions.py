@@ -17,7 +17,8 @@ from dagster_shared.record import copy
 
 from dagster_stack import tags
 from dagster_stack.errors import OldDefinitions
-from dagster_stack.logs.libraries import replace
+from dagster_stack.patches.dagster import CHECK_WORKSPACE
+from dagster_stack.patches.dagster import RELOADS as RELOADS_IN_DAGIT
 from dagster_stack.storage.ledger import stack_storage
 
 logger = logging.getLogger(__name__)
@@ -135,10 +136,8 @@ def reload(instance: DagsterInstance) -> None:
 
 def use_in_webserver() -> None:
     """Let each reload in Dagit, of a location or of all, count."""
-    from dagster._core.workspace.context import WorkspaceProcessContext
-
-    for name in ("reload_code_location", "reload_workspace"):
-        replace(WorkspaceProcessContext, name, counted(getattr(WorkspaceProcessContext, name)))
+    for each in RELOADS_IN_DAGIT:
+        each.replace(counted(each.found()))
 
 
 def counted(original: Callable[..., None]) -> Callable[..., None]:
@@ -154,13 +153,13 @@ def use_in_daemon() -> None:
     """Let the daemon, which loads the code anew each minute, do so at its next look after a reload."""
     from dagster._daemon import controller
 
-    original = controller.DagsterDaemonController.check_workspace_freshness
+    original = CHECK_WORKSPACE.found()
     seen: list[int] = []
 
     def check(self: Any, last: float) -> float:
         now = reloads(self._instance)
         is_new = bool(seen) and seen[0] != now
         seen[:] = [now]
-        return original(self, last - controller.RELOAD_WORKSPACE_INTERVAL if is_new else last)
+        return float(original(self, last - controller.RELOAD_WORKSPACE_INTERVAL if is_new else last))
 
-    replace(controller.DagsterDaemonController, "check_workspace_freshness", check)
+    CHECK_WORKSPACE.replace(check)

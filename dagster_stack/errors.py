@@ -35,6 +35,10 @@ class ProjectError(StackError):
     """Raised when the project's code locations can't be told from its files."""
 
 
+class PartMissing(StackError):
+    """Raised when another library lacks what this project replaces in it, or uses of it (`patches/`)."""
+
+
 class NotRestored(StackError):
     """Raised when what a step did to its process can't be undone; the message says what it was."""
 

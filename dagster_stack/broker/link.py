@@ -8,7 +8,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from amqp import spec
 from celery import Celery
 from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
@@ -38,6 +37,7 @@ ONE_MORE_TRY = {"max_retries": 1, "interval_start": 0}
 ANSWER_SECS = 1
 #: Seconds between two tries to reach a broker that is away.
 RETRY_SECS = 1
+ALARM = "The broker takes no messages: it is short of disk or of memory (`docker compose logs rabbitmq` says of which)."
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ class BrokerLink:
         self._next_try = 0.0
         self._beat_at = 0.0
         #: The broker's own words while it takes no messages.
-        self._alarm: str | None = None
+        #: Whether RabbitMQ has said that it takes nothing, and that this is over.
+        self._has_alarm = False
         self._alarm_is_over = False
 
     def send(self, message: "StepMessage", job: str, queue: str, priority: int) -> None:
@@ -142,7 +143,7 @@ class BrokerLink:
 
     def close(self) -> None:
         """End the connection, and with it the queue for wake-ups."""
-        if self._alarm:
+        if self._has_alarm:
             self._drop()
         connection, queue = self._connection, self._queue
         self._connection = self._queue = self._producer = None
@@ -159,7 +160,7 @@ class BrokerLink:
         """Forget a connection that failed, without a word to a broker that may not answer."""
         connection = self._connection
         self._connection = self._queue = self._producer = None
-        self._alarm, self._alarm_is_over = None, False
+        self._has_alarm = self._alarm_is_over = False
         if connection:
             connection.collect(socket_timeout=0.1)
 
@@ -201,27 +202,23 @@ class BrokerLink:
         return cast(Connection, connection)
 
     def _listen_for_alarms(self, connection: Connection) -> None:
+        """RabbitMQ's notices to whoever sends: https://www.rabbitmq.com/docs/connection-blocked"""
         if connection.transport.driver_type == "amqp":
             amqp = connection.connection
-            # Of RabbitMQ's notice, py-amqp leaves out the reason. https://www.rabbitmq.com/docs/connection-blocked
-            amqp._METHODS = {
-                **amqp._METHODS,
-                spec.Connection.Blocked: spec.method(spec.Connection.Blocked, "s"),
-            }
-            amqp._callbacks[spec.Connection.Blocked] = self._on_blocked
-            amqp._callbacks[spec.Connection.Unblocked] = self._on_unblocked
+            amqp.on_blocked, amqp.on_unblocked = self._on_blocked, self._on_unblocked
 
-    def _on_blocked(self, reason: str) -> None:
-        # Out of whatever waits for an answer: with a heartbeat now and then it would wait for ever.
-        self._alarm = reason
-        raise BrokerUnreachable(f"The broker takes no messages: {reason}")
+    def _on_blocked(self, _reason: str) -> None:
+        # py-amqp's reason is always the same. Out of whatever waits for an answer: with a heartbeat now and then it would
+        # wait for ever.
+        self._has_alarm = True
+        raise BrokerUnreachable(ALARM)
 
     def _on_unblocked(self) -> None:
         self._alarm_is_over = True
 
     def _heed_alarm(self, connection: Connection) -> Connection:
         """The connection to talk on. While the broker has an alarm, it reads nothing on one that has sent."""
-        if self._alarm and not self._alarm_is_over:
+        if self._has_alarm and not self._alarm_is_over:
             with suppress(socket.timeout, TimeoutError):
                 while True:
                     connection.drain_events(timeout=0.0001)
@@ -229,8 +226,8 @@ class BrokerLink:
             # What was sent into the alarm may be confirmed now: it must not pass for another message's.
             self._drop()
             return self._open()
-        if self._alarm:
-            raise BrokerUnreachable(f"The broker takes no messages: {self._alarm}")
+        if self._has_alarm:
+            raise BrokerUnreachable(ALARM)
         return connection
 
     def _wake(self, _message: Any) -> None:

@@ -1,4 +1,4 @@
-"""The loggers of Celery, Dagster and uvicorn, which set up handlers of their own: here they get those of the service."""
+"""The loggers of Celery and Dagster, which set up handlers of their own: here they get those of the service."""
 
 import logging
 from types import ModuleType
@@ -6,19 +6,14 @@ from typing import Any
 
 from dagster_stack.logs.lines import KNOWN_ACTIONS
 from dagster_stack.logs.service import ServiceHandler, active, configure
+from dagster_stack.patches import celery, dagster
 
 logger = logging.getLogger(__name__)
 
 
-def replace(owner: object, name: str, by: object) -> None:
-    """Let what a module or class has under a name be ours; raises AttributeError when it knows no such name any more."""
-    getattr(owner, name)
-    setattr(owner, name, by)
-
-
 def leave_to_service(module: ModuleType) -> None:
     """Let a command of Dagster's, by its module, set up no handlers: the service has."""
-    replace(module, "configure_loggers", lambda *_, **__: None)
+    dagster.CONFIGURE_LOGGERS[module.__name__].replace(lambda *_, **__: None)
 
 
 # --- Celery -------------------------------------------------------------------------------------------------
@@ -37,10 +32,9 @@ def set_up_worker(loglevel: int | None = None, **_: Any) -> None:
     """In the place of Celery's own set-up, with its option --loglevel."""
     from billiard.util import get_logger
     from celery.app import trace
-    from celery.apps import worker
 
     configure("worker", loglevel or logging.INFO)
-    replace(worker, "safe_say", say)
+    celery.SAFE_SAY.replace(say)
     KNOWN_ACTIONS.update(
         {
             trace.LOG_RECEIVED: "task.received",
@@ -74,11 +68,8 @@ def use_in_dagster() -> None:
     """Let the console of each run, sensor and schedule in this process be the service's log, if it has one."""
     if active() is None:
         return
-    from dagster import _loggers
-    from dagster._core.definitions import instigation_logger
-
-    for module in (_loggers, instigation_logger):
-        replace(module, "create_console_logger", console_logger)
+    for each in dagster.CONSOLE_LOGGERS:
+        each.replace(console_logger)
 
 
 def console_logger(name: str, level: str | int) -> logging.Logger:
@@ -88,15 +79,3 @@ def console_logger(name: str, level: str | int) -> logging.Logger:
     console = logging.Logger(name, level)
     console.addHandler(ServiceHandler(log, of_dagster=True))
     return console
-
-
-# --- uvicorn ------------------------------------------------------------------------------------------------
-
-
-def use_in_uvicorn() -> None:
-    """Let servers of this process log as all else does."""
-    from uvicorn.config import LOGGING_CONFIG
-
-    LOGGING_CONFIG.update(
-        handlers={}, loggers={name: {} for name in ("uvicorn", "uvicorn.error", "uvicorn.access")}
-    )

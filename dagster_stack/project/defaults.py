@@ -20,18 +20,16 @@ from dagster import (
     multi_or_in_process_executor,
     multiprocess_executor,
 )
-from dagster._core import telemetry
-from dagster._core.definitions import executor_definition, job_definition
 from dagster._core.executor.base import Executor
 from dagster._core.instance.ref import InstanceRef
 from dagster._core.storage.defs_state import UPathDefsStateStorage
 from dagster._core.storage.root import LocalArtifactStorage
 from dagster._core.system_config.objects import ResolvedRunConfig
-from dagster.components.utils import project_paths
+from dagster.components.utils.project_paths import get_defs_module_path_for_project
 from upath import UPath
 
 from dagster_stack import tags
-from dagster_stack.logs.libraries import replace
+from dagster_stack.patches import dagster
 from dagster_stack.settings import Settings
 from dagster_stack.storage.default_io_manager import VARIABLES
 
@@ -39,11 +37,9 @@ from dagster_stack.storage.default_io_manager import VARIABLES
 DATA_VARIABLE = "DAGSTER_STACK_DATA"
 #: Where components keep their state, in the folder with a project's definitions.
 STATE = ".local_defs_state"
-#: What makes the executors of Dagster's that start a process for each step, from their config.
-FORKING = "_core_multiprocess_executor_creation"
 
-_dagsters_own = getattr(executor_definition, FORKING)
-_state_folder = project_paths.get_local_state_dir
+_dagsters_own = dagster.MULTIPROCESS.found()
+_state_folder = dagster.STATE_FOLDER.found()
 
 
 class StackInstance(DagsterInstance):
@@ -84,11 +80,11 @@ def use() -> None:
 
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
-    replace(job_definition, "DEFAULT_EXECUTOR_DEF", celery_executor)
-    replace(executor_definition, FORKING, multiprocess)
+    dagster.DEFAULT_EXECUTOR.replace(celery_executor)
+    dagster.MULTIPROCESS.replace(multiprocess)
     # As dagster.yaml says. An instance that user code makes, such as local_temp(), has no such file, and no folder for it.
-    replace(telemetry, "_get_instance_telemetry_enabled", lambda _: False)
-    replace(project_paths, "get_local_state_dir", state_folder)
+    dagster.TELEMETRY.replace(lambda _: False)
+    dagster.STATE_FOLDER.replace(state_folder)
 
 
 def multiprocess(config: Mapping[str, Any]) -> Executor:
@@ -168,9 +164,10 @@ def _executor_config(job: JobDefinition, run_config: Mapping[str, Any]) -> Mappi
 def state_folder(key: str, project_root: Path) -> Path:
     """Where a component's state lies beside the code. Dagster makes the folder, even to find it empty."""
     try:
-        return _state_folder(key, project_root)
+        own: Path = _state_folder(key, project_root)
+        return own
     except OSError as error:
         if error.errno not in (errno.EROFS, errno.EACCES):
             raise
-    folder = project_paths.get_defs_module_path_for_project(project_root)
+    folder = get_defs_module_path_for_project(project_root)
     return folder / STATE / re.sub(r"[^A-Za-z0-9._-]", "__", key)

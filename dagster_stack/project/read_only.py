@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dagster_stack.logs.libraries import replace
+from dagster_stack.patches.dagster import BACKOFF
 from dagster_stack.project.data import DATA, SETTING, VARIABLE
 from dagster_stack.storage import error_chains
 
@@ -48,14 +48,11 @@ def use_in_dagster() -> None:
 
     To be called before user code is loaded: DuckDB's resource would try for 102 s.
     """
-    from dagster._utils import backoff
-
     error_chains.use_in_dagster()
     if explain not in error_chains.explanations:
         error_chains.explanations.append(explain)
-    if backoff.backoff is not impatient:
-        _by_dagster.append(backoff.backoff)
-        replace(backoff, "backoff", impatient)
+    if BACKOFF.found() is not impatient:
+        _by_dagster.append(BACKOFF.replace(impatient))
 
 
 _by_dagster: list[Callable[..., Any]] = []

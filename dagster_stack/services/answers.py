@@ -9,10 +9,11 @@ from graphql import GraphQLError
 from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket
 
-from dagster_stack.logs.libraries import replace
+from dagster_stack.patches.dagster import JSON_RESPONSE, STATUS_CODE
+from dagster_stack.patches.servers import SEND_JSON
 from dagster_stack.storage.sqlstate import kind_of
 
-OWN_STATUS_CODE = graphql.GraphQLServer._determine_status_code
+OWN_STATUS_CODE = STATUS_CODE.found()
 
 
 class Answer(JSONResponse):
@@ -37,11 +38,11 @@ def status_code(
 ) -> int:
     """Dagster's own; but HTTP 500 would hide the answer from who asks, when that is what Postgres said."""
     others = [error for error in captured_errors if kind_of(error) is None]
-    return OWN_STATUS_CODE(server, resolver_errors, others)
+    return int(OWN_STATUS_CODE(server, resolver_errors, others))
 
 
 def use_in_webserver() -> None:
     """Let Dagster's webserver in this process answer so."""
-    replace(graphql.GraphQLServer, "_determine_status_code", status_code)
-    replace(graphql, "JSONResponse", Answer)
-    replace(WebSocket, "send_json", send_json)
+    STATUS_CODE.replace(status_code)
+    JSON_RESPONSE.replace(Answer)
+    SEND_JSON.replace(send_json)

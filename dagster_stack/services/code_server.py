@@ -15,10 +15,11 @@ from multiprocessing.context import ForkServerProcess
 from threading import Lock
 from typing import Any
 
-from dagster_stack.logs.libraries import leave_to_service, replace, use_in_dagster
+from dagster_stack.logs.libraries import leave_to_service, use_in_dagster
 from dagster_stack.logs.service import SERVICE_VARIABLE, active, configure
+from dagster_stack.patches.dagster import CODE_SERVER_COMMAND, CODE_SERVER_START
+from dagster_stack.patches.python import allow_children
 from dagster_stack.project import found, use
-from dagster_stack.worker.descendants import allow_children
 
 #: Linux: what `ps` and `top` call this process (`man 2 prctl`).
 PR_SET_NAME, NAME = 15, b"code-server"
@@ -75,12 +76,10 @@ def pids() -> list[int]:
 
 def use_in_code_servers() -> None:
     """Let the code servers that this process starts be this module."""
-    from dagster._grpc import server
-
     if log := active():
         os.environ[SERVICE_VARIABLE] = log.service
-    replace(server, "get_python_environment_entry_point", entry_point)
-    replace(server, "open_ipc_subprocess", start)
+    CODE_SERVER_COMMAND.replace(entry_point)
+    CODE_SERVER_START.replace(start)
 
 
 def entry_point(executable: str) -> Sequence[str]:

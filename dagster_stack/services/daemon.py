@@ -9,6 +9,7 @@ from dagster._daemon.controller import get_daemon_statuses
 
 from dagster_stack import definitions
 from dagster_stack.logs.libraries import leave_to_service, use_in_dagster
+from dagster_stack.patches.dagster import DAEMON_INTERVAL
 from dagster_stack.runner.watch import RunWatch
 from dagster_stack.services.code_server import use_in_code_servers
 from dagster_stack.services.health import Heartbeat
@@ -16,7 +17,7 @@ from dagster_stack.storage.postgres import PooledPostgresStorage
 
 #: Connections that this process keeps at most: it evaluates sensors and schedules in several threads.
 CONNECTIONS = 10
-#: Seconds between two looks for backfills to submit: Dagster's 30 are felt at each, and no setting changes them.
+#: Seconds between two looks for backfills to submit.
 BACKFILL_LOOK_SECS = 3
 #: Seconds between looks: each reads one row a daemon type from Postgres.
 PROBE_INTERVAL_SECS = 10
@@ -27,7 +28,7 @@ SILENCE_SECS = 60
 def run_daemon(workspaces: Sequence[str]) -> None:
     """Run Dagster's daemon, with the code locations of workspace files, until it is stopped."""
     PooledPostgresStorage.allow_process(CONNECTIONS)
-    controller.DEFAULT_DAEMON_INTERVAL_SECONDS = BACKFILL_LOOK_SECS
+    DAEMON_INTERVAL.replace(BACKFILL_LOOK_SECS)
     use_in_dagster()
     use_in_code_servers()
     leave_to_service(controller)

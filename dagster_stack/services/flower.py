@@ -1,9 +1,7 @@
 """The `flower` service: Celery's tasks as they go, with logs as all services have them."""
 
-from flower.events import PrometheusMetrics
-
-from dagster_stack.logs.libraries import replace
 from dagster_stack.logs.service import configure
+from dagster_stack.patches.servers import OBSERVE_TASK
 
 
 def bound_figures() -> None:
@@ -12,7 +10,7 @@ def bound_figures() -> None:
     It keeps series for each name of a task on each worker, and here a task is called after its step: thousands that
     nobody reads (7 KB each; with 8,000 of them an answer takes a second of Flower's only thread).
     """
-    replace(PrometheusMetrics, "observe_task", lambda *_: None)
+    OBSERVE_TASK.replace(lambda *_: None)
 
 
 def main() -> None:

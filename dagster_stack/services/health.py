@@ -14,6 +14,7 @@ from typing import Any
 
 from celery import bootsteps
 
+from dagster_stack.patches.celery import processes
 from dagster_stack.timing import EXIT_AFTER_SECS, LOOP_SILENCE_SECS, PROBE_INTERVAL_SECS
 
 logger = logging.getLogger(__name__)
@@ -130,17 +131,12 @@ class Watchdog(bootsteps.StartStopStep):
         silence = time.monotonic() - self._last_turn
         if silence > LOOP_SILENCE_SECS:
             return f"no connection to the broker, or the event loop hangs, for {silence:.0f} s"
-        complaint = pool_complaint(pool_processes(worker.pool))
+        complaint = pool_complaint([each.pid for each in processes(worker.pool) if each.pid])
         # The consumer's own one comes from dagster_stack/worker/consumption.py.
         return complaint or getattr(getattr(worker, "consumer", None), "complaint", None)
 
     def _turn(self) -> None:
         self._last_turn = time.monotonic()
-
-
-def pool_processes(pool: Any) -> list[int]:
-    """The process ids of a prefork pool."""
-    return [process.pid for process in pool._pool._pool if process.pid]
 
 
 def pool_complaint(pids: list[int]) -> str | None:

@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dagster_webserver import cli
-from dagster_webserver.app import create_app_from_workspace_process_context
 from starlette.applications import Starlette
 
 from dagster_stack import definitions
-from dagster_stack.logs.libraries import leave_to_service, replace, use_in_dagster, use_in_uvicorn
+from dagster_stack.logs.libraries import leave_to_service, use_in_dagster
 from dagster_stack.logs.service import configure
 from dagster_stack.own_names import OwnNames
+from dagster_stack.patches.dagster import WEBSERVER_APP
+from dagster_stack.patches.servers import without_handlers
 from dagster_stack.services import code_server
 from dagster_stack.services.answers import use_in_webserver
 from dagster_stack.services.code_server import use_in_code_servers
@@ -55,11 +56,11 @@ def refuse_foreign_pages(own: OwnNames) -> None:
     """Let the webserver of this process answer under these names alone, and to no foreign page."""
 
     def make_guarded(*arguments: Any, **options: Any) -> Starlette:
-        app = create_app_from_workspace_process_context(*arguments, **options)
+        app: Starlette = make_app(*arguments, **options)
         app.add_middleware(ForeignPages, own=own)
         return app
 
-    replace(cli, "create_app_from_workspace_process_context", make_guarded)
+    make_app = WEBSERVER_APP.replace(make_guarded)
     # uvicorn takes each handshake that an app answers with a refusal for a mistake of the app.
     logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != REFUSED_HANDSHAKE)
 
@@ -68,7 +69,7 @@ def run_webserver(words: Sequence[str]) -> None:
     """Run Dagster's webserver with the words of its command line until it is stopped."""
     configure("dagit")
     use_in_dagster()
-    use_in_uvicorn()
+    without_handlers()
     use_in_code_servers()
     leave_to_service(cli)
     use_in_webserver()

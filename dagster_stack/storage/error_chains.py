@@ -6,7 +6,7 @@ from typing import Any
 
 from dagster_shared.error import SerializableErrorInfo
 
-from dagster_stack.logs.libraries import replace
+from dagster_stack.patches.dagster import ERROR_FROM_TRACEBACK
 from dagster_stack.texts import MOST_TEXT, cut
 
 #: Errors, one the cause of the other, that are kept. Dagster follows them by recursion, which a thousand exhaust.
@@ -17,17 +17,17 @@ MOST_MEMBERS = 10
 #: Called with the message of each error; what they return is added to it.
 explanations: list[Callable[[str], str | None]] = []
 
-_by_dagster = SerializableErrorInfo.from_traceback
+_by_dagster = ERROR_FROM_TRACEBACK.found()
 
 
 def use_in_dagster() -> None:
     """Let Dagster, in this process, keep no more of any error."""
-    replace(SerializableErrorInfo, "from_traceback", _from_traceback)
+    ERROR_FROM_TRACEBACK.replace(_from_traceback)
 
 
 def _from_traceback(error: TracebackException) -> SerializableErrorInfo:
     shorten(error)
-    found = _by_dagster(error)
+    found: SerializableErrorInfo = _by_dagster(error)
     for explain in explanations:
         if explanation := explain(found.message[:MOST_TEXT]):
             found = found._replace(message=f"{cut(found.message, MOST_TEXT).rstrip()}\n{explanation}\n")

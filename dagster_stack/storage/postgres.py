@@ -15,7 +15,6 @@ from dagster._core.execution.backfill import PartitionBackfill
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.config import pg_config
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
-from dagster._core.storage.runs import sql_run_storage
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
@@ -24,7 +23,7 @@ from dagster_postgres.utils import pg_url_from_config
 from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack.logs.context import bound
-from dagster_stack.logs.libraries import replace
+from dagster_stack.patches.dagster import SERIALIZE_RUN
 from dagster_stack.storage import claims, error_chains, facts
 from dagster_stack.storage.database import (
     DEFAULT_CONNECTIONS,
@@ -58,7 +57,7 @@ def in_order(value: Any) -> str:
     return serialize_value(value, sort_keys=False)
 
 
-replace(sql_run_storage, "serialize_value", in_order)
+SERIALIZE_RUN.replace(in_order)
 
 
 class PooledRunStorage(PooledStorage, PostgresRunStorage):

@@ -6,7 +6,8 @@ from typing import Any, cast
 
 import boto3
 from botocore.config import Config
-from urllib3 import PoolManager
+
+from dagster_stack.patches.botocore import renew_connections
 
 #: Seconds that a link given to a browser stays valid: the longest that S3 signatures allow, 7 days.
 LINK_LIFETIME_SECS = 7 * 24 * 3600
@@ -55,12 +56,7 @@ _inherited: list[Any] = []
 
 def _leave_connections_to_parent() -> None:
     """In a forked child: the clients, which are costly, stay; their connections, and the locks of these, do not."""
-    for client in _clients:
-        session = client._endpoint.http_session
-        _inherited.append((session._manager, session._proxy_managers))
-        session._manager = PoolManager(**session._get_pool_manager_kwargs())
-        session._manager.pool_classes_by_scheme = session._pool_classes_by_scheme
-        session._proxy_managers = {}
+    _inherited.extend(map(renew_connections, _clients))
 
 
 os.register_at_fork(after_in_child=_leave_connections_to_parent)

@@ -12,13 +12,14 @@ from dataclasses import replace
 from threading import Thread
 from typing import Any
 
-from amqp import serialization
 from celery import Celery
 from celery.worker.consumer.consumer import Consumer as CeleryConsumer
 from celery.worker.state import requests
 from kombu.exceptions import ContentDisallowed, DecodeError
 
 from dagster_stack.broker.dead_letters import DeadLetter, bury
+from dagster_stack.patches.amqp import tolerate_unreadable
+from dagster_stack.patches.celery import queue_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +33,6 @@ HEADERS: dict[str, tuple[type, ...]] = {
     "stamped_headers": (list, type(None)),
     "stamps": (dict, type(None)),
 }
-
-
-#: What py-amqp reads properties with, and ends the worker over some of them.
-PropertyReader = Callable[[Any, int], tuple[dict[str, Any], int]]
-PROPERTY_READERS: Mapping[int, PropertyReader] = serialization.PROPERTY_CLASSES
 #: Levels of a message. JSON is read ten times as deep as the pool can pickle it, of which the worker would end.
 DEEPEST = 100
 
@@ -88,7 +84,7 @@ class Consumer(CeleryConsumer):
 
     def _put_aside(self, message: Any, reason: str, react: Callable[[], None]) -> None:
         letter = DeadLetter.of(message, reason, self.hostname)
-        letter = replace(letter, queue=self._queue_of(message) or letter.queue)
+        letter = replace(letter, queue=queue_of(self.task_consumer, message) or letter.queue)
 
         def settle() -> None:
             """In the event loop, to which the connection belongs."""
@@ -129,12 +125,6 @@ class Consumer(CeleryConsumer):
         self.putting_aside += 1
         # Beside the event loop: the broker's confirmation may take a while.
         Thread(target=put_aside, name="put-aside", daemon=True).start()
-
-    def _queue_of(self, message: Any) -> str | None:
-        """The queue that a message came from; its routing key need not be the queue's name."""
-        tag = (message.delivery_info or {}).get("consumer_tag")
-        tags: Mapping[str, str] = getattr(self.task_consumer, "_active_tags", {})
-        return next((queue for queue, each in tags.items() if each == tag), None)
 
 
 def complaint(message: Any) -> str | None:
@@ -185,28 +175,7 @@ def body_complaint(body: Any) -> str | None:
     return "its body is not made of positional, named and further arguments"
 
 
-def readable(text: Any) -> str:
-    """A short text of AMQP's. py-amqp ends the worker over one that is not UTF-8, such as a strange content type."""
-    return text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else str(text)
-
-
-def tolerant(read: PropertyReader) -> PropertyReader:
-    """Let a message whose properties py-amqp can't read (a date past the year 9999, a table too deep) have none."""
-
-    def read_properties(buffer: Any, offset: int) -> tuple[dict[str, Any], int]:
-        try:
-            return read(buffer, offset)
-        except Exception:
-            logger.warning(
-                "a message's properties can't be read", exc_info=True, extra={"action": "message.unreadable"}
-            )
-            return {}, len(buffer)
-
-    return read_properties
-
-
 def install(app: Celery) -> None:
     """Let the workers of an app put aside what they can't use."""
     app.conf.worker_consumer = f"{Consumer.__module__}:{Consumer.__name__}"
-    serialization.pstr_t = readable
-    serialization.PROPERTY_CLASSES = {kind: tolerant(read) for kind, read in PROPERTY_READERS.items()}
+    tolerate_unreadable()

@@ -17,6 +17,7 @@ from typing import Any
 from celery import Celery, bootsteps
 from celery.worker import state
 
+from dagster_stack.patches.celery import processes, starting
 from dagster_stack.timing import BROKER_ANSWER_SECS
 from dagster_stack.worker.shutdown import is_leaving
 
@@ -96,18 +97,22 @@ class Consumption(bootsteps.StartStopStep):
             self._judge(consumer, waiting(consumer))
 
     def _leave_room(self, consumer: Any) -> None:
-        """Have the broker count what is worked on since an earlier connection: it counts what it gave on this one."""
-        processes, elsewhere = int(consumer.pool.num_processes), strays(consumer)
-        limit = processes - elsewhere if elsewhere else None
+        """Have the broker count over all queues, and what is worked on since an earlier connection."""
+        # By itself it counts for each queue alone since RabbitMQ 4, and what it gave on this connection: a worker on two
+        # queues would hold a step of one while it executes a long one of the other.
+        places, elsewhere = int(consumer.pool.num_processes), strays(consumer)
+        is_counted = elsewhere or len(consumer.app.amqp.queues.consume_from) > 1
+        limit = places - elsewhere if is_counted else None
         if limit == self._limit or (limit is not None and limit < 1):
             # 0 would be no limit to AMQP. Who has no room is not subscribed.
             return
         self._limit = limit
         if consumer.qos_global:
-            consumer.qos.value = limit or processes
+            consumer.qos.value = limit or places
             consumer.qos.update()
         else:
-            # Over all consumers of the channel, beside Celery's own count of each.
+            # AMQP's "global" count of a channel, beside Celery's own of each queue. RabbitMQ keeps it for classic queues,
+            # and calls it deprecated: https://www.rabbitmq.com/docs/consumer-prefetch
             consumer.task_consumer.channel.basic_qos(0, limit or 0, True)
 
     def _judge(self, consumer: Any, waiting: str) -> None:
@@ -189,9 +194,8 @@ def ready(connection: Any, queue: str) -> int:
 
 def stuck(consumer: Any, now: float) -> str | None:
     """A complaint when a message waits for a process while one is idle."""
-    pool = consumer.pool._pool
     # A process that is still loading the code is not idle.
-    if len(state.active_requests) >= len(pool._pool) - len(pool._waiting_to_start):
+    if len(state.active_requests) >= len(processes(consumer.pool)) - starting(consumer.pool):
         return None
     for request in tuple(state.reserved_requests):
         waits = now - request.taken_at

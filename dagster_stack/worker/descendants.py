@@ -13,12 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing import process as process_module
 from threading import Lock, Thread, current_thread, main_thread
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from dagster_stack.forks import own_children
+from dagster_stack.patches import python
 
 if TYPE_CHECKING:
     from psutil import Process
@@ -77,8 +77,8 @@ class Descendants:
 
     def __enter__(self) -> "Descendants":
         self._kept = set(children()) if has_children() else set()
-        self._finalizers = set(finalizers())
-        self._aside = [(each, state) for each, state in helpers() if set(state.values()) != {None}]
+        self._finalizers = set(python.finalizers())
+        self._aside = [(each, state) for each, state in python.helpers() if set(state.values()) != {None}]
         for helper, state in self._aside:
             vars(helper).update(dict.fromkeys(state))
         return self
@@ -96,12 +96,12 @@ class Descendants:
             with default_sigchld():
                 self._finalize()
                 self.told += end(self._found, ASKED_SECS)
-            forget_helpers(self._kept)
+            python.forget_helpers({each.pid for each in self._kept})
         for helper, state in self._aside:
             vars(helper).update(state)
         self._aside = []
         # Its folder for sockets is among the step's temporary files.
-        config().pop("tempdir", None)
+        python.config().pop("tempdir", None)
 
     def kill(self) -> None:
         """The same at once, for a process that is about to end."""
@@ -114,7 +114,7 @@ class Descendants:
 
     def _finalize(self) -> None:
         """What multiprocessing does at a program's end: a pool that goes on would replace each process of its own."""
-        registry = finalizers()
+        registry = python.finalizers()
         new = [key for key in registry if key not in self._finalizers and key[0] is not None]
 
         def run() -> None:
@@ -197,7 +197,7 @@ def end(find: "Callable[[], list[Process]]", asked_secs: float) -> list[str]:
             break
         if not others:
             # Each ends when nobody is left who could use what it tracks: this process too must let go of it.
-            let_go_of_trackers()
+            python.let_go_of_trackers()
         for each in others or (found if now > killed_at + TRACKERS_SECS else []):
             if now >= killed_at:
                 send(each, signal.SIGKILL)
@@ -274,78 +274,3 @@ def default_sigchld() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGCHLD, before)
-
-
-# --- multiprocessing, as the next step needs it ----------------------------------------------------------
-
-
-#: What multiprocessing has for a program, from before any pool.
-_program = process_module.current_process()
-
-
-def allow_children() -> None:
-    """Let multiprocessing take this process for any program. billiard's count as daemons there, which may start none."""
-    module: Any = process_module
-    module._current_process = _program
-
-
-def config() -> dict[str, Any]:
-    module: Any = process_module
-    return module._current_process._config  # type: ignore[no-any-return]
-
-
-def finalizers() -> dict[Any, Any]:
-    module: Any = sys.modules.get("multiprocessing.util")
-    return module._finalizer_registry if module else {}
-
-
-def trackers() -> list[Any]:
-    names = (
-        "multiprocessing.resource_tracker",
-        "joblib.externals.loky.backend.resource_tracker",
-        "loky.backend.resource_tracker",
-    )
-    return [sys.modules[each]._resource_tracker for each in names if each in sys.modules]
-
-
-def helpers() -> Iterator[tuple[Any, dict[str, Any]]]:
-    """What multiprocessing, or loky, has of each process that it keeps for later: by these attributes, None without one."""
-    yield from ((each, {"_fd": each._fd, "_pid": each._pid}) for each in trackers())
-    if module := sys.modules.get("multiprocessing.forkserver"):
-        server = module._forkserver
-        # Its address, its process, and from Python 3.14 on a key.
-        yield server, {name: each for name, each in vars(server).items() if name.startswith("_forkserver_")}
-
-
-def let_go_of_trackers() -> None:
-    """Let trackers remove what they track, and end: they do once nobody uses it, so this process closes its end."""
-    for tracker in trackers():
-        if tracker._fd is not None:
-            with suppress(OSError):
-                os.close(tracker._fd)
-            tracker._fd = tracker._pid = None
-
-
-def forget_helpers(kept: "Collection[Process]") -> None:
-    """Let multiprocessing, and loky, start anew what was ended with the step."""
-    alive_still = {each.pid for each in kept}
-    let_go_of_trackers()
-    module = sys.modules.get("multiprocessing.forkserver")
-    server = module and module._forkserver
-    if server and server._forkserver_pid is not None and server._forkserver_pid not in alive_still:
-        with suppress(OSError):
-            os.close(server._forkserver_alive_fd)
-        server._forkserver_address = server._forkserver_alive_fd = server._forkserver_pid = None
-    processes: Any = process_module
-    processes._children -= {each for each in processes._children if each.pid not in alive_still}
-    for each in ("joblib.externals.loky.reusable_executor", "loky.reusable_executor"):
-        if each in sys.modules:
-            forget_executor(sys.modules[each])
-
-
-def forget_executor(module: Any) -> None:
-    """The executor that loky keeps for its next caller. Its thread ends, since its processes have."""
-    executor, module._executor, module._executor_kwargs = module._executor, None, None
-    thread = getattr(executor, "_executor_manager_thread", None)
-    if thread:
-        thread.join(FINALIZERS_SECS)

@@ -20,6 +20,7 @@ from celery import Celery, Task
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 
 from dagster_stack.errors import StackError
+from dagster_stack.patches.celery import leave_connections_to_parent
 from dagster_stack.project.locations import location_of_message, several
 from dagster_stack.worker.child import Child, Parent, die_likewise
 from dagster_stack.worker.process import work_for, works_for_another
@@ -172,7 +173,7 @@ def serve(app: Celery, location: str, parent: Parent) -> None:
     if _Process.locations:
         _Process.locations.leave()
     # Its connections to the broker are its parent's too.
-    app._after_fork()
+    leave_connections_to_parent(app)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     work_for(os.getppid())
     adopt_orphans()

@@ -6,6 +6,7 @@ from typing import Any
 
 from celery.concurrency.asynpool import AsynPool
 
+from dagster_stack.patches import celery as parts
 from dagster_stack.worker import shared_memory
 from dagster_stack.worker.descendants import adopt_orphans, end_orphans
 
@@ -16,10 +17,10 @@ class TidyPool(AsynPool):
     """Celery's pool, in a worker's main process."""
 
     def _track_child_process(self, proc: Any, hub: Any) -> None:
-        if not hasattr(proc, "_sentinel_poll"):
+        if not parts.is_tracked(proc):
             # billiard's own, a pipe, says so only when all that the process has forked are gone too.
             try:
-                proc._sentinel_poll = os.pidfd_open(proc.pid)
+                parts.track_by(proc, os.pidfd_open(proc.pid))
             except OSError:
                 logger.debug("no pidfd", exc_info=True, extra={"action": "process.no_pidfd"})
         super()._track_child_process(proc, hub)

@@ -16,12 +16,13 @@ from celery import current_app, signals
 from dagster_stack.broker.address import withhold
 from dagster_stack.loading import uncollected
 from dagster_stack.logs.libraries import use_in_dagster
+from dagster_stack.patches.python import allow_children
 from dagster_stack.project import found, use
 from dagster_stack.project.discovery import IMPORTED
 from dagster_stack.project.locations import several
 from dagster_stack.settings import Settings
 from dagster_stack.worker import pool
-from dagster_stack.worker.descendants import adopt_orphans, allow_children
+from dagster_stack.worker.descendants import adopt_orphans
 from dagster_stack.worker.losses import database_url
 
 logger = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from dagster._core.definitions import executor_definition, job_definition
 
 from dagster_stack.executor import celery_executor as executor
 from dagster_stack.executor import dispatch
+from dagster_stack.patches.dagster import MULTIPROCESS
 from dagster_stack.project import defaults
 from dagster_stack.storage import default_io_manager
 from dagster_stack.storage.s3 import s3_client
@@ -54,7 +55,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def _dagsters_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a test loads as a worker does: the next one has Dagster as it comes."""
     monkeypatch.setattr(job_definition, "DEFAULT_EXECUTOR_DEF", multi_or_in_process_executor)
-    monkeypatch.setattr(executor_definition, defaults.FORKING, defaults._dagsters_own)
+    monkeypatch.setattr(executor_definition, MULTIPROCESS.name, defaults._dagsters_own)
 
 
 @pytest.fixture(scope="session")

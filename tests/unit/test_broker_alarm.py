@@ -1,4 +1,4 @@
-"""A broker that takes no messages, for want of disk or memory: the run is told in the broker's own words.
+"""A broker that takes no messages, for want of disk or memory: the run is told.
 
 That RabbitMQ says so, and goes on afterwards, is tested on the stack; here py-amqp gets what it then receives.
 """
@@ -24,7 +24,7 @@ from dagster_stack.settings import CeleryConfig, Settings
 STEP = StepMessage(
     run_id="run-1", step_key="a", attempt=1, known_state="{}", retry_mode="deferred", code="c", redeliver=True
 )
-REASON = "The broker takes no messages: low on disk"
+REASON = "The broker takes no messages: it is short of disk or of memory"
 
 
 @pytest.fixture
@@ -52,11 +52,11 @@ def sent() -> int:
 
 def alarm(link: BrokerLink) -> None:
     with pytest.raises(BrokerUnreachable):
-        link._on_blocked("low on disk")
+        link._on_blocked("as py-amqp says it")
 
 
-def test_rabbitmqs_notice_ends_the_wait_for_a_confirmation_with_its_reason(link: BrokerLink) -> None:
-    # Given a connection of py-amqp, which by itself leaves the reason out
+def test_rabbitmqs_notice_ends_the_wait_for_a_confirmation(link: BrokerLink) -> None:
+    # Given a connection of py-amqp
     connection: Any = amqp.Connection()
     parts: Any = SimpleNamespace(transport=SimpleNamespace(driver_type="amqp"), connection=connection)
     link._listen_for_alarms(parts)
@@ -68,8 +68,6 @@ def test_rabbitmqs_notice_ends_the_wait_for_a_confirmation_with_its_reason(link:
     # And its end is heard
     connection.dispatch_method(spec.Connection.Unblocked, b"\0\x0a\0\x3d", None)
     assert link._alarm_is_over
-    # And other connections of this process are as they were
-    assert amqp.Connection._METHODS[spec.Connection.Blocked].args is None
 
 
 def test_during_an_alarm_nothing_more_is_sent_and_all_say_why_at_once(link: BrokerLink) -> None:

@@ -24,9 +24,9 @@ from kombu.transport.memory import Channel, Transport
 from dagster_stack.broker import dead_letters
 from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.dead_letters import DeadLetter
+from dagster_stack.patches.amqp import readable
 from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.worker import consumer
-from dagster_stack.worker.consumer import readable
 from tests.waiting import wait_until
 
 JSON = ("application/json", "utf-8")

@@ -16,7 +16,6 @@ from dagster_stack.services.health import (
     Heartbeat,
     Watchdog,
     pool_complaint,
-    pool_processes,
     process_state,
 )
 from tests.waiting import wait_until
@@ -254,7 +253,7 @@ def worker_with(pids: list[int | None]) -> SimpleNamespace:
 
 
 def test_processes_that_have_not_started_yet_are_left_out() -> None:
-    assert pool_processes(worker_with([7, None]).pool) == [7]
+    assert Watchdog(worker_with([None])).probe(worker_with([None])) == "the pool has no process"
 
 
 def test_a_loop_that_turns_and_a_living_pool_are_well(child: subprocess.Popen[bytes]) -> None:

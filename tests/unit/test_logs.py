@@ -20,9 +20,10 @@ from dagster import DagsterInstance
 from uvicorn.config import LOGGING_CONFIG
 
 from dagster_stack.errors import SettingsError
-from dagster_stack.logs import libraries, lines
+from dagster_stack.logs import lines
 from dagster_stack.logs.context import bound, current, in_context
 from dagster_stack.logs.service import configure
+from dagster_stack.patches.servers import without_handlers
 from dagster_stack.services import code_server
 from dagster_stack.storage.capture import captured
 from scripts.console import ROOT
@@ -243,7 +244,7 @@ def test_uvicorn_sets_up_no_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("handlers", "loggers"):
         monkeypatch.setitem(LOGGING_CONFIG, key, LOGGING_CONFIG[key])
 
-    libraries.use_in_uvicorn()
+    without_handlers()
 
     assert LOGGING_CONFIG["handlers"] == {}
     assert not any("handlers" in each for each in LOGGING_CONFIG["loggers"].values())
@@ -268,11 +269,6 @@ def test_code_servers_are_started_with_the_log_of_their_service(
     assert os.environ["DAGSTER_STACK_SERVICE"] == "worker"
     # And another Python, which may not have this package, is left alone
     assert getattr(server, name)("/other/python") == ["/other/python", "-m", "dagster"]
-
-
-def test_a_name_that_dagster_has_no_more_is_not_replaced_in_silence() -> None:
-    with pytest.raises(AttributeError, match="gone"):
-        libraries.replace(libraries, "gone", print)
 
 
 # --- what steps print -----------------------------------------------------------------------------------------------

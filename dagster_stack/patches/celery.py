@@ -1,0 +1,107 @@
+"""Parts of Celery, and of billiard and kombu beneath it."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from dagster_stack.patches.part import Part
+
+_celery = partial(Part, read="celery 5.7.0")
+_kombu = partial(Part, read="kombu 5.7.0")
+_billiard = partial(Part, read="billiard 4.3.2")
+
+SAFE_SAY = _celery(
+    where="celery.apps.worker:safe_say",
+    shape="msg, f",
+    why="a worker that is told to stop says so past the service's log.",
+)
+REVOKE = _celery(
+    where="celery.worker.control:revoke",
+    shape="state, task_id, terminate, signal, kwargs",
+    why="it asks the result backend for each task in the event loop, which thousands of steps keep from its heartbeats.",
+    upstream="https://github.com/celery/celery/issues/2620",
+)
+
+USED = (
+    _celery(
+        where="celery.worker.request:Request._already_revoked",
+        shape="False",
+        why="the death of a process that was ended on purpose is no loss.",
+    ),
+    _celery(
+        where="celery.worker.request:Request._already_cancelled",
+        shape="False",
+        why="the death of a process that was ended on purpose is no loss.",
+    ),
+    _celery(
+        where="celery.concurrency.asynpool:AsynPool._track_child_process",
+        shape="self, proc, hub",
+        why="the pool sees a process end only when all that it has forked are gone, too.",
+    ),
+    _celery(
+        where="celery.concurrency.asynpool:AsynPool._sentinel_poll",
+        shape="attribute",
+        why="the pool takes what is there for the file that tells the end of a process.",
+    ),
+    _celery(
+        where="celery.concurrency.asynpool:AsynPool._create_worker_process",
+        shape="self, i",
+        why="each process of the pool needs the pump of its worker's output.",
+    ),
+    _celery(
+        where="celery.concurrency.asynpool:AsynPool._waiting_to_start",
+        shape="attribute",
+        why="a process that still loads the code is not idle.",
+    ),
+    _celery(
+        where="celery.concurrency.base:BasePool._pool",
+        shape="None",
+        why="no other way leads to the processes of a pool.",
+    ),
+    _billiard(
+        where="billiard.pool:Pool._pool",
+        shape="attribute",
+        why="no other way leads to the processes of a pool.",
+    ),
+    _celery(
+        where="celery.app.base:Celery._after_fork",
+        shape="self",
+        why="a forked child must not use its parent's connections to the broker; Celery does it for billiard's alone.",
+    ),
+    _kombu(
+        where="kombu.messaging:Consumer._active_tags",
+        shape="attribute",
+        why="a message says its consumer's tag and not its queue; the routing key need not be the queue's name.",
+    ),
+)
+
+
+def processes(pool: Any) -> list[Any]:
+    """The processes of a worker's prefork pool."""
+    return list(pool._pool._pool)
+
+
+def starting(pool: Any) -> int:
+    """How many of them have not loaded the code yet."""
+    return len(pool._pool._waiting_to_start)
+
+
+def track_by(process: Any, file: int) -> None:
+    """Let the pool learn from a file that this process has ended: it becomes readable."""
+    process._sentinel_poll = file
+
+
+def is_tracked(process: Any) -> bool:
+    return hasattr(process, "_sentinel_poll")
+
+
+def leave_connections_to_parent(app: Any) -> None:
+    """In a forked child: let an app make connections of its own."""
+    app._after_fork()
+
+
+def queue_of(consumer: Any, message: Any) -> str | None:
+    """The queue that a message came from."""
+    tag = (message.delivery_info or {}).get("consumer_tag")
+    tags: Mapping[str, str] = consumer._active_tags if consumer else {}
+    return next((queue for queue, each in tags.items() if each == tag), None)

@@ -1,0 +1,33 @@
+"""Parts of the servers: uvicorn, starlette, Flower."""
+
+from functools import partial
+from typing import Any
+
+from dagster_stack.patches.part import Part
+
+_uvicorn = partial(Part, read="uvicorn 0.54.0")
+_starlette = partial(Part, read="starlette 1.10.0")
+_flower = partial(Part, read="flower 2.2.0")
+
+UVICORN_LOGGING = _uvicorn(
+    where="uvicorn.config:LOGGING_CONFIG",
+    shape="dict of disable_existing_loggers, formatters, handlers, loggers, version",
+    why="Dagit starts uvicorn without a logging config, and uvicorn's own prints each line a second time.",
+)
+SEND_JSON = _starlette(
+    where="starlette.websockets:WebSocket.send_json",
+    shape="self, data, mode",
+    why="a lone surrogate in an answer can't be encoded, and ends the page's connection.",
+)
+OBSERVE_TASK = _flower(
+    where="flower.events:PrometheusMetrics.observe_task",
+    shape="self, worker, event, task",
+    why="Flower keeps series for each name of a task on each worker without an end, and here a task has its step's name.",
+)
+
+
+def without_handlers() -> None:
+    """Let uvicorn in this process leave its loggers to the service."""
+    found: dict[str, Any] = UVICORN_LOGGING.found()
+    # In place: it is the default value of an argument.
+    found.update(handlers={}, loggers={name: {} for name in found["loggers"]})
