@@ -1,5 +1,5 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
-# Variables: JOB, CONFIG, TAGS, N, OFF, JSON, DEPLOY, RUN, SERVICE, SINCE, FOLLOW, ROUNDS, WORK, MINUTES, SEED, FORCE, UPGRADE (below), PYTHON,
+# Variables: JOB, CONFIG, TAGS, N, OFF, JSON, DEPLOY, RUN, SERVICE, SINCE, FOLLOW, ROUNDS, WORK, MINUTES, SEED, FORCE, UPGRADE, SETS, TESTS, STACK (below), PYTHON,
 # STACK_ENV_FILE (another .env: a second copy of the stack), INSTALL_DOCKER, REQUIRED_DISK_GB, TAKE_OVER (docs/operations.md).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
@@ -13,7 +13,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONSAFEPATH PYTHONHOME DOCKER_BUILDKIT DOCKER_DEFAULT_PLATFORM
 unexport COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE COMPOSE_IGNORE_ORPHANS COMPOSE_REMOVE_ORPHANS
 
-.PHONY: help up deploy reload project down demo run scale monitoring status workers dead-letters logs ps shell dev test test-unit lint lock dashboards bench drills soak clean
+.PHONY: help up deploy reload project down demo run scale monitoring status workers dead-letters logs ps shell dev test test-unit test-versions lint lock dashboards bench drills soak clean
 
 ##@ Every day
 up: ## Build what is missing, start all, wait until healthy, print the addresses
@@ -61,6 +61,8 @@ test: ## Lint, types and all tests, on a stack of their own
 	@$(PYTHON) -m scripts.test
 test-unit: ## The tests that need no engine, in minutes
 	@$(PYTHON) -m scripts.test unit
+test-versions: ## The unit tests with the oldest and newest releases that pyproject.toml allows: [SETS=oldest,newest,latest] [TESTS=…] [STACK=1]
+	@$(PYTHON) -m scripts.versions
 lint: ## Lint and types alone
 	@$(PYTHON) -m scripts.test lint
 bench: ## Executors side by side, 15 minutes: [ROUNDS=5] [WORK=chain_21,parallel_50]
