@@ -1,5 +1,6 @@
 """Stopping all, removing the containers, starting anew: cleanly, and without losing anything."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,14 @@ def test_plain_compose_without_env_file_says_what_to_run(
     # Given a fresh clone, where no .env lies
     bare = Stack(tmp_path / "absent.env")
     (tmp_path / "absent.env").touch()
-    arguments = ["--project-directory", str(tmp_path), "--file", str(ROOT / "compose.yaml")]
+    for name in ("compose.yaml", "compose", "docker/no-proxy.env"):
+        source, target = ROOT / name, tmp_path / name
+        target.parent.mkdir(exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copy(source, target)
+    arguments = ["--project-directory", str(tmp_path)]
     # When a user types a command of Compose
     answer = bare.compose(*arguments, *command, check=False)
     # Then it says what to do, and does nothing

@@ -21,6 +21,7 @@ PROJECT_FILES = (
     ".env.example",
     "Makefile",
     "compose.yaml",
+    "compose",
     "celery.yaml",
     "pipelines",
 )

@@ -15,6 +15,7 @@ from dagster_stack.monitoring.state import QUESTIONS
 from dagster_stack.monitoring.trends import TRENDS
 from scripts.console import ROOT
 from scripts.dashboards import write
+from tests import compose_files
 from tests.stack.dashboards import FOLDER, Query, dashboards, panels, queries
 
 PROVISIONING = ROOT / "docker" / "grafana" / "provisioning"
@@ -193,7 +194,7 @@ def datasource() -> dict[str, Any]:
 
 
 def grafana() -> dict[str, Any]:
-    return dict(yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["grafana"])
+    return compose_files.services()["grafana"]
 
 
 def test_the_source_is_the_stacks_prometheus_and_cant_be_changed_in_the_browser() -> None:
@@ -238,5 +239,5 @@ def test_grafana_is_optional_closed_and_calls_nobody() -> None:
         "GF_ANALYTICS_CHECK_FOR_UPDATES", "GF_ANALYTICS_CHECK_FOR_PLUGIN_UPDATES", "GF_NEWS_NEWS_FEED_ENABLED",
         "GF_SNAPSHOTS_EXTERNAL_ENABLED", "GF_PLUGINS_PLUGIN_ADMIN_ENABLED",
     }  # fmt: skip
-    others = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
-    assert not any("grafana" in (each.get("depends_on") or {}) for each in others.values())
+    others = compose_files.services().values()
+    assert not any("grafana" in (each.get("depends_on") or {}) for each in others)

@@ -9,6 +9,7 @@ from scripts import base_image, images
 from scripts import project as user_project
 from scripts.console import ROOT
 from scripts.images import Image, build_step, write_certificates
+from tests import compose_files
 from tests.unit.machines import FakeDocker, calls
 
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
@@ -166,7 +167,7 @@ def test_only_stale_images_are_built_and_the_others_named(
 
 
 def test_the_digest_reaches_the_build_as_the_variable_that_compose_makes_a_label_of() -> None:
-    text = (ROOT / "compose.yaml").read_text()
+    text = compose_files.texts()
 
     for image in images.images():
         assert f'{images.INPUTS_LABEL}: "${{{image.variable}:-}}"' in text

@@ -7,6 +7,7 @@ import pytest
 
 from scripts import package_index
 from scripts.console import ROOT, Failure
+from tests import compose_files
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def test_a_netrc_that_is_not_there_is_refused_with_the_cure(folder: Path, env: P
 
 
 def test_compose_hands_these_files_to_the_build_alone(folder: Path) -> None:
-    text = (ROOT / "compose.yaml").read_text()
+    text = compose_files.texts()
 
     assert "file: .build/package-index/${COMPOSE_PROJECT_NAME}.json" in text
     assert "file: .build/package-index/${COMPOSE_PROJECT_NAME}.netrc" in text

@@ -8,7 +8,6 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-import yaml
 from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 from hypothesis import example, given, settings
@@ -19,6 +18,7 @@ from dagster_stack.project.discovery import Project
 from dagster_stack.project.variables import OF_STORE, VARIABLE, names, objection, packed, unpacked
 from scripts import dev, env_file, project, variables
 from scripts.console import ROOT, Failure
+from tests import compose_files
 
 HARD = (
     "\ufeffBOM=first\r\n"
@@ -139,17 +139,9 @@ def test_any_other_is_the_projects(name: str) -> None:
 
 
 def test_whatever_compose_sets_for_user_code_is_either_refused_or_meant_to_be_replaced() -> None:
-    compose = yaml.safe_load((ROOT / "compose.yaml").read_text())
     set_by_compose = {
-        name
-        for block in (
-            "x-storage-environment",
-            "x-broker-environment",
-            "x-broker-api-environment",
-            "x-worker-environment",
-        )
-        for name in compose[block]
-    }
+        *compose_files.shape("worker")["environment"], *compose_files.services()["cli"]["environment"]
+    }  # fmt: skip
 
     replaceable = {*OF_STORE, "AWS_EC2_METADATA_DISABLED"}
     assert {name for name in set_by_compose if not objection(name)} == replaceable

@@ -5,15 +5,14 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]
 
 import pytest
-import yaml
 from requests.utils import should_bypass_proxies
 
 from scripts import engine, env_file, images, proxies
 from scripts.console import ROOT
+from tests import compose_files
 from tests.unit.machines import FakeDocker, calls, is_root
 
 PROXY = "http://proxy.example:3128"
@@ -35,10 +34,6 @@ def client_says(tmp_path: Path, **places: dict[str, str]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"proxies": named}))
 
 
-def compose_file() -> dict[str, dict[str, Any]]:
-    return dict(yaml.safe_load((ROOT / "compose.yaml").read_text())["services"])
-
-
 # --- the stack's own hosts -----------------------------------------------------------------------------
 
 
@@ -46,17 +41,17 @@ def test_every_service_that_listens_is_named_in_both_cases() -> None:
     named = env_file.read(proxies.OWN_HOSTS_FILE)
 
     assert named["NO_PROXY"] == named["no_proxy"]
-    assert set(compose_file()) - SILENT <= set(named["NO_PROXY"].split(","))
+    assert set(compose_files.services()) - SILENT <= set(named["NO_PROXY"].split(","))
     assert {"localhost", "127.0.0.1", "::1", "host.docker.internal"} <= set(named["NO_PROXY"].split(","))
 
 
 def test_every_container_gets_them_and_then_what_was_found_of_the_network() -> None:
     own, found = proxies.OWN_HOSTS_FILE.relative_to(ROOT), "${COMPOSE_PROJECT_NAME}"
 
-    for name, service in compose_file().items():
+    for name, service in compose_files.services().items():
         # What follows is the project's own, which may not name proxies.
         assert service["env_file"][:2] == [
-            str(own), {"path": f".build/proxies/{found}.env", "required": False},
+            f"../{own}", {"path": f"../.build/proxies/{found}.env", "required": False},
         ], name  # fmt: skip
     assert proxies.file().parts[-2:] == ("proxies", "mine.env")
 

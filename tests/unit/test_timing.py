@@ -9,8 +9,9 @@ import yaml
 
 from dagster_stack import timing as t
 from scripts.console import ROOT
+from tests import compose_files
 
-COMPOSE = yaml.safe_load(Path(ROOT, "compose.yaml").read_text())
+SERVICES = compose_files.services()
 DAGSTER = yaml.safe_load(Path(ROOT, "dagster.yaml").read_text())
 CELERY = yaml.safe_load(Path(ROOT, "celery.yaml").read_text())["execution"]["config"]["config_source"]
 MONITORING = DAGSTER["run_monitoring"]
@@ -60,7 +61,7 @@ def test_it_holds_that(what: str) -> None:
 
 @pytest.mark.parametrize("service", ["worker", "worker-heavy", "runner"])
 def test_the_container_outlives_the_drain(service: str) -> None:
-    grace = re.fullmatch(r"(\d+)s", COMPOSE["services"][service]["stop_grace_period"])
+    grace = re.fullmatch(r"(\d+)s", SERVICES[service]["stop_grace_period"])
 
     assert grace
     assert int(grace[1]) > t.DRAIN_SECS + t.GRACE_SECS
