@@ -58,6 +58,7 @@ class Consumption(bootsteps.StartStopStep):
         # Whatever is asked on this connection: without an answer the event loop would stand still.
         consumer.connection.connection.transport.sock.settimeout(BROKER_ANSWER_SECS)
         self._limit = None
+        self._follow(consumer)
         if free(consumer):
             self._leave_room(consumer)
         else:
@@ -96,6 +97,22 @@ class Consumption(bootsteps.StartStopStep):
             self._ask_at = now + QUESTION_SECS
             self._judge(consumer, waiting(consumer))
 
+    def _follow(self, consumer: Any) -> None:
+        """Let the limit of the channel follow each count that Celery asks for: RabbitMQ ends the former by the latter.
+
+        It is AMQP's "global" count, which RabbitMQ keeps for classic queues and calls deprecated:
+        https://www.rabbitmq.com/docs/consumer-prefetch
+        """
+        qos, channel = consumer.qos, consumer.task_consumer.channel
+        ask = qos.callback
+
+        def ask_and_limit(prefetch_count: int) -> None:
+            ask(prefetch_count=prefetch_count)
+            if self._limit:
+                channel.basic_qos(0, self._limit, True)
+
+        qos.callback = ask_and_limit
+
     def _leave_room(self, consumer: Any) -> None:
         """Have the broker count over all queues, and what is worked on since an earlier connection."""
         # By itself it counts for each queue alone since RabbitMQ 4, and what it gave on this connection: a worker on two
@@ -107,13 +124,7 @@ class Consumption(bootsteps.StartStopStep):
             # 0 would be no limit to AMQP. Who has no room is not subscribed.
             return
         self._limit = limit
-        if consumer.qos_global:
-            consumer.qos.value = limit or places
-            consumer.qos.update()
-        else:
-            # AMQP's "global" count of a channel, beside Celery's own of each queue. RabbitMQ keeps it for classic queues,
-            # and calls it deprecated: https://www.rabbitmq.com/docs/consumer-prefetch
-            consumer.task_consumer.channel.basic_qos(0, limit or 0, True)
+        consumer.task_consumer.channel.basic_qos(0, limit or 0, True)
 
     def _judge(self, consumer: Any, waiting: str) -> None:
         if not waiting or consumer.received != self._received:

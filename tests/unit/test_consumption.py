@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from celery import bootsteps
 from celery.worker import state
+from kombu.common import QoS
 
 from dagster_stack.timing import BROKER_ANSWER_SECS
 from dagster_stack.worker import consumption
@@ -24,10 +25,15 @@ class Subscription:
         self.queues = [SimpleNamespace(name=name) for name in names]
         self.known: set[str] = set()
         self.at_broker: set[str] = set()
-        self.channel = SimpleNamespace(basic_qos=lambda *limit: self.limits.append(limit))
-        self.limits: list[tuple[int, int, bool]] = []
+        self.channel = SimpleNamespace(basic_qos=self.basic_qos)
+        #: What the broker gives at most: of each queue, and of all together (None: no such limit).
+        self.of_each, self.of_all = 0, 0
         self.renewals = 0
         self.while_canceling: Callable[[], Any] = lambda: None
+
+    def basic_qos(self, _size: int, count: int, over_channel: bool) -> None:
+        """RabbitMQ's: a count of each consumer ends the one of the channel, as tried with RabbitMQ 4.0."""
+        self.of_each, self.of_all = (self.of_each, count) if over_channel else (count, 0)
 
     def consuming_from(self, name: str) -> bool:
         return name in self.known
@@ -83,8 +89,6 @@ class Worker:
         pool = SimpleNamespace(_pool=[object()] * processes, _waiting_to_start=set())
         self.pool = SimpleNamespace(num_processes=processes, _pool=pool)
         self.queues = queues
-        self.qos_global = False
-        self.qos: Any = None
         self.soon: list[Callable[[], Any]] = []
         self.wanted = dict.fromkeys(queues)
         self.app = SimpleNamespace(amqp=SimpleNamespace(queues=SimpleNamespace(consume_from=self.wanted)))
@@ -93,8 +97,12 @@ class Worker:
 
     def connect(self) -> None:
         """As Celery does it on each connection: its steps, then the event loop, which begins with a subscription."""
-        self.task_consumer = Subscription(self.queues)
+        subscription = self.task_consumer = Subscription(self.queues)
+        self.qos = QoS(
+            lambda prefetch_count: subscription.basic_qos(0, prefetch_count, False), self.pool.num_processes
+        )
         self.step.start(self)
+        self.qos.update()
         self.task_consumer.consume()
         for call in self.soon:
             call()
@@ -288,7 +296,7 @@ def test_after_a_reconnect_nothing_waits_behind_what_is_still_worked_on(worker: 
     done(long)
     worker.look(1)
     assert worker.task_consumer.at_broker == {"dagster"}
-    assert worker.task_consumer.limits == []
+    assert worker.task_consumer.of_all == 0
     worker.look(1)
     assert worker.received == 1
 
@@ -305,32 +313,49 @@ def test_a_step_that_began_as_the_connection_broke_counts_too(worker: Worker) ->
     assert worker.task_consumer.at_broker == set()
 
 
-@pytest.mark.parametrize("over_all_queues", [False, True])
-def test_after_a_reconnect_a_partly_busy_worker_takes_what_it_has_room_for(over_all_queues: bool) -> None:
+def test_after_a_reconnect_a_partly_busy_worker_takes_what_it_has_room_for() -> None:
     # Given a worker with three processes, two of them at work when the connection breaks
     worker = Worker(["dagster"], processes=3)
-    worker.qos_global = over_all_queues
     first, second = worker.work(), worker.work()
     worker.step.stop(worker)
-    told: list[int] = []
-    worker.qos = SimpleNamespace(value=3, update=lambda: told.append(worker.qos.value))
     worker.connect()
     assert worker.task_consumer.at_broker == {"dagster"}
+    limits = [worker.task_consumer.of_all]
 
     # When they end one after the other, beside what came since
     since = worker.work()
-    worker.look(2)
-    done(first)
-    worker.look(2)
-    done(second)
-    worker.look(2)
+    for ended in (first, second):
+        worker.look(2)
+        done(ended)
+        worker.look(2)
+        limits.append(worker.task_consumer.of_all)
 
     # Then the broker's count follows, and in the end Celery's own is enough
     assert since in state.active_requests
-    assert told == ([1, 2, 3] if over_all_queues else [])
-    assert worker.task_consumer.limits == (
-        [] if over_all_queues else [(0, 1, True), (0, 2, True), (0, 0, True)]
-    )
+    assert limits == [1, 2, 0]
+
+
+def test_the_broker_counts_over_all_queues_whatever_celery_asks_for_meanwhile() -> None:
+    """Else a worker holds a step of one queue while it executes a long one of the other."""
+    worker = Worker(["dagster", "heavy"])
+    worker.look(1)
+    assert worker.task_consumer.of_all == 1
+
+    # As Celery does it when its pool grows
+    worker.qos.increment_eventually()
+    worker.qos.update()
+
+    assert (worker.task_consumer.of_each, worker.task_consumer.of_all) == (2, 1)
+
+
+def test_a_queue_that_is_added_is_counted_with_the_others(worker: Worker) -> None:
+    worker.look(1)
+    assert worker.task_consumer.of_all == 0
+
+    worker.wanted["heavy"] = None
+    worker.look(1)
+
+    assert worker.task_consumer.of_all == 1
 
 
 def test_queues_that_were_added_are_subscribed_and_those_that_were_canceled_stay_so(worker: Worker) -> None:
