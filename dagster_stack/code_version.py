@@ -16,7 +16,7 @@ BAKED = "DAGSTER_STACK_CODE_FILE"
 #: What is hashed of the platform, below its folder. A file that is not there does not count.
 PARTS = ("dagster_stack", "requirements/stack.lock", "requirements/flights.lock", "requirements/project.lock")
 #: What of that executes no run: a colour on the figures' page is no other code for runs under way.
-ASIDE = ("dagster_stack/bench", "dagster_stack/client", "dagster_stack/monitoring")
+ASIDE = ("dagster_stack/client", "dagster_stack/monitoring")
 #: Hexadecimal digits that are kept: enough to tell versions apart, short enough to read.
 LENGTH = 12
 

@@ -6,17 +6,17 @@ import re
 import signal
 import subprocess
 from base64 import b64decode
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from time import monotonic, sleep
 from typing import Any
 from uuid import uuid4
 
-from dagster_stack.bench import report, where
-from dagster_stack.bench.figures import Results
-from dagster_stack.bench.goals import outcomes
-from dagster_stack.bench.works import (
+from bench import report, where
+from bench.figures import Results
+from bench.goals import outcomes
+from bench.works import (
     BACKFILL,
     INTERVALS,
     LAUNCH,
@@ -27,11 +27,12 @@ from dagster_stack.bench.works import (
     TRANSFER,
     WORKS,
 )
-from scripts import compose, env_file
+from scripts import compose, engine, env_file
+from scripts.bench_services import CODE, Services, code
 from scripts.connections import require_connections
-from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, say, warn
+from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, say, warn
 from scripts.engine import docker
-from scripts.up import wait_until_healthy
+from scripts.up import make_readable
 
 #: How often each executor gets a work, unless ROUNDS says otherwise; slow ones get it less often.
 ROUNDS = 5
@@ -40,9 +41,6 @@ RAW = BUILD_FOLDER / "bench.json"
 DOCS = ROOT / "docs"
 #: Workers with which memory is looked at: the difference is what a further one takes.
 FEW, MANY = 2, 8
-#: What Dagit and daemon load while launches are measured, besides the user's code.
-WORKSPACE = "dagster_stack/bench/workspace.yaml"
-WITH_WORKSPACE = ("dagit", "daemon")
 #: Enough for as many processes of runs as there are places with runners.
 STOCK_MEMORY = "6g"
 #: Seconds between two looks at the memory, until it changes by less than one in a hundred; and how long at most.
@@ -53,7 +51,8 @@ def bench() -> int:
     compose.require_env_file()
     chosen = wanted(os.environ.get("WORK", ""))
     rounds = count(os.environ.get("ROUNDS", ""))
-    workers = require_up()
+    services = Services(require_up())
+    make_readable(CODE)
     if os.getloadavg()[0] > 0.75 * (os.cpu_count() or 1):
         warn(f"this machine is busy (load {os.getloadavg()[0]:.1f}): it will show in the figures")
     results: dict[str, Any] = {
@@ -71,10 +70,10 @@ def bench() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with ExitStack() as afterwards:
         # The last one first, and each whatever becomes of the others.
-        afterwards.callback(scale, workers)
+        afterwards.callback(services.restore)
         afterwards.callback(clean)
         afterwards.callback(save, results, monotonic())
-        measure(chosen, rounds, results)
+        measure(chosen, rounds, results, services)
     show(Results(results))
     if chosen == [*WORKS, *PARTS]:
         write_pages(results)
@@ -83,14 +82,16 @@ def bench() -> int:
     return 1 if any(note["failed"] for note in results["notes"]) else 0
 
 
-def measure(chosen: list[str], rounds: int, results: dict[str, Any]) -> None:
+def measure(chosen: list[str], rounds: int, results: dict[str, Any], services: Services) -> None:
     """Everything that was chosen, into `results` as it comes."""
     if MEMORY in chosen:
-        measure_memory(results)
+        measure_memory(results, services)
+    # From the next scaling on: none is made anew more than once.
+    services.needs_code = not {*WORKS, LAUNCH, BACKFILL}.isdisjoint(chosen)
     for workers in sorted({work.workers for work in WORKS.values()}, reverse=True):
         names = [name for name, work in WORKS.items() if name in chosen and work.workers == workers]
         if names:
-            scale(workers)
+            services.scale(workers)
             ask("warm-up")
         for name in names:
             try:
@@ -99,39 +100,23 @@ def measure(chosen: list[str], rounds: int, results: dict[str, Any]) -> None:
                 # The others are worth their time.
                 warn(str(failure))
                 results["notes"].append({"work": name, "variant": "", "note": str(failure), "failed": True})
-    scale(FEW)
+    services.scale(FEW)
     if TRANSFER in chosen:
         merge(results, ask("transfer", "--rounds", str(rounds)))
     if STEPS in chosen:
         merge(results, ask("steps"))
     if parts := [each for each in (LAUNCH, BACKFILL) if each in chosen]:
-        measure_launches(parts, results)
+        measure_launches(parts, results, services)
     if SCRAPE in chosen:
         merge(results, ask("scrape"))
 
 
-def measure_launches(parts: list[str], results: dict[str, Any]) -> None:
-    with benchmarks_jobs():
+def measure_launches(parts: list[str], results: dict[str, Any], services: Services) -> None:
+    with services.launching():
         merge(results, ask("launches", "stack", *parts))
     for variant in INTERVALS:
         # The interval of the run queue's looks does not bound a backfill of Dagster's own.
         merge(results, stock_launches(variant, parts if variant == "stock" else [LAUNCH]))
-
-
-@contextmanager
-def benchmarks_jobs() -> Iterator[None]:
-    """Dagit and daemon with this benchmark's jobs as well; afterwards without."""
-    try:
-        recreate("Adding the jobs to Dagit", {"DAGSTER_WORKSPACE": WORKSPACE})
-        yield
-    finally:
-        recreate("Taking the jobs out of Dagit", {})
-
-
-def recreate(title: str, environment: dict[str, str]) -> None:
-    command = ["--progress", "plain", "up", "--detach", "--no-deps", *WITH_WORKSPACE]
-    run_logged(title, [*compose.compose(), *command], environment=environment)
-    wait_until_healthy()
 
 
 def stock_launches(variant: str, parts: list[str]) -> dict[str, Any]:
@@ -166,14 +151,16 @@ def count(text: str) -> int:
     return int(text or ROUNDS)
 
 
-def require_up() -> int:
-    """How many workers there are; raises Failure unless the whole stack is up and well."""
+def require_up() -> Counter[str]:
+    """How many containers each service has; raises Failure unless the whole stack is up and well, on this machine."""
     found = compose.containers()
     unwell = [f"{container.service} ({container.condition})" for container in found if not container.is_well]
     if unwell or not found:
         raise Failure(f"The stack is not up{': ' * bool(unwell)}{', '.join(unwell)}. `make up` first.")
+    if engine.is_elsewhere():
+        raise Failure("The engine is on another machine, which does not see bench/: call `make bench` there.")
     require_connections(MANY)
-    return sum(container.service == "worker" for container in found)
+    return Counter(container.service for container in found)
 
 
 # --- the half beside the stack -----------------------------------------------------------------------
@@ -185,13 +172,13 @@ def ask(
     service: str = "cli",
     environment: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What `python -m dagster_stack.bench` answers, beside a service; its progress goes to this terminal."""
+    """What `python -m bench` answers, beside a service; its progress goes to this terminal."""
     name = f"{compose.project()}-bench-{uuid4().hex[:12]}"
     start = ["--progress", "quiet", "run", "--rm", "--no-deps", "--no-TTY", "--name", name]
     # A session of its own: at Ctrl-C Compose would leave before the container has ended its run.
     process = subprocess.Popen(
-        [*compose.compose(), *start, service, "python", "-m", "dagster_stack.bench", *arguments],
-        cwd=ROOT, env={**os.environ, **(environment or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
+        [*compose.compose(), *start, service, "python", "-m", "bench", *arguments],
+        cwd=ROOT, env={**os.environ, **code(), **(environment or {})}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     try:
         answer, _ = process.communicate(given)
@@ -205,18 +192,6 @@ def ask(
     return result
 
 
-def scale(workers: int) -> None:
-    """As many workers, for now; .env keeps its number."""
-    running = [each for each in compose.containers() if each.service == "worker" and each.state == "running"]
-    if len(running) == workers:
-        return
-    command = ["--progress", "plain", "up", "--detach", "--no-deps", "--no-recreate", "worker"]
-    run_logged(
-        f"Scaling to {workers} workers", [*compose.compose(), *command], environment={"WORKERS": str(workers)}
-    )
-    wait_until_healthy()
-
-
 def clean() -> None:
     say(f"  · {ask('clean')['removed']} runs of this benchmark removed")
 
@@ -224,10 +199,10 @@ def clean() -> None:
 # --- memory ------------------------------------------------------------------------------------------
 
 
-def measure_memory(results: dict[str, Any]) -> None:
-    scale(FEW)
+def measure_memory(results: dict[str, Any], services: Services) -> None:
+    services.scale(FEW)
     few = settled_memory()
-    scale(MANY)
+    services.scale(MANY)
     many = settled_memory()
     results["memory"] = {
         "services": few,
@@ -289,7 +264,7 @@ def show(results: Results) -> None:
         say(f"\n{report.transfers(results)}")
     if results.content.get("memory"):
         say(f"\n{report.memory(results)}")
-    if where.walk_of(results, "stack"):
+    if results.walk("stack"):
         say(f"\nFrom one step's success to the next, in a chain of 21\n\n{where.walk_table(results)}")
     if results.content.get("steps"):
         say(
@@ -302,12 +277,15 @@ def show(results: Results) -> None:
 
 
 def write_pages(results: dict[str, Any]) -> None:
-    made = ask("pages", given=json.dumps(results))
-    (DOCS / "pictures").mkdir(exist_ok=True)
-    for name, text in made["pages"].items():
+    found = Results(results)
+    for name, text in {
+        "performance.md": report.page(found),
+        "where-a-step-goes.md": where.page(found),
+    }.items():
         (DOCS / name).write_text(text, encoding="utf-8")
         done(f"docs/{name} written")
-    for name, data in made["pictures"].items():
+    (DOCS / "pictures").mkdir(exist_ok=True)
+    for name, data in ask("pictures", given=json.dumps(results)).items():
         (DOCS / "pictures" / name).write_bytes(b64decode(data))
         done(f"docs/pictures/{name} written")
 

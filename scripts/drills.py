@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from dagster_stack.bench.markdown import table
 from scripts import engine, preflight, venv
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, say
+from scripts.markdown import table
 
 FOLDER = "tests/faults"
 #: A line for each drill, as it ends; and the table, for docs/reliability.md.

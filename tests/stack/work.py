@@ -3,15 +3,17 @@
 import json
 import uuid
 from contextlib import suppress
+from pathlib import Path
 
 from pipelines.queues import HEAVY, LIGHT
-from tests.stack import runs
+from tests.stack import many_steps, runs
 from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
 JOB = "queues"
-#: A job of so many steps.
-MANY_STEPS, MANY = "parallel_1000_stack", 1000
+#: A job of so many steps, and where all containers that load code find it: on their volume.
+MANY_STEPS, MANY = many_steps.many_steps.name, many_steps.NUMBER
+MANY_STEPS_FILE = "/opt/data/many_steps.py"
 #: Steps on both queues that sleep no second.
 NO_NAPS = {"ops": {op.name: {"config": {"seconds": 0}} for op in LIGHT + HEAVY}}
 
@@ -39,10 +41,14 @@ def end(stack: Stack, *run_ids: str) -> None:
 def begin_many_steps(stack: Stack) -> str:
     """A run of MANY steps that do nothing, half a minute on two cores; returns its id once it is there.
 
-    Its job is in the image, as the container of a killed worker has it when it restarts.
+    Its job is on the volume: the container of a killed worker has it again when it restarts.
     """
+    source = Path(many_steps.__file__).read_text()
+    # At once: a worker may read it for a run before.
+    write = f'printf %s "$1" > {MANY_STEPS_FILE}.new && mv {MANY_STEPS_FILE}.new {MANY_STEPS_FILE}'
+    stack.exec("daemon", "sh", "-c", write, "sh", source)
     mark = str(uuid.uuid4())
-    command = ["dagster", "job", "execute", "-m", "dagster_stack.bench.jobs", "-a", MANY_STEPS]
+    command = ["dagster", "job", "execute", "-f", MANY_STEPS_FILE, "-j", MANY_STEPS]
     stack.compose("exec", "-d", "daemon", *command, "--tags", json.dumps({"test/mark": mark}))
     found = wait_until(lambda: runs.with_tag(stack, "test/mark", mark), 60, f"a run of {MANY_STEPS}")
     return str(found[0]["runId"])

@@ -3,18 +3,23 @@
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dagster_stack.bench.works import PARTS, WORKS
-from scripts import bench, compose
+from bench import report, where
+from bench.works import PARTS, WORKS
+from scripts import bench, bench_services, compose, engine
+from scripts.bench_services import Services
 from scripts.compose import Container
 from scripts.console import Failure
-from tests.unit.machines import FakeDocker, calls
+from tests.unit.machines import FakeDocker
 
+#: What a benchmark that executed steps ends with.
+AS_BEFORE = "worker=2 worker-heavy=1 as before"
 ROLLUP = """\
 55d0-7ffc ---p 00000000 00:00 0    [rollup]
 Rss:               30000 kB
@@ -30,9 +35,11 @@ def container(service: str, health: str = "healthy", number: int = 1) -> Contain
 
 @pytest.fixture
 def running(monkeypatch: pytest.MonkeyPatch) -> list[Container]:
-    """A stack that is up, with two workers."""
-    found = [container("postgres"), container("worker", number=1), container("worker", number=2)]
+    """A stack that is up, with two workers and two runners."""
+    services = ["postgres", "dagit", "daemon", "runner", "runner", "worker", "worker", "worker-heavy"]
+    found = [container(service, number=number) for number, service in enumerate(services)]
     monkeypatch.setattr(compose, "containers", lambda: found)
+    monkeypatch.setattr(engine, "is_elsewhere", lambda: False)
     return found
 
 
@@ -69,36 +76,20 @@ def test_a_stack_that_is_not_well_is_not_measured(running: list[Container]) -> N
         bench.require_up()
 
 
-def test_workers_are_scaled_for_now_and_not_for_the_next_up(
-    programs: Path, env: Path, running: list[Container]
+def test_a_stack_on_another_machine_is_not_measured_from_here(
+    running: list[Container], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Given a stack with two workers
-    FakeDocker().install(programs)
-    env.write_text("WORKERS=2\n")
+    monkeypatch.setattr(engine, "is_elsewhere", lambda: True)
 
-    # When a work wants eight
-    bench.scale(8)
-
-    # Then Compose is asked for them, and .env keeps its number
-    assert calls(programs)[-1].endswith("up --detach --no-deps --no-recreate worker")
-    assert env.read_text() == "WORKERS=2\n"
-
-
-def test_as_many_workers_as_there_are_already_need_nothing(
-    programs: Path, env: Path, running: list[Container]
-) -> None:
-    FakeDocker().install(programs)
-
-    bench.scale(2)
-
-    assert calls(programs) == []
+    with pytest.raises(Failure, match="does not see bench/"):
+        bench.require_up()
 
 
 def docker_that(programs: Path, script: str) -> None:
     """A docker that does this in containers, and everything else as it does it anywhere."""
     docker = FakeDocker().install(programs)
     shebang, rest = docker.read_text().split("\n", 1)
-    inside = f'if [[ "$*" == *dagster_stack.bench* || "$1" == exec ]]; then\n{script}\nexit\nfi'
+    inside = f'if [[ "$*" == *bench* || "$1" == exec ]]; then\n{script}\nexit\nfi'
     docker.write_text(f"{shebang}\n{inside}\n{rest}")
 
 
@@ -132,11 +123,11 @@ def test_what_a_further_worker_takes_is_what_the_whole_grows_by(monkeypatch: pyt
     # Given a stack whose shared pages get cheaper for each, the more workers there are
     sizes = {2: {"postgres": 100, "worker": 300}, 8: {"postgres": 100, "worker": 900}}
     scaled: list[int] = []
-    monkeypatch.setattr(bench, "scale", scaled.append)
+    monkeypatch.setattr(Services, "scale", lambda _, workers: scaled.append(workers))
     monkeypatch.setattr(bench, "settled_memory", lambda: sizes[scaled[-1]])
 
     results: dict[str, Any] = {}
-    bench.measure_memory(results)
+    bench.measure_memory(results, Services(Counter()))
 
     assert results["memory"] == {"services": sizes[2], "idle_stack": 400, "further_worker": 100}
 
@@ -163,18 +154,19 @@ def measured(
             "machine": {"machine": {}},
             "clean": {"removed": 0},
             "runs": {"samples": [], "notes": []},
-            "pages": {"pages": {"performance.md": "figures"}, "pictures": {"bar.png": "UE5H"}},
+            "pictures": {"bar.png": "UE5H"},
         }
         return answers.get(arguments[0], {})
 
+    def put_up(_: str, services: dict[str, int], *options: str, code: dict[str, str] | None = None) -> None:
+        scales = [f"{service}={number}" for service, number in services.items()]
+        asked.append(" ".join([*scales, *options, "with code" if code else "as before"]))
+
     monkeypatch.setattr(bench, "ask", ask)
-    monkeypatch.setattr(bench, "scale", lambda workers: asked.append(f"scale {workers}"))
-    monkeypatch.setattr(
-        bench,
-        "recreate",
-        lambda title, environment: asked.append(environment.get("DAGSTER_WORKSPACE", "as before")),
-    )
-    monkeypatch.setattr(bench, "measure_memory", lambda results: asked.append("memory"))
+    monkeypatch.setattr(bench_services, "put_up", put_up)
+    monkeypatch.setattr(bench, "measure_memory", lambda *_: asked.append("memory"))
+    monkeypatch.setattr(report, "page", lambda _: "figures")
+    monkeypatch.setattr(where, "page", lambda _: "a step")
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     monkeypatch.setattr(bench, "DOCS", tmp_path / "docs")
     monkeypatch.setattr(bench, "RAW", tmp_path / ".build" / "bench.json")
@@ -191,28 +183,28 @@ def test_all_of_it_ends_in_pages_and_pictures(measured: list[str], tmp_path: Pat
     assert measured == [
         "machine",
         "memory",
-        "scale 8",
+        "worker=8 worker-heavy=1 with code",
         "warm-up",
         "runs sleep_64 --rounds 5",
-        "scale 2",
+        "worker=2 worker-heavy=1 with code",
         "warm-up",
         "runs chain_21 --rounds 5",
         "runs parallel_50 --rounds 5",
         "runs chain_40_10ms --rounds 5",
         "runs flights --rounds 5",
         "runs parallel_1000 --rounds 5",
-        "scale 2",
+        "worker=2 worker-heavy=1 with code",
         "transfer --rounds 5",
         "steps",
-        "dagster_stack/bench/workspace.yaml",
+        "dagit=1 daemon=1 runner=2 with code",
         "launches stack launch backfill",
-        "as before",
+        "dagit=1 daemon=1 runner=2 as before",
         "launches stock launch backfill --at-once 8",
         "launches stock_5 launch --at-once 8",
         "scrape",
         "clean",
-        "scale 2",
-        "pages",
+        AS_BEFORE,
+        "pictures",
     ]
     assert (tmp_path / "docs" / "performance.md").read_text() == "figures"
     assert (tmp_path / "docs" / "pictures" / "bar.png").read_bytes() == b"PNG"
@@ -228,8 +220,23 @@ def test_a_part_of_it_leaves_the_pages_alone(
     assert bench.bench() == 0
 
     assert "runs chain_21 --rounds 2" in measured
-    assert "pages" not in measured
+    assert "pictures" not in measured
     assert list((tmp_path / "docs").iterdir()) == []
+
+
+def fail_in(monkeypatch: pytest.MonkeyPatch, part: str, fail: Callable[[], object] | None = None) -> None:
+    """A part that can't be measured."""
+    ask = bench.ask
+
+    def refuse() -> None:
+        raise Failure("no")
+
+    def failing(*arguments: str, **options: Any) -> dict[str, Any]:
+        if arguments[0] == part:
+            (fail or refuse)()
+        return ask(*arguments, **options)
+
+    monkeypatch.setattr(bench, "ask", failing)
 
 
 @pytest.mark.parametrize(("failed", "code"), [(True, 1), (False, 0)])
@@ -243,15 +250,12 @@ def test_a_run_that_failed_is_an_error_and_a_job_that_is_not_there_is_none(
 
 
 def test_when_it_fails_the_stack_is_as_before(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def measure(*_: Any) -> None:
-        raise Failure("no")
-
-    monkeypatch.setattr(bench, "measure", measure)
+    fail_in(monkeypatch, "transfer")
 
     with pytest.raises(Failure, match="no"):
         bench.bench()
 
-    assert measured[-2:] == ["clean", "scale 2"]
+    assert measured[-2:] == ["clean", AS_BEFORE]
 
 
 def test_a_work_that_can_not_be_measured_costs_only_itself(
@@ -274,12 +278,56 @@ def test_a_work_that_can_not_be_measured_costs_only_itself(
 
 
 def test_a_kill_is_an_end_like_ctrl_c(measured: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "measure", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    fail_in(monkeypatch, "transfer", lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     with pytest.raises(KeyboardInterrupt):
         bench.bench()
 
-    assert measured[-2:] == ["clean", "scale 2"]
+    assert measured[-2:] == ["clean", AS_BEFORE]
+
+
+def test_when_launches_fail_dagit_daemon_and_runners_are_as_before(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_in(monkeypatch, "launches")
+
+    with pytest.raises(Failure, match="no"):
+        bench.bench()
+
+    assert measured[-3:] == ["dagit=1 daemon=1 runner=2 as before", "clean", AS_BEFORE]
+
+
+def test_who_could_not_be_put_back_is_put_back_at_the_end(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a Ctrl-C while Dagit, daemon and runners are put back
+    put_up, once = bench_services.put_up, ["Taking the jobs out of Dagit"]
+
+    def interrupted(title: str, *arguments: Any, **options: Any) -> None:
+        if title in once:
+            once.clear()
+            raise KeyboardInterrupt
+        put_up(title, *arguments, **options)
+
+    monkeypatch.setattr(bench_services, "put_up", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.bench()
+
+    assert measured[-1] == "daemon=1 dagit=1 runner=2 worker=2 worker-heavy=1 as before"
+
+
+@pytest.mark.parametrize(
+    ("work", "restarts"), [("memory,transfer_200mb,steps,scrape", []), ("launch", [AS_BEFORE])]
+)
+def test_who_executes_nothing_of_it_is_not_restarted(
+    measured: list[str], monkeypatch: pytest.MonkeyPatch, work: str, restarts: list[str]
+) -> None:
+    monkeypatch.setenv("WORK", work)
+
+    bench.bench()
+
+    assert [each for each in measured if each.startswith("worker") and "as before" in each] == restarts
 
 
 def test_when_the_runs_cant_be_removed_the_workers_are_still_as_before(
@@ -293,4 +341,4 @@ def test_when_the_runs_cant_be_removed_the_workers_are_still_as_before(
     with pytest.raises(Failure, match="no"):
         bench.bench()
 
-    assert measured[-1] == "scale 2"
+    assert measured[-1] == AS_BEFORE

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from dagster_stack.bench import charts, report, where
-from dagster_stack.bench.figures import MB, Figure, Results, possible_speed_up
-from dagster_stack.bench.goals import AWS_IO_MANAGER, GOALS, IO_MANAGER, PLAIN, outcomes
-from dagster_stack.bench.markdown import megabytes, milliseconds, seconds, spread, table
-from dagster_stack.bench.works import PARTS, WORKS
+from bench import charts, report, where
+from bench.figures import MB, Figure, Results, possible_speed_up
+from bench.formatting import megabytes, milliseconds, seconds, spread
+from bench.goals import AWS_IO_MANAGER, GOALS, IO_MANAGER, PLAIN, outcomes
+from bench.works import PARTS, WORKS
+from scripts.markdown import table
 
 WALK = {
     "announced": 0.01,

@@ -6,19 +6,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, multiprocess_executor
 from dagster._core.events import EngineEventData
 
-from dagster_stack.bench import jobs, rounds
-from dagster_stack.bench.forked import Failed, forked
-from dagster_stack.bench.profiling import statement_kind
-from dagster_stack.bench.runs import STOCK_MARKER, Times, milestone, times
-from dagster_stack.bench.stopwatch import Kind, Stopwatch
-from dagster_stack.bench.walk import Mark, mean_walk, walk
-from dagster_stack.bench.works import VARIANT_TITLES, WARM_UP, WORKS
+from bench import __main__ as main
+from bench import jobs, rounds
+from bench.forked import Failed, forked
+from bench.profiling import statement_kind
+from bench.runs import STOCK_MARKER, Times, milestone, times
+from bench.stopwatch import Kind, Stopwatch
+from bench.walk import Mark, mean_walk, walk
+from bench.works import VARIANT_TITLES, WARM_UP, WORKS
 from dagster_stack.executor.celery_executor import celery_executor
 
 # --- the way of a step -------------------------------------------------------------------------------
@@ -276,7 +278,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(rounds, "forked", lambda _, *arguments, **options: execute(*arguments, **options))
     monkeypatch.setattr(rounds, "reconstructable_job", lambda work, _: None if work == "flights" else work)
-    monkeypatch.setattr("dagster_stack.bench.rounds.time", SimpleNamespace(monotonic=clock))
+    monkeypatch.setattr("bench.rounds.time", SimpleNamespace(monotonic=clock))
     return order
 
 
@@ -299,6 +301,28 @@ def test_a_job_that_the_users_code_does_not_have_is_noted_once(given: list[str])
     assert [(note["variant"], note["failed"]) for note in found["notes"]] == [
         (variant, False) for variant in WORKS["flights"].variants
     ]
+
+
+# --- beside the user's project -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", ["bench.py", "bench/__init__.py", "bench/rounds.py"])
+def test_a_project_with_a_module_of_the_same_name_is_refused_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str
+) -> None:
+    (tmp_path / module).parent.mkdir(exist_ok=True)
+    (tmp_path / module).touch()
+    monkeypatch.setattr(main, "found", lambda: SimpleNamespace(path=[str(tmp_path)]))
+
+    with pytest.raises(SystemExit, match=rf"has a module `bench` \({tmp_path}/bench.*: rename it, or"):
+        main.require_own_name()
+
+
+def test_any_other_project_is_measured_beside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "benchmarks.py").touch()
+    monkeypatch.setattr(main, "found", lambda: SimpleNamespace(path=[str(tmp_path)]))
+
+    main.require_own_name()
 
 
 # --- jobs --------------------------------------------------------------------------------------------

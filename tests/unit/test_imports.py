@@ -10,11 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dagster_stack"
 
 
-def modules() -> dict[str, Path]:
-    root = PACKAGE.parent
+def modules(package: Path = PACKAGE) -> dict[str, Path]:
+    root = package.parent
     return {
         ".".join(file.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): file
-        for file in PACKAGE.rglob("*.py")
+        for file in package.rglob("*.py")
     }
 
 
@@ -51,6 +51,28 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
         TopologicalSorter(arrows(modules())).prepare()
     except CycleError as error:
         pytest.fail(f"{' -> '.join(reversed(error.args[1]))}: move what both need to a module below them")
+
+
+def foreign(found: dict[str, Path]) -> set[str]:
+    """The packages of this checkout that some modules import, but the platform."""
+    names = {
+        each.partition(".")[0] for file in found.values() for each in imported(ast.parse(file.read_text()))
+    }
+    return names & {"bench", "pipelines", "scripts", "tests"}
+
+
+def test_the_platform_knows_nothing_of_what_is_around_it() -> None:
+    assert foreign(modules()) == set()
+
+
+def test_what_of_the_benchmark_is_executed_in_containers_needs_nothing_of_the_host() -> None:
+    found = modules(PACKAGE.parent / "bench")
+    known, reached = arrows(found), {"bench.__main__", "bench.location", "bench.jobs"}
+    while new := {each for name in reached for each in known[name]} - reached:
+        reached |= new
+
+    assert "bench.charts" in reached
+    assert foreign({name: found[name] for name in reached}) == {"bench"}
 
 
 def test_a_circle_by_a_late_import_is_seen(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from dagster_stack.bench.markdown import table
 from scripts.console import say
+from scripts.markdown import table
 from tests.conftest import PROJECT, copy_of_stack
 from tests.faults.peers.jobs import STEPS
 from tests.faults.peers.peer import Peer, Seen

@@ -13,7 +13,7 @@ from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
 HERE = Path(__file__).parent
-OWN_DAGSTER = ROOT / "dagster_stack" / "bench" / "dagster.yaml"
+OWN_DAGSTER = ROOT / "bench" / "dagster.yaml"
 FINAL = {"SUCCESS", "FAILURE", "CANCELED"}
 LAUNCHER = {
     "module": "dagster_celery.launcher",

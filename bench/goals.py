@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dagster_stack.bench.figures import MB, Results
-from dagster_stack.bench.markdown import milliseconds, seconds
-from dagster_stack.bench.works import PARTITIONS, WORKS
+from bench.figures import MB, Results
+from bench.formatting import milliseconds, seconds
+from bench.works import PARTITIONS, WORKS
 
 PLAIN, IO_MANAGER, AWS_IO_MANAGER = WAYS = (
     "plain boto3",

@@ -6,7 +6,8 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-from dagster_stack.bench.works import WORKS
+from bench.walk import mean_walk
+from bench.works import CHAIN, WORKS
 
 MB = 1_000_000
 
@@ -79,6 +80,10 @@ class Results:
         """A run's seconds divided by its steps."""
         figure = self.seconds(work, variant)
         return figure.median / WORKS[work].steps if figure else None
+
+    def walk(self, variant: str) -> dict[str, float]:
+        """The parts of the way from one step's success to the next one's; empty when it was not measured."""
+        return mean_walk(each["walk"] for each in self.samples_of(CHAIN, variant))
 
 
 def possible_speed_up(steps: Mapping[str, float], parallel: str, processes: int) -> float:

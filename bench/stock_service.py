@@ -16,8 +16,8 @@ import psycopg2  # type: ignore[import-untyped]
 import yaml
 from dagster import DagsterInstance
 
-from dagster_stack.bench.progress import say
-from dagster_stack.bench.runs import OWN_HOME
+from bench.progress import say
+from bench.runs import OWN_HOME
 from dagster_stack.client.dagit import Dagit
 from dagster_stack.errors import DagitError, DagitUnreachable
 
@@ -25,7 +25,7 @@ SCHEMA = "dagster_stack_bench"
 PORT = 3100
 #: Seconds until the webserver answers with its code loaded, and for the end of a process.
 START_SECS, END_SECS = 120, 30
-LOCATION = "dagster_stack.bench.location"
+LOCATION = "bench.location"
 
 
 @contextmanager

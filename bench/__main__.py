@@ -1,16 +1,21 @@
-"""`python -m dagster_stack.bench`: the half of `make bench` that runs beside the stack. Prints JSON."""
+"""`python -m bench`: the half of `make bench` that runs beside the stack. Prints JSON."""
 
 import argparse
 import json
 import sys
 from base64 import b64encode
+from importlib.machinery import PathFinder
 from typing import Any
 
-from dagster_stack.bench.works import BACKFILL, INTERVALS, LAUNCH, LAUNCH_ROUNDS, LAUNCHERS, WORKS
+from bench.works import BACKFILL, INTERVALS, LAUNCH, LAUNCH_ROUNDS, LAUNCHERS, WORKS
+from dagster_stack.project import found
+
+#: The name by which this package is imported, as what is in the user's project is.
+NAME = "bench"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m dagster_stack.bench", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("warm-up", help="let all workers load what they have not yet")
     runs = commands.add_parser("runs", help="a work by all executors, in turn")
@@ -26,32 +31,44 @@ def main() -> None:
     commands.add_parser("scrape", help="what monitoring asks of a database with a million events")
     commands.add_parser("machine", help="what this is measured with")
     commands.add_parser("clean", help="remove the runs of this benchmark")
-    commands.add_parser("pages", help="the pages and pictures from the results on standard input")
-    print(json.dumps(COMMANDS[(arguments := parser.parse_args()).command](arguments)))
+    commands.add_parser("pictures", help="those of the pages, from the results on standard input")
+    arguments = parser.parse_args()
+    require_own_name()
+    print(json.dumps(COMMANDS[arguments.command](arguments)))
+
+
+def require_own_name() -> None:
+    """End with the cure where the project has a module of this name too: whoever imports it would get the other one."""
+    if spec := PathFinder.find_spec(NAME, found().path):
+        places = spec.origin or ", ".join(spec.submodule_search_locations or ())
+        sys.exit(
+            f"Your project has a module `{NAME}` ({places}), and so has this benchmark: rename it, or measure with another"
+            " project (PROJECT in .env)."
+        )
 
 
 def warm_up(_: argparse.Namespace) -> dict[str, Any]:
-    from dagster_stack.bench import rounds
+    from bench import rounds
 
     rounds.warm_up()
     return {}
 
 
 def runs(arguments: argparse.Namespace) -> dict[str, Any]:
-    from dagster_stack.bench import rounds
+    from bench import rounds
 
     return rounds.measure(arguments.work, arguments.rounds)
 
 
 def transfer(arguments: argparse.Namespace) -> dict[str, Any]:
-    from dagster_stack.bench import transfer
+    from bench import transfer
 
     return {"transfers": transfer.measure(arguments.rounds), "transfer_size": transfer.SIZE}
 
 
 def steps(_: argparse.Namespace) -> dict[str, Any]:
-    from dagster_stack.bench import limits, profiling
-    from dagster_stack.bench.forked import forked
+    from bench import limits, profiling
+    from bench.forked import forked
 
     profiles = {variant: forked(profiling.profile, variant) for variant in profiling.WORKERS}
     return {"steps": profiles, "limits": forked(limits.measure, profiles["stack"]["run_id"])}
@@ -60,8 +77,8 @@ def steps(_: argparse.Namespace) -> dict[str, Any]:
 def launches(arguments: argparse.Namespace) -> dict[str, Any]:
     from dagster import DagsterInstance
 
-    from dagster_stack.bench.launches import Launches
-    from dagster_stack.bench.stock_service import stock_service
+    from bench.launches import Launches
+    from bench.stock_service import stock_service
     from dagster_stack.client.dagit import Dagit
 
     def measure(dagit: Dagit, instance: DagsterInstance) -> dict[str, Any]:
@@ -80,31 +97,29 @@ def launches(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def scrape(_: argparse.Namespace) -> dict[str, Any]:
-    from dagster_stack.bench import scrape
+    from bench import scrape
 
     return {"scrape": scrape.measure()}
 
 
 def machine(_: argparse.Namespace) -> dict[str, Any]:
-    from dagster_stack.bench import machine
+    from bench import machine
 
     return {"machine": machine.machine()}
 
 
 def clean(_: argparse.Namespace) -> dict[str, Any]:
-    from dagster_stack.bench import leftovers
+    from bench import leftovers
 
     return {"removed": leftovers.remove()}
 
 
-def pages(_: argparse.Namespace) -> dict[str, Any]:
-    from dagster_stack.bench import charts, report, where
-    from dagster_stack.bench.figures import Results
+def pictures(_: argparse.Namespace) -> dict[str, Any]:
+    from bench import charts
+    from bench.figures import Results
 
-    results = Results(json.load(sys.stdin))
     return {
-        "pages": {"performance.md": report.page(results), "where-a-step-goes.md": where.page(results)},
-        "pictures": {name: b64encode(data).decode() for name, data in charts.draw(results).items()},
+        name: b64encode(data).decode() for name, data in charts.draw(Results(json.load(sys.stdin))).items()
     }
 
 
@@ -117,7 +132,7 @@ COMMANDS = {
     "scrape": scrape,
     "machine": machine,
     "clean": clean,
-    "pages": pages,
+    "pictures": pictures,
 }
 
 if __name__ == "__main__":

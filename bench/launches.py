@@ -8,9 +8,9 @@ from uuid import uuid4
 from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus, RunsFilter
 from dagster._core.storage.tags import BACKFILL_ID_TAG, MAX_RETRIES_TAG
 
-from dagster_stack.bench.progress import say
-from dagster_stack.bench.runs import TAG, RunFailed
-from dagster_stack.bench.works import INTERVALS, LAUNCHED, LAUNCHERS, PARTITIONS
+from bench.progress import say
+from bench.runs import TAG, RunFailed
+from bench.works import INTERVALS, LAUNCHED, LAUNCHERS, PARTITIONS
 from dagster_stack.client.dagit import Dagit, Job
 
 #: Seconds between two looks at runs, in the database: Dagit has nothing to do with them meanwhile.

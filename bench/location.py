@@ -3,8 +3,8 @@
 from dagster import Definitions, StaticPartitionsDefinition, in_process_executor, op
 from dagster import job as dagster_job
 
+from bench.works import PARTITIONS
 from dagster_stack import celery_executor, stack_resources
-from dagster_stack.bench.works import PARTITIONS
 
 partitions = StaticPartitionsDefinition([f"{number:03}" for number in range(PARTITIONS)])
 

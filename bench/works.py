@@ -39,6 +39,8 @@ WORKS = {
         left_out={"multiprocess": PROCESS_A_STEP, "in_process": "one after the other they sleep 64 s"},
     ),
 }  # fmt: skip
+#: The work whose steps are followed on their way.
+CHAIN = "chain_21"
 #: What is measured besides: 200 MB through S3, where a step's time goes, memory, launches by themselves and in a
 #: backfill, and what monitoring asks of the database.
 TRANSFER, STEPS, MEMORY, LAUNCH, BACKFILL, SCRAPE = PARTS = (

@@ -1,16 +1,15 @@
-"""`docs/where-a-step-goes.md`: one step's time, before and after. Needs nothing but Python."""
+"""`docs/where-a-step-goes.md`: one step's time, before and after. Needs nothing but this checkout."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from dagster_stack.bench.figures import Results
-from dagster_stack.bench.markdown import milliseconds, table, times
-from dagster_stack.bench.walk import MILESTONES, PARTS, mean_walk
-from dagster_stack.bench.works import VARIANT_TITLES
+from bench.charts import STEP
+from bench.figures import Results
+from bench.formatting import milliseconds, times
+from bench.walk import MILESTONES, PARTS
+from bench.works import VARIANT_TITLES
+from scripts.markdown import table
 
-PICTURE = "bench-step.png"
-#: The work whose steps are followed.
-WORK = "chain_21"
 SHOWN = ("stock", "stack", "in_process", "in_process_here")
 
 TEMPLATE = """\
@@ -53,16 +52,16 @@ and a put: {floor}. A step of the chain takes {whole} from one success to the ne
 ## Again
 
 `make bench WORK=chain_21,steps` measures it and prints it; `make bench` writes this page. The timers are in
-`dagster_stack/bench/profiling.py`, the parts of the way in `dagster_stack/bench/walk.py`.
+`bench/profiling.py`, the parts of the way in `bench/walk.py`.
 """
 
 
 def page(results: Results) -> str:
     found = floor(results)
-    whole = sum(walk_of(results, "stack").values())
+    whole = sum(results.walk("stack").values())
     return TEMPLATE.format(
         date=results.content["date"],
-        picture=PICTURE,
+        picture=STEP,
         walk=walk_table(results),
         kinds=kinds_table(results),
         limits=limits_table(results.content["limits"]),
@@ -73,12 +72,8 @@ def page(results: Results) -> str:
     )
 
 
-def walk_of(results: Results, variant: str) -> dict[str, float]:
-    return mean_walk(sample["walk"] for sample in results.samples_of(WORK, variant))
-
-
 def walk_table(results: Results) -> str:
-    walks = {variant: walk for variant in SHOWN if (walk := walk_of(results, variant))}
+    walks = {variant: walk for variant in SHOWN if (walk := results.walk(variant))}
     rows = [
         [PARTS[name], *(milliseconds(walk[name]) if name in walk else "" for walk in walks.values())]
         for name in MILESTONES
@@ -122,7 +117,7 @@ def floor(results: Results) -> float:
 
 def distance(results: Results, beyond: float) -> str:
     """What the rest is, by the parts that are the largest."""
-    walk = walk_of(results, "stack")
+    walk = results.walk("stack")
     largest = sorted(walk, key=lambda name: -walk[name])[:2]
     parts = ", ".join(f"{milliseconds(walk[name])}: {PARTS[name]}" for name in largest)
     return f"The largest parts of the {milliseconds(beyond)} above it: {parts}."

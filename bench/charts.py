@@ -3,16 +3,17 @@
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from dagster_stack.bench import report, where
-from dagster_stack.bench.figures import Figure, Results
-from dagster_stack.bench.markdown import milliseconds, seconds
-from dagster_stack.bench.walk import MILESTONES, PARTS
-from dagster_stack.bench.works import VARIANT_TITLES, WORKS
+from bench.figures import Figure, Results
+from bench.formatting import milliseconds, seconds
+from bench.walk import MILESTONES, PARTS
+from bench.works import VARIANT_TITLES, WORKS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
+#: Their files.
+EXECUTORS, STEP = "bench-executors.png", "bench-step.png"
 INK, PALE, GRID = "#22303c", "#6b7a87", "#e3e8ec"
 COLORS = {
     "stack": "#d9822b",
@@ -39,8 +40,8 @@ def draw(results: Results) -> dict[str, bytes]:
     }
     with rc_context(style):
         return {
-            report.EXECUTORS_PICTURE: png(draw_executors(results)),
-            where.PICTURE: png(draw_way(results)),
+            EXECUTORS: png(draw_executors(results)),
+            STEP: png(draw_way(results)),
         }
 
 
@@ -94,7 +95,7 @@ def draw_way(results: Results) -> "Drawing":
 
 def draw_walks(axes: "Axes", title: str, results: Results, variants: tuple[str, ...]) -> None:
     """A bar an executor, its parts in the order in which they come."""
-    walks = {variant: walk for variant in reversed(variants) if (walk := where.walk_of(results, variant))}
+    walks = {variant: walk for variant in reversed(variants) if (walk := results.walk(variant))}
     ends = dict.fromkeys(walks, 0.0)
     for name, color in zip(MILESTONES, PART_COLORS, strict=True):
         widths = [1000 * walk.get(name, 0.0) for walk in walks.values()]

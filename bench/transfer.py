@@ -13,11 +13,11 @@ from uuid import uuid4
 import boto3
 from dagster import build_input_context, build_output_context
 
-from dagster_stack.bench.forked import forked
-from dagster_stack.bench.goals import AWS_IO_MANAGER, IO_MANAGER, PLAIN
-from dagster_stack.bench.jobs import resources
-from dagster_stack.bench.leftovers import remove_objects
-from dagster_stack.bench.progress import say
+from bench.forked import forked
+from bench.goals import AWS_IO_MANAGER, IO_MANAGER, PLAIN
+from bench.jobs import resources
+from bench.leftovers import remove_objects
+from bench.progress import say
 from dagster_stack.settings import S3Settings, Settings
 
 #: Bytes that are handed over, such as nothing makes smaller.

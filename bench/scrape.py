@@ -9,7 +9,7 @@ import sqlalchemy
 from psycopg2 import extensions  # type: ignore[import-untyped]
 from sqlalchemy.engine import Connection, Engine
 
-from dagster_stack.bench.progress import say
+from bench.progress import say
 from dagster_stack.monitoring.database import database
 from dagster_stack.monitoring.figures import Figures
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from dagster_stack.bench.figures import Results
-from dagster_stack.bench.goals import IO_MANAGER, PLAIN, Goal, outcomes
-from dagster_stack.bench.markdown import megabytes, milliseconds, seconds, times
-from dagster_stack.bench.works import WORKS
+from bench.figures import Results
+from bench.formatting import megabytes, milliseconds, seconds, times
+from bench.goals import IO_MANAGER, PLAIN, Goal, outcomes
+from bench.works import WORKS
 
 #: Kinds of work that a reason names.
 NAMED = 4

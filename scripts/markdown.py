@@ -1,8 +1,6 @@
-"""Tables and numbers as the pages write them. Needs nothing but Python."""
+"""Tables as pages and terminals show them."""
 
 from collections.abc import Iterable, Sequence
-
-from dagster_stack.bench.figures import MB, Figure
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
@@ -21,29 +19,3 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) 
         for line in cells
     ]
     return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rules, *padded[1:]))
-
-
-def seconds(value: float) -> str:
-    """Three digits that count."""
-    if value >= 99.95:
-        return f"{value:.0f} s"
-    return f"{value:.1f} s" if value >= 9.995 else f"{value:.2f} s"
-
-
-def milliseconds(value: float) -> str:
-    if value < 0.00095:
-        return f"{1000 * value:.2f} ms"
-    return f"{1000 * value:,.1f} ms" if value < 0.1 else f"{1000 * value:,.0f} ms"
-
-
-def megabytes(value: float) -> str:
-    return f"{value / MB:,.0f} MB"
-
-
-def spread(figure: Figure) -> str:
-    """The lowest and the highest; nothing where there is but one."""
-    return f"{seconds(figure.low)} – {seconds(figure.high)}" if figure.count > 1 else ""
-
-
-def times(ratio: float) -> str:
-    return f"{ratio:.2f} ×" if ratio < 9.995 else f"{ratio:.1f} ×"

@@ -4,11 +4,11 @@ import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dagster_stack.bench.forked import Failed, forked
-from dagster_stack.bench.jobs import reconstructable_job
-from dagster_stack.bench.progress import say
-from dagster_stack.bench.runs import timed_run
-from dagster_stack.bench.works import VARIANT_TITLES, WARM_UP, WORKS
+from bench.forked import Failed, forked
+from bench.jobs import reconstructable_job
+from bench.progress import say
+from bench.runs import timed_run
+from bench.works import VARIANT_TITLES, WARM_UP, WORKS
 
 #: Seconds after which a work is not given to a slow executor once more.
 PATIENCE_SECS = 40

@@ -21,8 +21,8 @@ from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster_aws.s3 import S3PickleIOManager, S3Resource
 from dagster_celery import celery_executor as stock_celery_executor
 
+from bench.works import WARM_UP
 from dagster_stack import celery_executor, stack_resources
-from dagster_stack.bench.works import WARM_UP
 from dagster_stack.project import found, use
 from dagster_stack.settings import Settings
 from dagster_stack.worker.warm_up import code_modules, entries

@@ -17,12 +17,12 @@ from dagster._core.execution.retries import RetryMode
 from dagster._grpc.types import ExecuteStepArgs
 from dagster._serdes import pack_value
 
-from dagster_stack.bench.jobs import reconstructable_job
-from dagster_stack.bench.runs import TAG, instance_of
-from dagster_stack.bench.stopwatch import Stopwatch
+from bench.jobs import reconstructable_job
+from bench.runs import TAG, instance_of
+from bench.stopwatch import Stopwatch
+from bench.works import CHAIN
 from dagster_stack.settings import Settings
 
-WORK = "chain_21"
 #: Executes one step like a worker does.
 Execute = Callable[[ExecutionStep, KnownExecutionState], None]
 
@@ -43,7 +43,7 @@ REST = "Dagster's own work, and the step's"
 
 def profile(variant: str) -> dict[str, Any]:
     """Per step: `kinds` with count and seconds of each, and the `run_id`. Spoils this process for anything else."""
-    job = reconstructable_job(WORK, variant)
+    job = reconstructable_job(CHAIN, variant)
     assert job
     watch = Stopwatch()
     instrument(watch)

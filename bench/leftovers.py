@@ -4,7 +4,7 @@ from typing import Any
 
 from dagster import DagsterInstance, RunsFilter
 
-from dagster_stack.bench.runs import TAG
+from bench.runs import TAG
 from dagster_stack.settings import S3Settings, Settings
 from dagster_stack.storage.s3 import s3_client
 

@@ -9,8 +9,8 @@ from dagster import DagsterEvent, DagsterEventType, DagsterInstance, execute_job
 from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.storage.tags import MAX_RETRIES_TAG
 
-from dagster_stack.bench.jobs import VARIANTS
-from dagster_stack.bench.walk import (
+from bench.jobs import VARIANTS
+from bench.walk import (
     ANNOUNCED,
     COMPUTED,
     LOADED,

@@ -1,18 +1,17 @@
-"""`docs/performance.md`: what was measured, beside the goals. Needs nothing but Python."""
+"""`docs/performance.md`: what was measured, beside the goals. Needs nothing but this checkout."""
 
 from collections.abc import Iterator, Mapping
 from statistics import median
 from textwrap import fill
 from typing import Any
 
-from dagster_stack.bench import reasons
-from dagster_stack.bench.figures import Results, possible_speed_up
-from dagster_stack.bench.goals import WAYS, outcomes
-from dagster_stack.bench.markdown import megabytes, milliseconds, seconds, spread, table, times
-from dagster_stack.bench.works import LAUNCHERS, PARTITIONS, VARIANT_TITLES, WORKS
-
-#: The pictures that the page shows, beside it.
-EXECUTORS_PICTURE = "bench-executors.png"
+from bench import reasons
+from bench.charts import EXECUTORS
+from bench.figures import Results, possible_speed_up
+from bench.formatting import megabytes, milliseconds, seconds, spread, times
+from bench.goals import WAYS, outcomes
+from bench.works import LAUNCHERS, PARTITIONS, VARIANT_TITLES, WORKS
+from scripts.markdown import table
 
 #: Characters of a line of text.
 WIDTH = 116
@@ -58,7 +57,7 @@ Where the time of one step goes, before and after: [where a step's time goes](wh
 
 - **this stack**: `dagster_stack.celery_executor` with this stack's `dagster.yaml` and IO manager, on {workers} workers of one process.
 - **dagster-celery**: its executor on the same workers, with Dagster's own parts: `dagster-postgres`'s storage,
-  `dagster-aws`'s compute logs and IO manager ([dagster.yaml](../dagster_stack/bench/dagster.yaml)).
+  `dagster-aws`'s compute logs and IO manager ([dagster.yaml](../bench/dagster.yaml)).
 - **multiprocess**, **in-process**: Dagster's own executors in one container, with the same parts of Dagster's own.
 - **in-process on this stack's storages**: the same executor with this stack's `dagster.yaml` and IO manager: what a
   user of this stack gets who needs no second process.
@@ -90,7 +89,7 @@ def page(results: Results) -> str:
         goals=goals(results),
         missed=missed(results),
         one_process=one_process(results),
-        picture=EXECUTORS_PICTURE,
+        picture=EXECUTORS,
         figures=figures(results),
         notes=notes(results),
         flights=flights(results),

@@ -1,0 +1,89 @@
+"""The stack's services while `make bench` measures: so many workers, with the code that measures; afterwards as before."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from scripts import compose, env_file
+from scripts.console import ROOT, run_logged
+from scripts.up import wait_until_healthy
+
+#: The code that measures. It is in no image: services get it by this file, beside those that Compose reads anyway.
+CODE = ROOT / "bench"
+MOUNT = CODE / "compose.yaml"
+#: What Compose reads beside compose.yaml unless it is told which files: the first of these that is there.
+OVERRIDES = (
+    "compose.override.yml",
+    "compose.override.yaml",
+    "docker-compose.override.yml",
+    "docker-compose.override.yaml",
+)
+#: Who loads that code for the steps of what is measured; and who else for launches.
+EXECUTE_STEPS, LAUNCH_RUNS = ("worker", "worker-heavy"), ("dagit", "daemon", "runner")
+
+
+@dataclass
+class Services:
+    """How many containers each service had before; whether workers need the benchmark's code, and who may have it."""
+
+    before: Counter[str]
+    needs_code: bool = False
+    with_code: set[str] = field(default_factory=set)
+
+    def scale(self, workers: int) -> None:
+        """As many workers, for now; .env keeps its number."""
+        if self.needs_code:
+            self._mount(f"{workers} workers with the benchmark's code", EXECUTE_STEPS, worker=workers)
+        elif workers != running("worker"):
+            put_up(f"Scaling to {workers} workers", {"worker": workers}, "--no-recreate")
+
+    @contextmanager
+    def launching(self) -> Iterator[None]:
+        """Dagit, daemon and runners with the benchmark's jobs as well; afterwards without."""
+        try:
+            self._mount("Adding the jobs to Dagit", LAUNCH_RUNS)
+            yield
+        finally:
+            self._unmount("Taking the jobs out of Dagit", LAUNCH_RUNS)
+
+    def restore(self) -> None:
+        """As many workers as before; nobody has the code."""
+        if self.with_code:
+            self._unmount("Taking the benchmark's code out of the services", sorted(self.with_code))
+        else:
+            self.scale(self.before["worker"])
+
+    def _mount(self, title: str, services: Iterable[str], **numbers: int) -> None:
+        self.with_code.update(services)
+        put_up(title, {each: numbers.get(each, self.before[each]) for each in services}, code=code())
+
+    def _unmount(self, title: str, services: Iterable[str]) -> None:
+        put_up(title, {each: self.before[each] for each in services})
+        self.with_code.difference_update(services)
+
+
+def running(service: str) -> int:
+    return sum(each.service == service and each.state == "running" for each in compose.containers())
+
+
+def put_up(
+    title: str, services: Mapping[str, int], *options: str, code: dict[str, str] | None = None
+) -> None:
+    """So many containers of each as Compose describes them now; those that are so already go on undisturbed."""
+    scales = [f"--scale={service}={number}" for service, number in services.items()]
+    command = ["--progress", "plain", "up", "--detach", "--no-deps", *options, *scales, *services]
+    run_logged(title, [*compose.compose(), *command], environment=code)
+    wait_until_healthy()
+
+
+def code() -> dict[str, str]:
+    """The variables with which Compose gives services the code that measures, beside all that it reads without them."""
+    settings = env_file.settings()
+    separator = settings.get("COMPOSE_PATH_SEPARATOR") or os.pathsep
+    if named := settings.get("COMPOSE_FILE"):
+        files = named.split(separator)
+    else:
+        files = ["compose.yaml", *[name for name in OVERRIDES if (ROOT / name).exists()][:1]]
+    return {"COMPOSE_FILE": separator.join([*files, str(MOUNT)])}
