@@ -13,9 +13,9 @@ from time import monotonic, sleep
 from typing import Any
 from uuid import uuid4
 
-from bench import report, where
+from bench import pages
 from bench.figures import Results
-from bench.goals import outcomes
+from bench.tables import TABLES, made
 from bench.works import (
     BACKFILL,
     INTERVALS,
@@ -39,6 +39,8 @@ ROUNDS = 5
 #: Everything that was measured, for whoever wants to see more than the pages show.
 RAW = BUILD_FOLDER / "bench.json"
 DOCS = ROOT / "docs"
+#: The pages there that show tables and pictures.
+PAGES = ("performance.md", "where-a-step-goes.md")
 #: Workers with which memory is looked at: the difference is what a further one takes.
 FEW, MANY = 2, 8
 #: Enough for as many processes of runs as there are places with runners.
@@ -51,6 +53,10 @@ def bench() -> int:
     compose.require_env_file()
     chosen = wanted(os.environ.get("WORK", ""))
     rounds = count(os.environ.get("ROUNDS", ""))
+    everything = chosen == [*WORKS, *PARTS]
+    if everything:
+        # Half an hour later is too late to learn that a table has no place.
+        with_tables(dict.fromkeys(TABLES, ""))
     services = Services(require_up())
     make_readable(CODE)
     if os.getloadavg()[0] > 0.75 * (os.cpu_count() or 1):
@@ -75,10 +81,10 @@ def bench() -> int:
         afterwards.callback(save, results, monotonic())
         measure(chosen, rounds, results, services)
     show(Results(results))
-    if chosen == [*WORKS, *PARTS]:
+    if everything:
         write_pages(results)
     else:
-        done(f"docs/ is as it was: only all of it makes a page. All figures: {RAW.relative_to(ROOT)}")
+        done(f"docs/ is as it was: only all of it is put there. All figures: {RAW.relative_to(ROOT)}")
     return 1 if any(note["failed"] for note in results["notes"]) else 0
 
 
@@ -254,40 +260,28 @@ def save(results: dict[str, Any], started: float) -> None:
 
 def show(results: Results) -> None:
     """The tables, on this terminal."""
-    if results.samples:
-        say(f"\n{report.figures(results)}")
-    if launches := report.launches(results):
-        say(f"\n{launches}")
-    if scrape := report.scrape(results):
-        say(f"\n{scrape}")
-    if results.content.get("transfers"):
-        say(f"\n{report.transfers(results)}")
-    if results.content.get("memory"):
-        say(f"\n{report.memory(results)}")
-    if results.walk("stack"):
-        say(f"\nFrom one step's success to the next, in a chain of 21\n\n{where.walk_table(results)}")
-    if results.content.get("steps"):
-        say(
-            f"\nInside the worker\n\n{where.kinds_table(results)}\n\n{where.limits_table(results.content['limits'])}"
-        )
-    if outcomes(results):
-        say(f"\n{report.goals(results)}\n")
+    for name, text in made(results).items():
+        if text and name != "machine":
+            say(f"\n{TABLES[name].title}\n\n{text}")
+    say("")
     for note in results.content["notes"]:
         warn(f"{note['work']} {note['variant']}: {note['note']}")
 
 
 def write_pages(results: dict[str, Any]) -> None:
-    found = Results(results)
-    for name, text in {
-        "performance.md": report.page(found),
-        "where-a-step-goes.md": where.page(found),
-    }.items():
+    """Put the tables into the pages, and the pictures beside them; raises Failure for a page without a table's place."""
+    for name, text in with_tables(made(Results(results))).items():
         (DOCS / name).write_text(text, encoding="utf-8")
-        done(f"docs/{name} written")
+        done(f"docs/{name}: tables written")
     (DOCS / "pictures").mkdir(exist_ok=True)
     for name, data in ask("pictures", given=json.dumps(results)).items():
         (DOCS / "pictures" / name).write_bytes(b64decode(data))
         done(f"docs/pictures/{name} written")
+
+
+def with_tables(tables: dict[str, str]) -> dict[str, str]:
+    """The pages by their names, with these tables in their places."""
+    return pages.filled({name: (DOCS / name).read_text(encoding="utf-8") for name in PAGES}, tables)
 
 
 if __name__ == "__main__":

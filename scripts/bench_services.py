@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -24,6 +24,10 @@ OVERRIDES = (
 EXECUTE_STEPS, LAUNCH_RUNS = ("worker", "worker-heavy"), ("dagit", "daemon", "runner")
 
 
+#: The settings by which Compose makes so many of a service.
+NUMBERS = {"worker": "WORKERS", "worker-heavy": "HEAVY_WORKERS"}
+
+
 @dataclass
 class Services:
     """How many containers each service had before; whether workers need the benchmark's code, and who may have it."""
@@ -37,7 +41,7 @@ class Services:
         if self.needs_code:
             self._mount(f"{workers} workers with the benchmark's code", EXECUTE_STEPS, worker=workers)
         elif workers != running("worker"):
-            put_up(f"Scaling to {workers} workers", {"worker": workers}, "--no-recreate")
+            put_up(f"Scaling to {workers} workers", ["worker"], {"WORKERS": str(workers)}, "--no-recreate")
 
     @contextmanager
     def launching(self) -> Iterator[None]:
@@ -55,26 +59,27 @@ class Services:
         else:
             self.scale(self.before["worker"])
 
-    def _mount(self, title: str, services: Iterable[str], **numbers: int) -> None:
+    def _mount(self, title: str, services: Sequence[str], **numbers: int) -> None:
         self.with_code.update(services)
-        put_up(title, {each: numbers.get(each, self.before[each]) for each in services}, code=code())
+        put_up(title, services, self._numbers(**numbers) | code())
 
-    def _unmount(self, title: str, services: Iterable[str]) -> None:
-        put_up(title, {each: self.before[each] for each in services})
+    def _unmount(self, title: str, services: Sequence[str]) -> None:
+        put_up(title, services, self._numbers())
         self.with_code.difference_update(services)
+
+    def _numbers(self, **numbers: int) -> dict[str, str]:
+        wanted = {**self.before, **numbers}
+        return {variable: str(wanted.get(service, 0)) for service, variable in NUMBERS.items()}
 
 
 def running(service: str) -> int:
     return sum(each.service == service and each.state == "running" for each in compose.containers())
 
 
-def put_up(
-    title: str, services: Mapping[str, int], *options: str, code: dict[str, str] | None = None
-) -> None:
-    """So many containers of each as Compose describes them now; those that are so already go on undisturbed."""
-    scales = [f"--scale={service}={number}" for service, number in services.items()]
-    command = ["--progress", "plain", "up", "--detach", "--no-deps", *options, *scales, *services]
-    run_logged(title, [*compose.compose(), *command], environment=code)
+def put_up(title: str, services: Sequence[str], environment: dict[str, str], *options: str) -> None:
+    """Services as Compose describes them with these variables; those that are so already go on undisturbed."""
+    command = ["--progress", "plain", "up", "--detach", "--no-deps", *options, *services]
+    run_logged(title, [*compose.compose(), *command], environment=environment)
     wait_until_healthy()
 
 

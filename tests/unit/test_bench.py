@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench import report, where
+from bench.tables import TABLES
 from bench.works import PARTS, WORKS
 from scripts import bench, bench_services, compose, engine
 from scripts.bench_services import Services
@@ -19,7 +19,8 @@ from scripts.console import Failure
 from tests.unit.machines import FakeDocker
 
 #: What a benchmark that executed steps ends with.
-AS_BEFORE = "worker=2 worker-heavy=1 as before"
+AS_BEFORE = "worker worker-heavy (2)"
+MOUNTED = " with code"
 ROLLUP = """\
 55d0-7ffc ---p 00000000 00:00 0    [rollup]
 Rss:               30000 kB
@@ -140,6 +141,10 @@ def test_answers_of_several_parts_become_one() -> None:
     assert results == {"samples": [1, 2], "notes": ["late"], "date": "today", "patience": 45}
 
 
+def place(name: str) -> str:
+    return f"Before {name}.\n<!-- bench:{name} -->\nold\n<!-- /bench:{name} -->\n"
+
+
 @pytest.fixture
 def measured(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, env: Path, running: list[Container]
@@ -158,19 +163,19 @@ def measured(
         }
         return answers.get(arguments[0], {})
 
-    def put_up(_: str, services: dict[str, int], *options: str, code: dict[str, str] | None = None) -> None:
-        scales = [f"{service}={number}" for service, number in services.items()]
-        asked.append(" ".join([*scales, *options, "with code" if code else "as before"]))
+    def put_up(_: str, services: list[str], environment: dict[str, str], *options: str) -> None:
+        workers = f"({environment['WORKERS']})" if "worker" in services else ""
+        asked.append(" ".join([*services, workers, *options]) + MOUNTED * ("COMPOSE_FILE" in environment))
 
     monkeypatch.setattr(bench, "ask", ask)
     monkeypatch.setattr(bench_services, "put_up", put_up)
     monkeypatch.setattr(bench, "measure_memory", lambda *_: asked.append("memory"))
-    monkeypatch.setattr(report, "page", lambda _: "figures")
-    monkeypatch.setattr(where, "page", lambda _: "a step")
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     monkeypatch.setattr(bench, "DOCS", tmp_path / "docs")
     monkeypatch.setattr(bench, "RAW", tmp_path / ".build" / "bench.json")
     (tmp_path / "docs").mkdir()
+    for name, places in zip(bench.PAGES, (list(TABLES)[:6], list(TABLES)[6:]), strict=True):
+        (tmp_path / "docs" / name).write_text("".join(map(place, places)))
     before = signal.getsignal(signal.SIGTERM)
     yield asked
     signal.signal(signal.SIGTERM, before)
@@ -183,22 +188,22 @@ def test_all_of_it_ends_in_pages_and_pictures(measured: list[str], tmp_path: Pat
     assert measured == [
         "machine",
         "memory",
-        "worker=8 worker-heavy=1 with code",
+        "worker worker-heavy (8) with code",
         "warm-up",
         "runs sleep_64 --rounds 5",
-        "worker=2 worker-heavy=1 with code",
+        "worker worker-heavy (2) with code",
         "warm-up",
         "runs chain_21 --rounds 5",
         "runs parallel_50 --rounds 5",
         "runs chain_40_10ms --rounds 5",
         "runs flights --rounds 5",
         "runs parallel_1000 --rounds 5",
-        "worker=2 worker-heavy=1 with code",
+        "worker worker-heavy (2) with code",
         "transfer --rounds 5",
         "steps",
-        "dagit=1 daemon=1 runner=2 with code",
+        "dagit daemon runner  with code",
         "launches stack launch backfill",
-        "dagit=1 daemon=1 runner=2 as before",
+        "dagit daemon runner ",
         "launches stock launch backfill --at-once 8",
         "launches stock_5 launch --at-once 8",
         "scrape",
@@ -206,7 +211,11 @@ def test_all_of_it_ends_in_pages_and_pictures(measured: list[str], tmp_path: Pat
         AS_BEFORE,
         "pictures",
     ]
-    assert (tmp_path / "docs" / "performance.md").read_text() == "figures"
+    page = (tmp_path / "docs" / "performance.md").read_text()
+    assert page.startswith(
+        "Before goals.\n<!-- bench:goals -->\n\nNot measured.\n\n<!-- /bench:goals -->\nBefore figures."
+    )
+    assert "old" not in page
     assert (tmp_path / "docs" / "pictures" / "bar.png").read_bytes() == b"PNG"
     assert json.loads((tmp_path / ".build" / "bench.json").read_text())["measured"] == [*WORKS, *PARTS]
 
@@ -221,7 +230,19 @@ def test_a_part_of_it_leaves_the_pages_alone(
 
     assert "runs chain_21 --rounds 2" in measured
     assert "pictures" not in measured
-    assert list((tmp_path / "docs").iterdir()) == []
+    assert [(tmp_path / "docs" / name).read_text().count("old") for name in bench.PAGES] == [6, 6]
+    assert not (tmp_path / "docs" / "pictures").exists()
+
+
+def test_a_page_without_a_tables_place_is_found_out_before_anything_is_measured(
+    measured: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "docs" / "performance.md").write_text(place("goals"))
+
+    with pytest.raises(Failure, match=r"No place for the table `figures`: .* performance\.md"):
+        bench.bench()
+
+    assert measured == []
 
 
 def fail_in(monkeypatch: pytest.MonkeyPatch, part: str, fail: Callable[[], object] | None = None) -> None:
@@ -294,7 +315,7 @@ def test_when_launches_fail_dagit_daemon_and_runners_are_as_before(
     with pytest.raises(Failure, match="no"):
         bench.bench()
 
-    assert measured[-3:] == ["dagit=1 daemon=1 runner=2 as before", "clean", AS_BEFORE]
+    assert measured[-3:] == ["dagit daemon runner ", "clean", AS_BEFORE]
 
 
 def test_who_could_not_be_put_back_is_put_back_at_the_end(
@@ -314,7 +335,7 @@ def test_who_could_not_be_put_back_is_put_back_at_the_end(
     with pytest.raises(KeyboardInterrupt):
         bench.bench()
 
-    assert measured[-1] == "daemon=1 dagit=1 runner=2 worker=2 worker-heavy=1 as before"
+    assert measured[-1] == "daemon dagit runner worker worker-heavy (2)"
 
 
 @pytest.mark.parametrize(
@@ -327,7 +348,7 @@ def test_who_executes_nothing_of_it_is_not_restarted(
 
     bench.bench()
 
-    assert [each for each in measured if each.startswith("worker") and "as before" in each] == restarts
+    assert [each for each in measured if each.startswith("worker") and MOUNTED not in each] == restarts
 
 
 def test_when_the_runs_cant_be_removed_the_workers_are_still_as_before(

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
-from bench import charts, report, where
+from bench import charts, pages
 from bench.figures import MB, Figure, Results, possible_speed_up
 from bench.formatting import megabytes, milliseconds, seconds, spread
 from bench.goals import AWS_IO_MANAGER, GOALS, IO_MANAGER, PLAIN, outcomes
-from bench.works import PARTS, WORKS
+from bench.tables import made
+from bench.works import PARTS, PROCESS_A_STEP, WORKS
+from scripts import bench
+from scripts.console import ROOT, Failure
 from scripts.markdown import table
 
 WALK = {
@@ -60,11 +63,11 @@ def results(**content: Any) -> Results:
             "steps": {"stack": {"kinds": KINDS}, "stock": {"kinds": KINDS}},
             "limits": {"write": 0.001, "read": 0.0001, "connect": 0.01, "put": 0.004, "get": 0.002, "events": 10, "bytes": 11_000},
             "memory": {"services": {"worker": 300 * MB}, "idle_stack": 1500 * MB, "further_worker": 140 * MB},
-            "launches": [{"variant": "stack", "run_start": 0.3, "first_step": 0.4},
-                         {"variant": "stock", "run_start": 3.0, "first_step": 3.4},
-                         {"variant": "stock_5", "run_start": 5.0, "first_step": 5.4}],
-            "backfills": [{"variant": "stack", "runs": 100, "submitted": 5, "seconds": 16},
-                          {"variant": "stock", "runs": 100, "submitted": 20, "seconds": 125}],
+            "launches": [{"variant": "stack", "first_step": 0.4},
+                         {"variant": "stock", "first_step": 3.4},
+                         {"variant": "stock_5", "first_step": 5.4}],
+            "backfills": [{"variant": "stack", "runs": 100, "seconds": 16},
+                          {"variant": "stock", "runs": 100, "seconds": 125}],
             "scrape": {"events": 1_000_000, "first": 0.09, "median": 0.012, "highest": 0.03},
             "machine": {"processor": "one | two", "memory": "24 GiB"},
             **content,
@@ -147,52 +150,41 @@ def test_a_table_reads_as_text_too() -> None:
         "| chain of 21 |  1 s |",
         "|             | 10 s |",
     ]
+    assert table(["name"], [["one | two"]]).splitlines()[-1] == r"| one \| two |"
 
 
-def rows(page: str, title: str) -> list[list[str]]:
-    """The cells of the table rows that begin with a title."""
-    lines = [line for line in page.splitlines() if line.startswith(f"| {title}")]
+def rows(name: str, title: str, found: Results | None = None) -> list[list[str]]:
+    """The cells of those rows of a table that begin with a title."""
+    lines = [line for line in made(found or results())[name].splitlines() if line.startswith(f"| {title}")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_the_page_shows_goals_figures_machine_and_how_to_repeat_it() -> None:
-    page = report.page(results())
-
-    assert ["chain of 21 no-op steps", "≥ 8 × faster than dagster-celery", "24.0 × faster", "yes"] in rows(
-        page, "chain of 21"
-    )
-    assert ["chain of 21 no-op steps", "this stack", "1.00 s", "0.90 s – 1.10 s", "3", "47.6 ms", "1.00 ×"] in rows(
-        page, "chain of 21"
-    )  # fmt: skip
-    assert "Not measured with multiprocess: chain of 40 steps of 10 ms; `flights`" in page
-    assert "`flights` takes 2.00 × as long in one process, 1.67 × on this stack's storages" in page
-    assert "24 GiB" in page
-    assert "make bench ROUNDS=3 WORK=chain_21,parallel_50" in page
-    assert "**no**" not in page
-    assert not re.search(r"\{\w*\}", page)
-
-
-def test_the_page_shows_launches_and_backfills_beside_dagsters_own_launcher() -> None:
-    page = report.page(results())
-
-    rows = [line.split("|")[1:-1] for line in page.splitlines() if "launcher" in line or "16 s" in line]
-    cells = {row[0].strip(): [cell.strip() for cell in row[1:]] for row in rows if len(row) == 4}
-    assert cells["Dagster's default launcher"] == ["3.40 s", "", "0.8 runs a second"]
-    assert "a launch in Dagit" in page
-    assert "6.2 runs a second" in page
+def test_the_tables_show_goals_figures_and_machine() -> None:
+    (goal, *_) = rows("goals", "chain of 21")
+    assert goal == ["chain of 21 no-op steps", "≥ 8 × faster than dagster-celery", "24.0 × faster", "yes"]
+    (figures,) = rows("figures", "chain of 21")
+    assert figures == [
+        "chain of 21 no-op steps",
+        "this stack",
+        "1.00 s",
+        "0.90 s – 1.10 s",
+        "3",
+        "47.6 ms",
+        "1.00 ×",
+    ]
+    assert rows("flights", "")[-1] == ["2.00 ×", "1.67 ×", "1.67 ×", "0.50"]
+    assert rows("machine", "m") == [["measured on", "2026-01-02"], ["memory", "24 GiB"]]
 
 
-def test_a_page_without_launches_says_nothing_of_them() -> None:
-    assert "Launches and backfills" not in report.page(results(launches=[], backfills=[]))
+def test_a_table_shows_launches_and_backfills_beside_dagsters_own_launcher() -> None:
+    assert rows("launches", "this stack") == [["this stack", "0.40 s", "", "6.2 runs a second"]]
+    assert rows("launches", "Dagster's") == [
+        ["Dagster's default launcher", "3.40 s", "", "0.8 runs a second"]
+    ]
 
 
-def test_the_page_shows_what_a_scrape_asks_of_the_database() -> None:
-    page = report.page(results())
-
-    assert "the event log holds 1,000,000 events" in page
-    (row,) = [line for line in page.splitlines() if "database time of a scrape" in line]
-    assert [cell.strip() for cell in row.split("|")[2:5]] == ["12.0 ms", "30.0 ms", "90.0 ms"]
-    assert "## Monitoring" not in report.page(results(scrape=None))
+def test_a_table_shows_what_a_scrape_asks_of_the_database() -> None:
+    assert rows("scrape", "database time")[0][1:] == ["12.0 ms", "30.0 ms", "90.0 ms"]
 
 
 def test_a_slow_scrape_is_a_missed_goal() -> None:
@@ -201,69 +193,92 @@ def test_a_slow_scrape_is_a_missed_goal() -> None:
     assert [goal.work for goal, outcome in outcomes(slow) if not outcome.met] == [
         "a scrape with a million events"
     ]
-    assert "#monitoring" in report.missed(slow)
 
 
-def test_a_slow_backfill_is_a_missed_goal_with_its_reason() -> None:
-    slow = results(backfills=[{"variant": "stack", "runs": 100, "submitted": 5, "seconds": 50}])
-
-    assert "#launches-and-backfills" in report.missed(slow)
-
-
-def test_a_missed_goal_and_a_failed_run_stand_on_the_page() -> None:
+def test_a_missed_goal_and_a_failed_run_stand_in_the_tables() -> None:
     slow = [sample("chain_40_10ms", "stack", 4)]
     notes = [
         {"work": "chain_21", "variant": "stock", "note": "run 1 failed\nTraceback", "failed": True},
         {"work": "sleep_64", "variant": "", "note": "all is lost", "failed": True},
     ]
+    found = results(samples=slow, notes=notes)
 
-    page = report.page(results(samples=slow, notes=notes))
-
-    assert rows(page, "chain of 40")[0][1:] == ["≤ 3 s", "4.00 s", "**no**"]
-    assert "- chain of 40 steps of 10 ms, ≤ 3 s: a step takes 100 ms of the run;" in page
-    assert "keeps a worker busy for 3.0 ms, most of it with event writes 2.0 ms, job and plan 1.0 ms." in page
-    assert "- chain of 21 no-op steps, dagster-celery: run 1 failed." in page
-    assert "- 64 steps that sleep 1 s, 8 workers: all is lost." in page
-    assert "Traceback" not in page
-
-
-def test_a_missed_goal_is_explained_by_the_part_that_misses_it() -> None:
-    slow = {"put": 3.0, "get": 0.5, "put_memory": 1, "get_memory": 1}
-    transfers = [*results().content["transfers"], {"way": IO_MANAGER, **slow}, {"way": IO_MANAGER, **slow}]
-
-    page = report.page(
-        results(transfers=transfers, memory={"services": {"dagit": 3 * MB}, "idle_stack": 3000 * MB})
-    )
-
-    assert (
-        "≤ 1.2 × plain boto3: the put takes 3.00 s, 3.00 × plain boto3's, the get takes 0.50 s, 1.00 ×"
-        in page
-    )
-    assert "≤ 2 GB (PSS): dagit 3 MB." in page
-
-
-def test_where_one_process_is_faster_than_workers_the_page_says_so() -> None:
-    page = " ".join(report.page(results()).split())
-
-    assert (
-        "So much longer it takes with workers: chain of 21 no-op steps 1.11 ×; 50 parallel no-op steps 1.50 ×"
-        in page
+    assert rows("goals", "chain of 40", found)[0][1:] == ["≤ 3 s", "4.00 s", "**no**"]
+    # And what nobody wanted to know is not said to be missing
+    assert made(found)["not-measured"] == table(
+        ["work", "executor", "why not"],
+        [
+            ["chain of 40 steps of 10 ms", "multiprocess", PROCESS_A_STEP],
+            ["chain of 21 no-op steps", "dagster-celery", "run 1 failed"],
+            ["64 steps that sleep 1 s, 8 workers", "", "all is lost"],
+        ],
     )
 
 
-def test_the_other_page_says_how_far_from_the_storages_a_step_is() -> None:
-    page = where.page(results())
-
+def test_a_table_says_how_far_from_the_storages_a_step_is() -> None:
     # Two writes of 1 ms, a get of 2 ms, a put of 4 ms; a step takes 35 ms
-    assert "event writes, a get\nand a put: 8.0 ms." in page
-    assert "35.0 ms from one success to the next, 4.38 × that" in page
-    assert rows(page, "event writes")[0] == ["event writes", "2.0", "2.0 ms", "2.0", "2.0 ms"]
-    assert not re.search(r"\{\w*\}", page)
+    assert [row[1] for row in rows("limits", "**")] == ["8.0 ms", "35.0 ms"]
+    assert rows("kinds", "event writes") == [["event writes", "2.0", "2.0 ms", "2.0", "2.0 ms"]]
+    assert rows("walk", "**all") == [["**all of it**", "35.0 ms", "35.0 ms", "35.0 ms", "35.0 ms"]]
 
 
-def test_the_pages_show_the_pictures_that_are_drawn() -> None:
-    pictures = charts.draw(results())
+def test_of_what_was_not_measured_there_is_no_table() -> None:
+    nothing = Results({"date": "2026-01-02", "notes": [], "machine": {}})
 
-    shown = set(re.findall(r"\(pictures/(.+?)\)", report.page(results()) + where.page(results())))
-    assert set(pictures) == shown
-    assert all(data.startswith(b"\x89PNG") for data in pictures.values())
+    assert {name for name, text in made(nothing).items() if text} == {"machine"}
+
+
+# --- pages ---------------------------------------------------------------------------------------------
+
+PAGES = {name: (ROOT / "docs" / name).read_text() for name in bench.PAGES}
+
+
+def test_the_pages_have_a_place_for_every_table_and_show_every_picture() -> None:
+    filled = pages.filled(PAGES, made(results()))
+
+    assert "24.0 × faster" in filled["performance.md"]
+    assert set(charts.draw(results())) == set(re.findall(r"\(pictures/(.+?)\)", "".join(PAGES.values())))
+
+
+def test_the_page_names_every_work_and_part() -> None:
+    assert [name for name in [*WORKS, *PARTS] if f"`{name}`" not in PAGES["performance.md"]] == []
+
+
+def test_pictures_are_pngs() -> None:
+    assert all(data.startswith(b"\x89PNG") for data in charts.draw(results()).values())
+
+
+def place(name: str, content: str = "old") -> str:
+    return f"<!-- bench:{name} -->\n{content}\n<!-- /bench:{name} -->"
+
+
+def test_only_what_is_between_marks_is_replaced() -> None:
+    page = f"# Title\n\nBefore.\n{place('a')}\nBetween.\n\n{place('b')}\n\nAfter."
+
+    # What would be a group of a regular expression is text
+    filled = pages.filled({"page": page}, {"a": r"| \1 \g<0> |", "b": ""})["page"]
+
+    expected = page.replace(place("a"), place("a", "\n| \\1 \\g<0> |\n")).replace(
+        place("b"), place("b", "\nNot measured.\n")
+    )
+    assert filled == expected
+    # And once more it is the same: no line is added
+    assert pages.filled({"page": filled}, {"a": r"| \1 \g<0> |", "b": ""})["page"] == filled
+
+
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [
+        ("no mark", "No place for the table `a`: add the lines <!-- bench:a --> and <!-- /bench:a --> to page.md"),
+        (f"{place('a')}{place('z')}", "page.md: there is no table `z`. There are a, b."),
+        (f"{place('a')}{place('a')}", "page.md has two places for the table `a`"),
+        ("\n<!-- bench:a -->\nby hand", "page.md, line 2: <!-- bench:a --> is no half of a pair"),
+        ("by hand\n<!-- /bench:a -->", "page.md, line 2: <!-- /bench:a --> is no half of a pair"),
+        (f"<!-- bench:a -->\nby hand\n{place('a')}", "page.md, line 1: <!-- bench:a --> is no half of a pair"),
+        (f"{place('a')}\n<!-- /bench:a -->\n{place('b')}", "page.md, line 4: <!-- /bench:a --> is no half of"),
+        ("<!-- bench:a --><!-- bench:b --><!-- /bench:b --><!-- /bench:a -->", "page.md, line 1: <!-- bench:a -->"),
+    ],
+)  # fmt: skip
+def test_a_page_whose_marks_are_not_right_is_refused_with_the_cure(page: str, reason: str) -> None:
+    with pytest.raises(Failure, match=re.escape(reason)):
+        pages.filled({"page.md": page, "other.md": place("b")}, {"a": "", "b": ""})
