@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from scripts import compose, env_file
 from scripts.console import ROOT, run_logged
-from scripts.up import wait_until_healthy
+from scripts.scale import make
+from scripts.up import start_made, wait_until_healthy
 
 #: The code that measures. It is in no image: services get it by this file, beside those that Compose reads anyway.
 CODE = ROOT / "bench"
@@ -41,7 +42,7 @@ class Services:
         if self.needs_code:
             self._mount(f"{workers} workers with the benchmark's code", EXECUTE_STEPS, worker=workers)
         elif workers != running("worker"):
-            put_up(f"Scaling to {workers} workers", ["worker"], {"WORKERS": str(workers)}, "--no-recreate")
+            make(workers)
 
     @contextmanager
     def launching(self) -> Iterator[None]:
@@ -61,10 +62,14 @@ class Services:
 
     def _mount(self, title: str, services: Sequence[str], **numbers: int) -> None:
         self.with_code.update(services)
-        put_up(title, services, self._numbers(**numbers) | code())
+        run_compose(title, ["up", "--detach", "--no-deps", *services], self._numbers(**numbers) | code())
+        wait_until_healthy()
 
     def _unmount(self, title: str, services: Sequence[str]) -> None:
-        put_up(title, services, self._numbers())
+        # Such as `make up` makes them, which goes on with them; see scale.make.
+        run_compose(title, ["create", *services], self._numbers())
+        start_made()
+        wait_until_healthy()
         self.with_code.difference_update(services)
 
     def _numbers(self, **numbers: int) -> dict[str, str]:
@@ -76,11 +81,9 @@ def running(service: str) -> int:
     return sum(each.service == service and each.state == "running" for each in compose.containers())
 
 
-def put_up(title: str, services: Sequence[str], environment: dict[str, str], *options: str) -> None:
-    """Services as Compose describes them with these variables; those that are so already go on undisturbed."""
-    command = ["--progress", "plain", "up", "--detach", "--no-deps", *options, *services]
-    run_logged(title, [*compose.compose(), *command], environment=environment)
-    wait_until_healthy()
+def run_compose(title: str, command: Sequence[str], environment: dict[str, str]) -> None:
+    """Services that are so already, with these variables, go on undisturbed."""
+    run_logged(title, [*compose.compose(), "--progress", "plain", *command], environment=environment)
 
 
 def code() -> dict[str, str]:

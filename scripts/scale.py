@@ -5,7 +5,7 @@ import os
 from scripts import compose, env_file
 from scripts.connections import require_connections
 from scripts.console import Failure, done, main, run_logged
-from scripts.up import wait_until_healthy
+from scripts.up import start_made, wait_until_healthy
 
 #: More is a slip of the finger on one host.
 MOST = 10_000
@@ -23,10 +23,18 @@ def scale() -> None:
     if not any(container.state == "running" for container in running):
         done(f"the stack is down: `make up` will start {text} workers")
         return
-    command = ["--progress", "plain", "up", "--detach", "--no-deps", "--no-recreate", "worker"]
-    run_logged(f"Scaling to {text} workers", [*compose.compose(), *command], environment={"WORKERS": text})
-    wait_until_healthy()
+    make(int(text))
     done(f"{text} workers are healthy; `make workers` shows them")
+
+
+def make(workers: int) -> None:
+    """So many workers for now; .env keeps its number, and those that stay go on undisturbed."""
+    # Not `up`: with --no-deps the next `make up` would make the new ones once more, and without it `init` runs again.
+    command = ["--progress", "plain", "create", "--no-recreate", "worker"]
+    environment = {"WORKERS": str(workers)}
+    run_logged(f"Scaling to {workers} workers", [*compose.compose(), *command], environment=environment)
+    start_made()
+    wait_until_healthy()
 
 
 if __name__ == "__main__":

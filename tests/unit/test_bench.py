@@ -163,12 +163,14 @@ def measured(
         }
         return answers.get(arguments[0], {})
 
-    def put_up(_: str, services: list[str], environment: dict[str, str], *options: str) -> None:
-        workers = f"({environment['WORKERS']})" if "worker" in services else ""
-        asked.append(" ".join([*services, workers, *options]) + MOUNTED * ("COMPOSE_FILE" in environment))
+    def run_compose(_: str, command: list[str], environment: dict[str, str]) -> None:
+        services = [word for word in command[1:] if not word.startswith("--")]
+        workers = [f"({environment['WORKERS']})"] if "worker" in services else []
+        asked.append(" ".join([*services, *workers]) + MOUNTED * ("COMPOSE_FILE" in environment))
 
     monkeypatch.setattr(bench, "ask", ask)
-    monkeypatch.setattr(bench_services, "put_up", put_up)
+    monkeypatch.setattr(bench_services, "run_compose", run_compose)
+    monkeypatch.setattr(bench_services, "start_made", lambda: None)
     monkeypatch.setattr(bench, "measure_memory", lambda *_: asked.append("memory"))
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     monkeypatch.setattr(bench, "DOCS", tmp_path / "docs")
@@ -201,9 +203,9 @@ def test_all_of_it_ends_in_pages_and_pictures(measured: list[str], tmp_path: Pat
         "worker worker-heavy (2) with code",
         "transfer --rounds 5",
         "steps",
-        "dagit daemon runner  with code",
+        "dagit daemon runner with code",
         "launches stack launch backfill",
-        "dagit daemon runner ",
+        "dagit daemon runner",
         "launches stock launch backfill --at-once 8",
         "launches stock_5 launch --at-once 8",
         "scrape",
@@ -315,22 +317,22 @@ def test_when_launches_fail_dagit_daemon_and_runners_are_as_before(
     with pytest.raises(Failure, match="no"):
         bench.bench()
 
-    assert measured[-3:] == ["dagit daemon runner ", "clean", AS_BEFORE]
+    assert measured[-3:] == ["dagit daemon runner", "clean", AS_BEFORE]
 
 
 def test_who_could_not_be_put_back_is_put_back_at_the_end(
     measured: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Given a Ctrl-C while Dagit, daemon and runners are put back
-    put_up, once = bench_services.put_up, ["Taking the jobs out of Dagit"]
+    run_compose, once = bench_services.run_compose, ["Taking the jobs out of Dagit"]
 
     def interrupted(title: str, *arguments: Any, **options: Any) -> None:
         if title in once:
             once.clear()
             raise KeyboardInterrupt
-        put_up(title, *arguments, **options)
+        run_compose(title, *arguments, **options)
 
-    monkeypatch.setattr(bench_services, "put_up", interrupted)
+    monkeypatch.setattr(bench_services, "run_compose", interrupted)
 
     with pytest.raises(KeyboardInterrupt):
         bench.bench()

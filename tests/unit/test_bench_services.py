@@ -36,7 +36,7 @@ def test_workers_are_scaled_for_now_and_not_for_the_next_up(programs: Path, env:
     Services(BEFORE).scale(8)
 
     # Then Compose is asked for them and makes no others anew; .env keeps its number
-    assert calls(programs)[-1].endswith("up --detach --no-deps --no-recreate worker")
+    assert [call for call in calls(programs) if call.endswith("create --no-recreate worker")]
     assert env.read_text() == "WORKERS=3\n"
 
 
@@ -49,22 +49,25 @@ def test_as_many_workers_as_there_are_already_need_nothing(programs: Path) -> No
 def test_workers_that_need_the_code_are_made_anew_with_it_and_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[dict[str, str]] = []
+    asked: list[tuple[str, dict[str, str]]] = []
 
     def run_logged(_: str, command: list[str], environment: dict[str, str]) -> None:
-        assert command[-3:] == ["--no-deps", "worker", "worker-heavy"]
-        asked.append(environment)
+        asked.append((" ".join(command[command.index("plain") + 1 :]), environment))
 
     monkeypatch.setattr(bench_services, "run_logged", run_logged)
+    monkeypatch.setattr(bench_services, "start_made", lambda: asked.append(("start", {})))
     services = Services(BEFORE, needs_code=True)
 
     services.scale(8)
     services.restore()
 
-    # Then there are as many as were there before, whatever .env says
-    with_code, without = asked
-    assert with_code == {"WORKERS": "8", "HEAVY_WORKERS": "1", **bench_services.code()}
-    assert without == {"WORKERS": "2", "HEAVY_WORKERS": "1"}
+    # Then there are as many as were there before, whatever .env says; and `make up` finds nothing to do
+    as_before = {"WORKERS": "2", "HEAVY_WORKERS": "1"}
+    assert asked == [
+        ("up --detach --no-deps worker worker-heavy", as_before | {"WORKERS": "8"} | bench_services.code()),
+        ("create worker worker-heavy", as_before),
+        ("start", {}),
+    ]
     assert services.with_code == set()
 
 
