@@ -63,7 +63,7 @@ def runs(arguments: argparse.Namespace) -> dict[str, Any]:
 def transfer(arguments: argparse.Namespace) -> dict[str, Any]:
     from bench import transfer
 
-    return {"transfers": transfer.measure(arguments.rounds), "transfer_size": transfer.SIZE}
+    return {"transfers": transfer.measure(arguments.rounds)}
 
 
 def steps(_: argparse.Namespace) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def measure(work: str, number: int) -> dict[str, Any]:
                 spent[variant] += time.monotonic() - started
             else:
                 del spent[variant]
-    return {**asdict(rounds), "patience": PATIENCE_SECS}
+    return asdict(rounds)
 
 
 def warm_up() -> None:

@@ -63,7 +63,7 @@ def bench() -> int:
         warn(f"this machine is busy (load {os.getloadavg()[0]:.1f}): it will show in the figures")
     results: dict[str, Any] = {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "measured": [*WORKS, *PARTS],
+        "measured": chosen,
         "samples": [],
         "notes": [],
         **ask("machine"),

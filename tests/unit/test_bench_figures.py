@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from bench import charts, pages
+from bench import charts, pages, rounds, transfer
 from bench.figures import MB, Figure, Results, possible_speed_up
 from bench.formatting import megabytes, milliseconds, seconds, spread
 from bench.goals import AWS_IO_MANAGER, GOALS, IO_MANAGER, PLAIN, outcomes
 from bench.tables import made
-from bench.works import PARTS, PROCESS_A_STEP, WORKS
+from bench.works import PARTITIONS, PARTS, PROCESS_A_STEP, WORKS
 from scripts import bench
 from scripts.console import ROOT, Failure
 from scripts.markdown import table
@@ -54,12 +54,9 @@ def results(**content: Any) -> Results:
     return Results(
         {
             "date": "2026-01-02",
-            "measured": [*WORKS, *PARTS],
             "samples": samples,
             "notes": [],
-            "patience": 45,
             "transfers": [{"way": way, **transfer} for way in (PLAIN, IO_MANAGER, AWS_IO_MANAGER)],
-            "transfer_size": 200 * MB,
             "steps": {"stack": {"kinds": KINDS}, "stock": {"kinds": KINDS}},
             "limits": {"write": 0.001, "read": 0.0001, "connect": 0.01, "put": 0.004, "get": 0.002, "events": 10, "bytes": 11_000},
             "memory": {"services": {"worker": 300 * MB}, "idle_stack": 1500 * MB, "further_worker": 140 * MB},
@@ -242,6 +239,18 @@ def test_the_pages_have_a_place_for_every_table_and_show_every_picture() -> None
 
 def test_the_page_names_every_work_and_part() -> None:
     assert [name for name in [*WORKS, *PARTS] if f"`{name}`" not in PAGES["performance.md"]] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"a backfill of {PARTITIONS} runs",
+        f"{transfer.SIZE:,} random bytes",
+        f"has spent {rounds.PATIENCE_SECS} s on a work",
+    ],
+)
+def test_what_the_page_says_of_the_measurement_is_what_is_measured(text: str) -> None:
+    assert text in " ".join(PAGES["performance.md"].split())
 
 
 def test_pictures_are_pngs() -> None:
