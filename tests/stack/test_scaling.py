@@ -92,10 +92,12 @@ def test_make_scale_sets_the_number_for_good(stack: Stack) -> None:
         # When it is scaled by make
         stack.make("scale", "N=3")
 
-        # Then three workers are healthy, and a plain `up` keeps them
+        # Then three workers are healthy, and a plain `up` leaves these very ones as they are
         assert runs.healthy(stack, "worker") == 3
+        three = {entry["ID"] for entry in stack.containers("worker")}
         stack.compose("up", "--detach")
         runs.wait_for_workers(stack, 3)
+        assert {entry["ID"] for entry in stack.containers("worker")} == three
     finally:
         stack.make("scale", f"N={before}")
     assert runs.healthy(stack, "worker") == int(before)
