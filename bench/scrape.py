@@ -94,12 +94,12 @@ def fill(writer: Connection, first: int, last: int) -> None:
 
 
 def with_schema(engine: Engine) -> Engine:
-    """The same engine, whose connections look into the schema first."""
+    """The same engine, whose connections look into the schema first; of what is not there, they see the stack's own."""
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def look_there(connection: Any, _: Any) -> None:
         with connection.cursor() as cursor:
-            cursor.execute(f"SET search_path = {SCHEMA}")
+            cursor.execute(f"SET search_path = {SCHEMA}, public")
         connection.commit()
 
     return engine
