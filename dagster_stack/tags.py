@@ -13,8 +13,12 @@ from dagster_celery.tags import (
     DAGSTER_CELERY_STEP_PRIORITY_TAG as PRIORITY,
 )
 
+from dagster_stack.broker.app_factory import DEFAULT_PRIORITY as DEFAULT
+from dagster_stack.broker.app_factory import HIGHEST_PRIORITY as HIGHEST
+
 __all__ = [
     "CODE",
+    "DEFAULT",
     "DEFINITIONS",
     "HIGHEST",
     "ISOLATION",
@@ -44,10 +48,8 @@ ISOLATION = "dagster-stack/isolation"
 #: One that is warm and was there before, or one of its own.
 WARM, PROCESS = ISOLATIONS = ("warm", "process")
 
-#: The range of every queue: AMQP's lowest, and `task_queue_max_priority` of celery.yaml.
-LOWEST, HIGHEST = 0, 10
-#: The priority of a step without the tag, as in dagster-celery.
-DEFAULT = 5
+#: AMQP's.
+LOWEST = 0
 
 
 def step_priority(step_tags: Mapping[str, str], run_tags: Mapping[str, str]) -> int:

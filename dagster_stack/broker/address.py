@@ -4,10 +4,9 @@ import os
 
 from celery import Celery
 
+from dagster_stack.broker.task_names import RUN_QUEUE
 from dagster_stack.settings import BROKER_VARIABLE
 
-#: What runs wait in.
-RUNS = "runs"
 _withheld: dict[str, str] = {}
 
 
@@ -21,7 +20,7 @@ def withhold(app: Celery | None = None) -> None:
 
     Not where runs are driven: executors of jobs, which are executed there, read it, and so do the processes they start.
     """
-    if app and RUNS in app.amqp.queues.consume_from:
+    if app and RUN_QUEUE in app.amqp.queues.consume_from:
         return
     if url := os.environ.pop(BROKER_VARIABLE, None):
         _withheld[BROKER_VARIABLE] = url

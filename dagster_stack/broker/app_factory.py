@@ -11,9 +11,8 @@ from dagster_stack.settings import CeleryConfig, Settings
 
 #: What dagster-celery's own app has, so that its executor and its command line meet our workers.
 QUEUE = "dagster"
-HIGHEST_PRIORITY = 10
-DEFAULT_PRIORITY = 5
-
+#: The range of every queue, from 0 on, and what a step without the tag has.
+HIGHEST_PRIORITY, DEFAULT_PRIORITY = 10, 5
 
 #: The address of a broker that is a folder.
 FOLDER_BROKER = "filesystem://"

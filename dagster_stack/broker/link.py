@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from celery import Celery
@@ -13,6 +12,7 @@ from kombu.connection import Connection
 from kombu.entity import Exchange, Queue
 from kombu.exceptions import OperationalError
 
+from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.broker.task_names import STEP_TASK
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.forks import keep_from_children
@@ -38,14 +38,6 @@ ANSWER_SECS = 1
 #: Seconds between two tries to reach a broker that is away.
 RETRY_SECS = 1
 ALARM = "The broker takes no messages: it is short of disk or of memory (`docker compose logs rabbitmq` says of which)."
-
-
-@dataclass(frozen=True)
-class QueueState:
-    """Messages that wait in a queue, and the consumers that it has."""
-
-    ready: int
-    consumers: int
 
 
 class Link(Protocol):
@@ -120,21 +112,13 @@ class BrokerLink:
         """What the broker knows of a queue; one that does not exist is empty and has no consumer."""
         with self._recovering() as standing:
             connection = self._heed_alarm(standing)
-            # A queue that is not there closes the channel it was asked on.
-            channel = connection.channel()
-            try:
-                declared = channel.queue_declare(queue, passive=True)
-            except connection.channel_errors:
-                return QueueState(0, 0)
-            finally:
-                # py-amqp opens a channel again that the broker closed.
-                channel.close()
-            consumers = declared.consumer_count
-            if declared.message_count and connection.transport.driver_type == "filesystem":
+            state = QueueState.of(connection, queue)
+            if state.ready and connection.transport.driver_type == "filesystem":
                 # Folders don't know who looks into them.
                 replies = self._app.control.inspect(timeout=ANSWER_SECS, limit=1).active_queues() or {}
                 consumers = sum(queue == entry["name"] for found in replies.values() for entry in found)
-            return QueueState(declared.message_count, consumers)
+                return QueueState(state.ready, consumers)
+            return state
 
     def connect(self) -> None:
         """Open the link, or leave it as it is when it stands."""

@@ -10,6 +10,8 @@ from urllib.parse import quote
 
 import requests
 
+from dagster_stack.broker.task_names import RUN_QUEUE
+
 URL_VARIABLE = "DAGSTER_STACK_BROKER_API_URL"
 USER_VARIABLE = "DAGSTER_STACK_BROKER_API_USER"
 PASSWORD_VARIABLE = "DAGSTER_STACK_BROKER_API_PASSWORD"
@@ -20,8 +22,6 @@ TIMEOUT_SECS = 2.0
 
 #: Messages that come again after a pause, and those that were put aside: nobody works on these queues.
 NOT_OF_WORK = re.compile(r"dead-letters|.+\.postponed")
-#: Where runs wait for a runner.
-RUNS = "runs"
 #: What a node of the broker calls its alarms, by what is short; while one is on it takes no messages.
 ALARMS = {"memory": "mem_alarm", "disk": "disk_free_alarm"}
 COLUMNS = "name,durable,auto_delete,exclusive,messages_ready,messages_unacknowledged,consumers"
@@ -63,7 +63,7 @@ class BrokerApi:
 
     def read(self) -> tuple[QueueDepth, ...]:
         """The queues that steps wait in, by name. Raises requests.RequestException or ValueError."""
-        return tuple(depth for depth in self.read_all() if depth.name != RUNS)
+        return tuple(depth for depth in self.read_all() if depth.name != RUN_QUEUE)
 
     def read_all(self) -> tuple[QueueDepth, ...]:
         """The same and that of the runs."""

@@ -5,16 +5,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery, Task
-from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 
 from dagster_stack.broker.link import (
     CONFIRM_TIMEOUT_SECS,
     CONNECT_TIMEOUT_SECS,
     ONE_MORE_TRY,
-    QueueState,
     bound_waits,
 )
+from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.errors import BrokerUnreachable
 
 if TYPE_CHECKING:
@@ -58,10 +57,6 @@ def source_queue(task: Task) -> str:
 
 
 def queue_state(app: Celery, queue: str) -> QueueState:
-    """What the broker knows of a queue; one that does not exist is empty and has no consumer."""
-    with confirmed_producer(app) as producer, producer.connection.channel() as channel:
-        try:
-            declared = Queue(queue)(channel).queue_declare(passive=True)
-        except producer.connection.channel_errors:
-            return QueueState(0, 0)
-        return QueueState(declared.message_count, declared.consumer_count)
+    """What the broker knows of a queue. Raises BrokerUnreachable."""
+    with confirmed_producer(app) as producer:
+        return QueueState.of(producer.connection, queue)

@@ -4,6 +4,8 @@
 STEP_TASK = "dagster_stack.execute_step"
 #: Drives one run.
 RUN_TASK = "dagster_stack.execute_run"
+#: Where runs wait. Steps have queues of their own: a run that waits for its steps must not take their place.
+RUN_QUEUE = "runs"
 #: dagster-celery's tasks by the function that makes each: a step of its executor, a run of its launcher.
 STOCK_TASKS = {
     "execute_plan": "create_task",

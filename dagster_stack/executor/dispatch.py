@@ -15,14 +15,13 @@ from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.execution.retries import RetryMode
 from dagster_shared.error import SerializableErrorInfo
-from kombu.exceptions import OperationalError
 
 from dagster_stack import tags
 from dagster_stack.broker.app_factory import FOLDER_BROKER
-from dagster_stack.broker.link import ANSWER_SECS, Link
+from dagster_stack.broker.link import Link
 from dagster_stack.broker.messages import StepMessage, step_message, step_task_id
 from dagster_stack.broker.postponed import postponed
-from dagster_stack.broker.roll_call import workers_of
+from dagster_stack.broker.workers import taken, workers_of
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.executor.termination import call_back
 from dagster_stack.storage.ledger import ledger_of
@@ -258,20 +257,11 @@ class Dispatch:
         silent = [sent for sent in suspects if sent.message.task_id not in executed][:QUESTION_SIZE]
         # A process that holds Python's global lock, or is cut off from Postgres alone, gives no sign of life; the
         # main process of its worker answers.
-        taken = self._with_workers([sent.message.task_id for sent in silent]) if silent else set()
+        held = taken(self._app, [sent.message.task_id for sent in silent]) if silent else set()
         for sent in suspects:
-            if sent.message.task_id in executed | taken:
+            if sent.message.task_id in executed | held:
                 sent.missing, sent.is_lost = 0, False
-        return [sent for sent in silent if sent.message.task_id not in taken]
-
-    def _with_workers(self, task_ids: list[str]) -> set[str]:
-        """Those of the tasks that some worker has taken."""
-        try:
-            replies = self._app.control.inspect(timeout=ANSWER_SECS).query_task(*task_ids) or {}
-        except (OperationalError, OSError) as error:
-            # The app asks on a connection of its own: it may be dead while the link stands.
-            raise BrokerUnreachable(f"Workers can't be asked: {error}") from error
-        return {task_id for tasks in replies.values() for task_id in tasks}
+        return [sent for sent in silent if sent.message.task_id not in held]
 
 
 def report(context: PlanOrchestrationContext, message: str) -> None:

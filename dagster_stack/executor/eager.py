@@ -16,8 +16,8 @@ from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 
-from dagster_stack.broker.link import QueueState
 from dagster_stack.broker.messages import StepMessage
+from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.errors import AlreadyHeld
 from dagster_stack.executor.dispatch import Dispatch
 from dagster_stack.logs.context import bound

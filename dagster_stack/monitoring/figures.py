@@ -9,7 +9,8 @@ from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
 from sqlalchemy.engine import Engine
 
-from dagster_stack.broker.management import RUNS, BrokerApi
+from dagster_stack.broker.management import BrokerApi
+from dagster_stack.broker.task_names import RUN_QUEUE
 from dagster_stack.monitoring import queues, state
 from dagster_stack.monitoring.bucket import Bucket, Listing
 from dagster_stack.monitoring.database import database
@@ -56,7 +57,7 @@ class Figures:
         if self._broker:
             depths = self._broker.read_all()
             # Their counters begin at 0 before anything happens on them.
-            self._history.know(depth.name for depth in depths if depth.name != RUNS)
+            self._history.know(depth.name for depth in depths if depth.name != RUN_QUEUE)
             yield from queues.figures(depths)
             yield from queues.alarms(self._broker.read_alarms())
         began = time.perf_counter()

@@ -7,47 +7,22 @@ import logging
 import threading
 import time
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
-from celery import Celery
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from dagster_stack.broker.connection import connected
-from dagster_stack.broker.roll_call import ROLL_CALL
+from dagster_stack.broker.workers import UNKNOWN, Worker, ask
 from dagster_stack.code_version import code_version
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between two roll calls, and seconds that workers get to answer one.
+#: Seconds between two roll calls.
 INTERVAL_SECS = 4
-ANSWER_SECS = 1
-#: Seconds that one gets besides, which answered the last one: it may be slow on a machine that is busy.
-SECOND_ANSWER_SECS = 3
 #: Seconds without a roll call after which its figures are none. Above a few failed ones.
 STALE_SECS = 30
 #: Seconds that the very first figures wait for a roll call: who looks once wants to see workers.
 FIRST_SECS = 3
-#: The code of a worker that does not know the question, such as one of another app.
-UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Present:
-    """A worker that answered: its code, its queues, its processes and how many of them work."""
-
-    code: str
-    queues: tuple[str, ...]
-    processes: int
-    busy: int
-
-    @staticmethod
-    def of(answer: Mapping[str, Any]) -> "Present":
-        queues = tuple(answer.get("queues") or [UNKNOWN])
-        return Present(
-            answer.get("code") or UNKNOWN, queues, answer.get("processes", 0), answer.get("busy", 0)
-        )
 
 
 class Workers:
@@ -55,13 +30,13 @@ class Workers:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._present: Sequence[Present] | None = None
+        self._present: Sequence[Worker] | None = None
         self._asked = threading.Event()
         self._asked_at = clock()
         #: A queue whose last worker went has 0 processes; nobody would see a figure that just ends.
         self._queues: set[str] = set()
 
-    def update(self, present: Sequence[Present]) -> None:
+    def update(self, present: Sequence[Worker]) -> None:
         """Keep the answers to a roll call."""
         self._present, self._asked_at = present, self._clock()
         self._queues.update(queue for worker in present for queue in worker.queues)
@@ -79,15 +54,15 @@ class Workers:
         if self._present is not None:
             yield from self._of(self._present)
 
-    def _of(self, present: Sequence[Present]) -> Iterator[Metric]:
+    def _of(self, present: Sequence[Worker]) -> Iterator[Metric]:
         alive = Tally((queue, worker.code) for worker in present for queue in worker.queues)
         busy: Tally[str] = Tally()
         processes: Tally[str] = Tally()
         for worker in present:
             for queue in worker.queues:
                 # Celery takes a task for a moment before a process has it.
-                busy[queue] += min(worker.busy, worker.processes)
-                processes[queue] += worker.processes
+                busy[queue] += min(worker.busy, worker.processes or 0)
+                processes[queue] += worker.processes or 0
         workers = GaugeMetricFamily("dagster_workers", "Workers that answer.", labels=["queue", "code"])
         for labels, number in sorted(alive.items()):
             workers.add_metric(labels, number)
@@ -133,29 +108,11 @@ class RollCall(threading.Thread):
                 time.sleep(INTERVAL_SECS)
 
 
-def roll_calls(broker: str) -> Iterator[list[Present]]:
+def roll_calls(broker: str) -> Iterator[list[Worker]]:
     """What one roll call after the other says, on one connection as long as somebody answers: on a dead one nobody
     does. Raises BrokerUnreachable."""
     with connected(broker) as (app, connection):
         known = ask(app, connection)
-        yield list(known.values())
-        while known := ask(app, connection, known):
-            yield list(known.values())
-
-
-def ask(app: Celery, connection: Any, known: Iterable[str] = ()) -> dict[str, Present]:
-    """The workers that answer in time, by name; those that are `known` get a second chance."""
-    options = {"reply": True, "connection": connection}
-    answers = app.control.broadcast(ROLL_CALL, timeout=ANSWER_SECS, **options) or []
-    if missing := set(known) - {name for each in answers for name in each}:
-        answers += (
-            app.control.broadcast(
-                ROLL_CALL,
-                destination=sorted(missing),
-                limit=len(missing),
-                timeout=SECOND_ANSWER_SECS,
-                **options,
-            )
-            or []
-        )
-    return {name: Present.of(answer) for each in answers for name, answer in each.items()}
+        yield known
+        while known := ask(app, connection, (each.name for each in known)):
+            yield known

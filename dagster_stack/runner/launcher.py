@@ -21,8 +21,8 @@ from dagster_stack.broker.app_factory import make_app
 from dagster_stack.broker.messages import RunMessage
 from dagster_stack.broker.postponed import postponed
 from dagster_stack.broker.publishing import queue_state, send
-from dagster_stack.broker.roll_call import workers_of
-from dagster_stack.broker.task_names import RUN_TASK
+from dagster_stack.broker.task_names import RUN_QUEUE, RUN_TASK
+from dagster_stack.broker.workers import workers_of
 from dagster_stack.code_version import code_version
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.logs.context import bound
@@ -36,9 +36,6 @@ from dagster_stack.storage.sqlstate import is_away
 from dagster_stack.timing import IDLE_SECS
 
 logger = logging.getLogger(__name__)
-
-#: The queue of runs. Steps have queues of their own: a run that waits for its steps must not take their place.
-QUEUE = "runs"
 
 
 class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
@@ -108,7 +105,7 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
 
     def _send(self, run: DagsterRun, message: RunMessage) -> None:
         try:
-            send(self.app, RUN_TASK, message, queue=QUEUE, shadow=run.job_name)
+            send(self.app, RUN_TASK, message, queue=RUN_QUEUE, shadow=run.job_name)
         except BrokerUnreachable as error:
             logger.warning(
                 "run %s waits for the broker: %s", run.run_id, error, extra={"action": "run.waiting"}
@@ -118,7 +115,7 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
                 run,
             )
         else:
-            logger.info("run %s is in queue %s", run.run_id, QUEUE, extra={"action": "run.sent"})
+            logger.info("run %s is in queue %s", run.run_id, RUN_QUEUE, extra={"action": "run.sent"})
 
     def terminate(self, run_id: str) -> bool:
         """Ask for a run's end: whoever drives it sees it within seconds. False when there is nothing to end."""
@@ -157,8 +154,8 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         if now - self._idle_since.setdefault(run.run_id, now) < IDLE_SECS:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "nobody drives it at the moment")
         try:
-            if queue_state(self.app, QUEUE).ready:
-                return CheckRunHealthResult(WorkerStatus.RUNNING, f'it may wait in queue "{QUEUE}"')
+            if queue_state(self.app, RUN_QUEUE).ready:
+                return CheckRunHealthResult(WorkerStatus.RUNNING, f'it may wait in queue "{RUN_QUEUE}"')
             if self.waits_for_its_code(run):
                 return CheckRunHealthResult(
                     WorkerStatus.RUNNING, "it waits for a runner with its code, which is busy"
@@ -177,9 +174,9 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         """Whether a run has another code than this process, and a runner that is there: its message is postponed until
         that one is free, and a new one would give the run our code. Raises BrokerUnreachable."""
         code = run.tags.get(tags.CODE, "")
-        if code in ("", code_version()) or not queue_state(self.app, postponed(QUEUE)).ready:
+        if code in ("", code_version()) or not queue_state(self.app, postponed(RUN_QUEUE)).ready:
             return False
-        return bool(workers_of(self.app, QUEUE, code))
+        return bool(workers_of(self.app, RUN_QUEUE, code))
 
     @property
     def supports_resume_run(self) -> bool:

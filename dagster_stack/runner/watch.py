@@ -9,9 +9,10 @@ from dagster import DagsterEvent, DagsterInstance, DagsterRun, DagsterRunStatus,
 
 from dagster_stack import tags
 from dagster_stack.broker.publishing import queue_state
+from dagster_stack.broker.task_names import RUN_QUEUE
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.logs.context import bound
-from dagster_stack.runner.launcher import QUEUE, CeleryRunLauncher
+from dagster_stack.runner.launcher import CeleryRunLauncher
 from dagster_stack.runner.run_execution import cancel
 from dagster_stack.storage.claims import Claims, Work
 from dagster_stack.storage.ledger import stack_storage
@@ -115,12 +116,12 @@ class RunWatch(threading.Thread):
 
         Those that are postponed say nothing: one of a run that goes on is so for as long as that lasts.
         """
-        waiting = queue_state(launcher.app, QUEUE)
+        waiting = queue_state(launcher.app, RUN_QUEUE)
         if waiting.ready:
             if not waiting.consumers and run.run_id not in self._told:
                 self._told.add(run.run_id)
                 self._instance.report_engine_event(
-                    f'The run waits in queue "{QUEUE}" and no runner consumes it. `docker compose up -d runner`'
+                    f'The run waits in queue "{RUN_QUEUE}" and no runner consumes it. `docker compose up -d runner`'
                     " starts one; `docker compose logs runner` tells why there is none. One that lost the broker"
                     " while it was busy takes the run when another one has ended.",
                     run,

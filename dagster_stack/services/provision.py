@@ -91,15 +91,15 @@ def provision() -> None:
         raise ProvisionError("There is no bucket to make: DAGSTER_STACK_S3_BUCKET is not set.")
     root = minio_root()
     if root:
-        patiently("MinIO", lambda: make_bucket(boto3_client(root), settings))
-        patiently("MinIO", lambda: make_user(root, settings))
-        patiently("MinIO", lambda: make_monitor(root, settings))
+        until_up("MinIO", lambda: make_bucket(boto3_client(root), settings))
+        until_up("MinIO", lambda: make_user(root, settings))
+        until_up("MinIO", lambda: make_monitor(root, settings))
     else:
         logger.info(
             "S3 is an outside store: its keys are used as they are", extra={"action": "store.outside"}
         )
-        patiently("the S3 store", lambda: make_outside_bucket(settings))
-    kept = patiently("the S3 store", lambda: probed(settings))
+        until_up("the S3 store", lambda: make_outside_bucket(settings))
+    kept = until_up("the S3 store", lambda: probed(settings))
     make_schema(settings, kept)
 
 
@@ -115,7 +115,7 @@ def provision_files(environment: Mapping[str, str] = os.environ) -> None:
             ) from error
 
 
-def patiently(store: str, make: Callable[[], Made]) -> Made:
+def until_up(store: str, make: Callable[[], Made]) -> Made:
     """Try again while a store is still coming up; raises ProvisionError with its last answer."""
     begin = time.monotonic()
     while True:
@@ -256,14 +256,14 @@ def make_schema(settings: Settings, kept: dict[Write, bool]) -> None:
     """Dagster's tables: made when missing, migrated when they are of an older version."""
     with impatience(), DagsterInstance.get() as instance:
         if storage := stack_storage(instance):
-            patiently("Postgres", lambda: make_tables(storage.postgres_url))
-            patiently(
+            until_up("Postgres", lambda: make_tables(storage.postgres_url))
+            until_up(
                 "a store (Postgres, S3 or RabbitMQ)",
                 lambda: own_places(settings, storage.facts, storage.engine),
             )
-            patiently("Postgres", lambda: note_facts(storage.facts, settings, kept))
-        patiently("Postgres", lambda: migrate(instance))
-        patiently("Postgres", lambda: give_runs_this_code(instance))
+            until_up("Postgres", lambda: note_facts(storage.facts, settings, kept))
+        until_up("Postgres", lambda: migrate(instance))
+        until_up("Postgres", lambda: give_runs_this_code(instance))
     logger.info("the database schema is up to date", extra={"action": "schema.ready"})
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from celery import Celery, bootsteps
 from celery.worker import state
 
+from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.patches.celery import processes, starting
 from dagster_stack.timing import BROKER_ANSWER_SECS
 from dagster_stack.worker.shutdown import is_leaving
@@ -188,19 +189,9 @@ def subscribe(consumer: Any) -> None:
 
 def waiting(consumer: Any) -> str:
     """What waits in the worker's queues; empty for nothing."""
-    counts = {name: ready(consumer.connection, name) for name in consumer.app.amqp.queues.consume_from}
+    names = list(consumer.app.amqp.queues.consume_from)
+    counts = {name: QueueState.of(consumer.connection, name).ready for name in names}
     return ", ".join(f"{count} in {name}" for name, count in counts.items() if count)
-
-
-def ready(connection: Any, queue: str) -> int:
-    # A queue that is not there closes the channel it was asked on: not on the one that the worker consumes on.
-    channel = connection.channel()
-    try:
-        return int(channel.queue_declare(queue, passive=True).message_count)
-    except connection.channel_errors:
-        return 0
-    finally:
-        channel.close()
 
 
 def stuck(consumer: Any, now: float) -> str | None:

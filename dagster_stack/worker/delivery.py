@@ -14,7 +14,7 @@ from dagster_stack.broker.dead_letters import bury_task
 from dagster_stack.broker.messages import RunMessage, StepMessage
 from dagster_stack.broker.postponed import postpone
 from dagster_stack.broker.publishing import source_queue
-from dagster_stack.broker.roll_call import workers_of
+from dagster_stack.broker.workers import workers_of
 from dagster_stack.errors import (
     AlreadyHeld,
     BrokerUnreachable,

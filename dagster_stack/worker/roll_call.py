@@ -1,22 +1,43 @@
-"""What a worker says of itself when it is asked, by Celery's remote control: its code, its queues, how busy it is."""
+"""What a worker says of itself when it is asked, by Celery's remote control: its code, its queues, what it does."""
 
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from celery.worker import state as worker_state
 from celery.worker.control import inspect_command
 
-from dagster_stack.broker.roll_call import ROLL_CALL
+from dagster_stack.broker.workers import ROLL_CALL
 from dagster_stack.code_version import code_version
 
 
 def roll_call(state: Any, **_: Any) -> dict[str, Any]:
     """Answered by the main process, which has time while all its processes work."""
+    active = list(worker_state.active_requests)
     return {
         "code": code_version(),
         "queues": sorted(state.app.amqp.queues.consume_from),
         "processes": state.consumer.pool.num_processes,
-        "busy": len(worker_state.active_requests),
+        "busy": len(active),
+        "uptime": round((datetime.now(UTC) - state.consumer.controller.startup_time).total_seconds()),
+        # Celery counts a task when it begins.
+        "done": max(0, sum(worker_state.total_count.values()) - len(active)),
+        "doing": [activity(each.type, each.args, each.kwargs) for each in active],
     }
+
+
+def activity(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str | None]:
+    """A task with its run and its step, as far as its arguments tell them: a message, or what dagster-celery packs."""
+    found: Mapping[str, Any] = next(
+        (each for each in (*kwargs.values(), *args) if isinstance(each, Mapping)), {}
+    )
+    # Dagster's serializer still writes the field's name of old, and wraps sequences.
+    run_id = found.get("run_id") or found.get("pipeline_run_id")
+    steps = found.get("step_key") or found.get("step_keys_to_execute") or []
+    if isinstance(steps, Mapping):
+        steps = steps.get("__seq__") or steps.get("__set__") or []
+    step = steps if isinstance(steps, str) else ", ".join(map(str, steps))
+    return {"task": task, "run_id": run_id if isinstance(run_id, str) else None, "step": step or None}
 
 
 def install() -> None:

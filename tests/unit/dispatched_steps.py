@@ -14,8 +14,9 @@ from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.execution.retries import RetryMode
 from kombu.exceptions import OperationalError
 
-from dagster_stack.broker.link import BrokerLink, QueueState
+from dagster_stack.broker.link import BrokerLink
 from dagster_stack.broker.messages import StepMessage, step_task_id
+from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.executor.dispatch import (
     Dispatch,

@@ -24,8 +24,8 @@ from dagster import (
 from dagster._core.events import EngineEventData
 from dagster._core.execution.api import execute_run_iterator
 
-from dagster_stack.broker.link import QueueState
 from dagster_stack.broker.messages import StepMessage, step_task_id
+from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.errors import BrokerUnreachable, Fenced
 from dagster_stack.storage.event_log import ENDS
 from dagster_stack.worker.step_execution import StepExecution

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from dagster_stack.broker.management import BrokerApi, QueueDepth, work_queues
-from dagster_stack.client.workers import Activity, Worker, read_activity, read_worker, show_workers, table
+from dagster_stack.broker.workers import Activity, Worker
+from dagster_stack.client.workers import show_workers, table
 from dagster_stack.errors import BrokerUnreachable, ExitCode, UsageError
 
 RUN = "1f0c8e0a-7a4e-4f4c-9b5e-4a1d2c3b4e5f"
@@ -53,64 +54,6 @@ def test_an_alarm_of_any_node_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert api.read_alarms() == {"memory": False, "disk": True}
 
 
-def stock_task(**packed: Any) -> dict[str, Any]:
-    """A task as `inspect active` shows it: dagster-celery's `execute_plan` with keyword arguments."""
-    arguments = {
-        "execute_step_args_packed": {"__class__": "ExecuteStepArgs", **packed},
-        "executable_dict": {},
-    }
-    return {"name": "execute_plan", "args": [], "kwargs": arguments}
-
-
-def test_a_running_step_is_told_by_run_and_key() -> None:
-    activity = read_activity(stock_task(pipeline_run_id=RUN, step_keys_to_execute=["load_january"]))
-
-    assert activity == Activity("execute_plan", RUN, "load_january")
-    assert str(activity) == "1f0c8e0a load_january"
-
-
-def test_a_running_step_is_told_from_arguments_that_came_as_text() -> None:
-    task = stock_task(run_id=RUN, step_keys_to_execute=["a"])
-    task["kwargs"] = repr(task["kwargs"])
-
-    assert read_activity(task) == Activity("execute_plan", RUN, "a")
-
-
-def test_a_running_step_is_told_as_far_as_truncated_arguments_hold_it() -> None:
-    task = stock_task(pipeline_run_id=RUN, step_keys_to_execute=["a"], x="y" * 500)
-    task["kwargs"] = repr(task["kwargs"])[:200] + "..."
-
-    assert read_activity(task) == Activity("execute_plan", RUN, "a")
-
-
-@pytest.mark.parametrize("arguments", [None, "", "{'a': ...", {}, {"execute_step_args_packed": "…"}, []])
-def test_a_task_without_readable_arguments_is_told_by_its_name(arguments: Any) -> None:
-    activity = read_activity({"name": "other_task", "args": None, "kwargs": arguments})
-
-    assert activity == Activity("other_task", None, None)
-    assert str(activity) == "other_task"
-
-
-def test_a_worker_is_read_from_its_answers_and_running_tasks_are_not_done() -> None:
-    worker = read_worker(
-        "celery@a",
-        [{"name": "dagster"}, {"name": "heavy"}],
-        [stock_task(run_id=RUN, step_keys_to_execute=["a"])],
-        {"pool": {"max-concurrency": 2}, "uptime": 61, "total": {"execute_plan": 11, "other": 2}},
-    )
-
-    assert worker == Worker(
-        "celery@a", ("dagster", "heavy"), 2, 61, (Activity("execute_plan", RUN, "a"),), done=12
-    )
-
-
-def test_a_worker_that_answered_only_the_first_question_is_still_shown() -> None:
-    worker = read_worker("celery@a", None, None, None)
-
-    assert worker == Worker("celery@a", (), None, None, (), 0)
-    assert table([worker]).row_count == 1
-
-
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
     """The workers that `ask_workers` finds; a real broker is asked in the stack's tests."""
@@ -145,8 +88,15 @@ def test_workers_are_shown_as_a_table_without_control_characters_in_a_pipe(found
     assert "\x1b" not in out.getvalue()
 
 
+def test_a_worker_that_says_nothing_of_itself_is_shown_all_the_same() -> None:
+    worker = Worker.of("celery@a", {"error": "KeyError: 'roll_call'"})
+
+    assert worker == Worker("celery@a", ("unknown",), None, None, (), 0)
+    assert table([worker]).row_count == 1
+
+
 def test_workers_as_json_hold_whole_run_ids(found: list[Worker]) -> None:
-    found.append(Worker("celery@a", ("dagster",), 2, 75, (Activity("execute_plan", RUN, "a"),), 3))
+    found.append(Worker("celery@a", ("dagster",), 2, 75, (Activity("execute_plan", RUN, "a"),), 3, "abc", 1))
     out = io.StringIO()
 
     show_workers(out, as_json=True, environment=BROKER)
@@ -159,6 +109,8 @@ def test_workers_as_json_hold_whole_run_ids(found: list[Worker]) -> None:
             "uptime": 75,
             "doing": [{"task": "execute_plan", "run_id": RUN, "step": "a"}],
             "done": 3,
+            "code": "abc",
+            "busy": 1,
         }
     ]
 

@@ -17,8 +17,9 @@ from kombu.transport.virtual import Base64
 
 from dagster_stack.broker import link as broker
 from dagster_stack.broker.app_factory import make_app
-from dagster_stack.broker.link import BrokerLink, QueueState, wake_up
+from dagster_stack.broker.link import BrokerLink, wake_up
 from dagster_stack.broker.messages import StepMessage
+from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.broker.task_names import STEP_TASK
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.settings import CeleryConfig, Settings

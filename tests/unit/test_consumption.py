@@ -13,9 +13,10 @@ from celery import bootsteps
 from celery.worker import state
 from kombu.common import QoS
 
+from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.timing import BROKER_ANSWER_SECS
 from dagster_stack.worker import consumption
-from dagster_stack.worker.consumption import Consumption, ready
+from dagster_stack.worker.consumption import Consumption
 
 
 class Subscription:
@@ -59,7 +60,7 @@ class Channel:
         assert passive
         if name not in self.messages:
             raise LookupError(name)
-        return SimpleNamespace(message_count=self.messages[name])
+        return SimpleNamespace(message_count=self.messages[name], consumer_count=1)
 
     def close(self) -> None:
         self.open = False
@@ -420,8 +421,9 @@ def test_a_message_may_wait_for_a_process_that_loads_the_code(worker: Worker) ->
 def test_a_queue_that_is_not_there_has_nothing_and_its_question_leaves_no_channel(worker: Worker) -> None:
     worker.messages = {"dagster": 3}
 
-    assert ready(worker.connection, "dagster") == 3
-    assert ready(worker.connection, "none") == 0
+    connection: Any = worker.connection
+    assert QueueState.of(connection, "dagster").ready == 3
+    assert QueueState.of(connection, "none") == QueueState(0, 0)
     assert [channel.open for channel in worker.channels] == [False, False]
 
 

@@ -10,8 +10,8 @@ from dagster._core.launcher import LaunchRunContext, ResumeRunContext, WorkerSta
 from sqlalchemy.exc import ProgrammingError
 
 from dagster_stack import tags
-from dagster_stack.broker.link import QueueState
 from dagster_stack.broker.messages import RunMessage, run_task_id
+from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.broker.task_names import RUN_TASK
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.runner import launcher as module

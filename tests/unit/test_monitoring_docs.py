@@ -5,10 +5,11 @@ import re
 import pytest
 
 from dagster_stack.broker.management import QueueDepth
+from dagster_stack.broker.workers import Worker
 from dagster_stack.monitoring import queues
 from dagster_stack.monitoring.bucket import Bucket
 from dagster_stack.monitoring.figures import Figures
-from dagster_stack.monitoring.workers import Present, Workers
+from dagster_stack.monitoring.workers import Workers
 from dagster_stack.storage.database import pooled_engine
 from scripts.console import ROOT
 
@@ -18,7 +19,7 @@ TYPES = {"counter": "_total"}
 def test_every_figure_is_explained_and_no_other_one(database_url: str) -> None:
     # Given all figures of all sources
     workers, bucket = Workers(), Bucket()
-    workers.update([Present("abc", ("dagster",), 1, 0)])
+    workers.update([Worker.of("a@1", {"code": "abc", "queues": ["dagster"], "processes": 1})])
     bucket.update({"storage": (1, 1)})
     depths = [QueueDepth("dagster", 1, 1, 1)]
     sources = [

@@ -7,10 +7,16 @@ import pytest
 from celery import Celery
 from prometheus_client.core import Metric
 
-from dagster_stack.monitoring.workers import STALE_SECS, Present, Workers, ask, roll_calls
+from dagster_stack.broker.workers import Worker, ask
+from dagster_stack.monitoring.workers import STALE_SECS, Workers, roll_calls
 from tests.unit.clock import Clock
 
-ONE = Present("abc", ("dagster",), processes=4, busy=3)
+
+def worker(name: str, code: str, queues: tuple[str, ...], processes: int | None, busy: int) -> Worker:
+    return Worker(name, queues, processes, uptime=None, doing=(), done=0, code=code, busy=busy)
+
+
+ONE = worker("a@1", "abc", ("dagster",), processes=4, busy=3)
 
 
 def samples(metrics: Iterable[Metric]) -> dict[tuple[str, ...], float]:
@@ -23,7 +29,7 @@ def samples(metrics: Iterable[Metric]) -> dict[tuple[str, ...], float]:
 
 def test_workers_are_counted_by_queue_and_code() -> None:
     workers = Workers()
-    workers.update([ONE, ONE, Present("def", ("dagster", "heavy"), processes=1, busy=0)])
+    workers.update([ONE, ONE, worker("b@2", "def", ("dagster", "heavy"), processes=1, busy=0)])
     found = samples(workers.figures())
     assert found["dagster_workers", "dagster", "abc"] == 2
     assert found["dagster_workers", "dagster", "def"] == 1
@@ -63,14 +69,14 @@ def test_old_answers_are_no_figures() -> None:
     ("answer", "present"),
     [
         ({"code": "abc", "queues": ["dagster"], "processes": 4, "busy": 3}, ONE),
-        ({"error": "Unknown control command"}, Present("unknown", ("unknown",), 0, 0)),
-        ({"code": "", "queues": ["a"], "processes": 1, "busy": 0}, Present("unknown", ("a",), 1, 0)),
+        ({"error": "Unknown control command"}, worker("a@1", "unknown", ("unknown",), None, 0)),
+        ({"code": "", "queues": ["a"], "processes": 1, "busy": 0}, worker("a@1", "unknown", ("a",), 1, 0)),
     ],
 )
 def test_a_worker_of_another_app_is_present_with_unknown_code(
-    answer: dict[str, Any], present: Present
+    answer: dict[str, Any], present: Worker
 ) -> None:
-    assert Present.of(answer) == present
+    assert Worker.of("a@1", answer) == present
 
 
 class Control:
@@ -90,15 +96,15 @@ class Control:
 
 def test_all_that_answer_are_present(monkeypatch: pytest.MonkeyPatch) -> None:
     Control(monkeypatch, ["a@1"], None)
-    assert ask(Celery(), None) == {"a@1": ONE}
-    assert ask(Celery(), None) == {}
+    assert ask(Celery(), None) == [ONE]
+    assert ask(Celery(), None) == []
 
 
 def test_a_known_worker_that_is_slow_is_asked_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
     control = Control(monkeypatch, ["a@1"], ["b@2"], ["c@3"], ["a@1"])
-    assert ask(Celery(), None, known=["a@1", "b@2"]) == {"a@1": ONE, "b@2": ONE}
+    assert [each.name for each in ask(Celery(), None, known=["a@1", "b@2"])] == ["a@1", "b@2"]
     # One that is gone is asked once more too, and then no longer known
-    assert ask(Celery(), None, known=["a@1"]) == {"a@1": ONE, "c@3": ONE}
+    assert sorted(each.name for each in ask(Celery(), None, known=["a@1"])) == ["a@1", "c@3"]
     assert control.asked == [None, ["b@2"], None, ["a@1"]]
 
 
@@ -108,29 +114,3 @@ def test_a_connection_is_kept_as_long_as_somebody_answers(monkeypatch: pytest.Mo
     # Nobody answers any more, asked twice: whether that is so, a new connection must say
     assert list(calls) == [[ONE], [ONE]]
     assert next(roll_calls("memory://")) == [ONE]
-
-
-def test_a_worker_knows_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    from celery.worker.control import Panel
-
-    from dagster_stack.worker import roll_call
-
-    roll_call.install()
-    app = Celery()
-    app.amqp.queues.select(["heavy", "dagster"])
-
-    class State:
-        """What Celery hands a command: the app and the worker's consumer."""
-
-        class consumer:  # noqa: N801
-            class pool:  # noqa: N801
-                num_processes = 2
-
-    state: Any = State()
-    state.app = app
-    assert Panel.data["roll_call"](state) == {
-        "code": "",
-        "queues": ["dagster", "heavy"],
-        "processes": 2,
-        "busy": 0,
-    }

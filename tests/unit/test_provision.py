@@ -105,10 +105,10 @@ def http_error(code: str, status: int) -> ClientError:
     ids=str,
 )
 def test_a_store_that_is_still_coming_up_has_a_minute(clock: Clock, error: Exception) -> None:
-    provision.patiently("a store", Store(clock, 55, error))
+    provision.until_up("a store", Store(clock, 55, error))
     start = clock.now
     with pytest.raises(ProvisionError, match=r"a store could not be prepared: .*keys in \.env"):
-        provision.patiently("a store", Store(clock, 999, error))
+        provision.until_up("a store", Store(clock, 999, error))
 
     assert 60 <= clock.now - start <= 65
 
@@ -125,7 +125,7 @@ def test_a_store_that_is_still_coming_up_has_a_minute(clock: Clock, error: Excep
 def test_a_store_that_answers_with_an_error_has_half_of_it(clock: Clock, error: Exception) -> None:
     start = clock.now
     with pytest.raises(ProvisionError, match=r"a store could not be prepared: .*keys in \.env"):
-        provision.patiently("a store", Store(clock, 999, error))
+        provision.until_up("a store", Store(clock, 999, error))
 
     assert 30 <= clock.now - start <= 35
 
@@ -135,21 +135,21 @@ def test_of_postgres_its_own_answer_is_told_and_not_that_dagster_has_tried(clock
     error.__cause__ = OperationalError("SELECT 1", {}, Exception('could not translate host name "postgres"'))
 
     with pytest.raises(ProvisionError, match='prepared: could not translate host name "postgres"\\. Check'):
-        provision.patiently("Postgres", Store(clock, 999, error))
+        provision.until_up("Postgres", Store(clock, 999, error))
 
 
 def test_clocks_that_differ_are_named(clock: Clock) -> None:
     error = http_error("RequestTimeTooSkewed", 403)
 
     with pytest.raises(ProvisionError, match="differ by more than 15 minutes"):
-        provision.patiently("the S3 store", Store(clock, 999, error))
+        provision.until_up("the S3 store", Store(clock, 999, error))
 
 
 def test_a_defect_is_not_tried_again(clock: Clock) -> None:
     start = clock.now
 
     with pytest.raises(TypeError, match="a defect"):
-        provision.patiently("MinIO", Store(clock, 999, TypeError("a defect")))
+        provision.until_up("MinIO", Store(clock, 999, TypeError("a defect")))
 
     assert clock.now == start
 

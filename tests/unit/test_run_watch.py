@@ -7,8 +7,8 @@ from celery import Celery
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
 from dagster_stack import tags
-from dagster_stack.broker.link import QueueState
 from dagster_stack.broker.messages import step_task_id
+from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.runner import watch as module
 from dagster_stack.runner.launcher import CeleryRunLauncher
