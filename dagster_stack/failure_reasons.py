@@ -19,5 +19,7 @@ class Reason(StrEnum):
     FOREIGN_CODE = "foreign-code"
     #: Its process was killed, since it did not end when its time was over.
     TIME_LIMIT = "time-limit"
+    #: It is of a run that another step executed by itself, and that execution is over.
+    LOST_WITH_STEP = "lost-with-step"
     #: It could not be loaded or executed there; the error says why.
     NOT_EXECUTED = "not-executed"

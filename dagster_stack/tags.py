@@ -28,6 +28,7 @@ __all__ = [
     "REDELIVER",
     "RUN_PRIORITY",
     "TIMEOUT",
+    "WITHIN",
     "isolation",
     "may_be_redelivered",
     "seconds",
@@ -39,6 +40,8 @@ __all__ = [
 CODE = "dagster-stack/code"
 #: On a run: the reload whose definitions it has, counted from 1. Set by the stack, once there was a reload.
 DEFINITIONS = "dagster-stack/definitions"
+#: On a run that a step executes by itself: of which execution it is a part. Set by the stack.
+WITHIN = "dagster-stack/within"
 #: On an op, a job or a run: "false" when an execution that was lost must not be repeated.
 REDELIVER = "dagster-stack/redeliver"
 #: On an op, a job or a run: the seconds that an attempt of a step may take.

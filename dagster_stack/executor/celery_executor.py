@@ -47,7 +47,7 @@ from dagster_stack.executor.eager import EagerDispatch, EagerLink
 from dagster_stack.executor.resumed import ResumedRun
 from dagster_stack.executor.slots import PoolSlots
 from dagster_stack.settings import BROKER_VARIABLE, CeleryConfig, Settings
-from dagster_stack.worker.step_folder import WITHIN_STEP
+from dagster_stack.storage import within
 
 #: What a run's config says to Dagster's own default executor, which is this one here.
 MULTIPROCESS, IN_PROCESS = "multiprocess", "in_process"
@@ -219,7 +219,7 @@ def made(config: Mapping[str, Any], note: str = "") -> Executor:
     """The executor for what a run says to it; its log begins with the note."""
     retries = RetryMode.from_config(config["retries"])
     assert retries
-    if os.environ.get(WITHIN_STEP):
+    if os.environ.get(within.VARIABLE):
         return WithinStep(retries)
     limits = Limits(
         # 0 is Dagster's word for no limit of the job's own.

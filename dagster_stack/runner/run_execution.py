@@ -235,7 +235,7 @@ class RunExecution:
         try:
             with ExitStack() as within:
                 if not is_ours:
-                    within.enter_context(step_folder())
+                    within.enter_context(step_folder(self._claim))
                     within.enter_context(self._interruptible())
                 for event in core_execute_run(
                     job, run, instance, inject_env_vars=True, resume_from_failure=goes_on

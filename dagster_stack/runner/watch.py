@@ -12,6 +12,7 @@ from dagster_stack.broker.publishing import queue_state
 from dagster_stack.broker.task_names import RUN_QUEUE
 from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.logs.context import bound
+from dagster_stack.runner.inner_runs import end_left
 from dagster_stack.runner.launcher import CeleryRunLauncher
 from dagster_stack.runner.run_execution import cancel
 from dagster_stack.storage.claims import Claims, Work
@@ -67,6 +68,7 @@ class RunWatch(threading.Thread):
             claims.forget()
             self._forget_at = now + FORGET_SECS
         self._submit_forgotten()
+        end_left(self._instance, claims)
         for run in self._due(claims, now):
             with bound(run=run.run_id):
                 self._care_for(launcher, run, now)

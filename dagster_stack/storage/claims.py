@@ -6,7 +6,7 @@ gone to another, can't write any more. https://martin.kleppmann.com/2016/02/08/h
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -233,6 +233,21 @@ ALIVE = sqlalchemy.text(
     )
     """
 )
+#: One that is silent may be busy, and comes back to its work as long as the run goes on.
+HELD = sqlalchemy.text(
+    """
+    SELECT held.run_id, step_key, attempt, epoch FROM dagster_stack_claims AS held JOIN runs USING (run_id)
+    WHERE run_id = ANY(:runs) AND beat_at IS NOT NULL AND (
+        beat_at > now() - make_interval(secs => :stale) OR runs.status NOT IN ('SUCCESS', 'FAILURE', 'CANCELED')
+    )
+    """
+)
+ENDS = sqlalchemy.text(
+    """
+    SELECT losses, returns FROM dagster_stack_claims
+    WHERE run_id = :run AND step_key = :step AND attempt = :attempt
+    """
+)
 HOLD = sqlalchemy.text(f"SELECT 1 FROM dagster_stack_claims WHERE {MINE} FOR KEY SHARE")
 #: The same, once no transaction of the holder's is under way: one whose connection broke may still be, or be stored.
 HOLD_ALONE = sqlalchemy.text(f"SELECT 1 FROM dagster_stack_claims WHERE {MINE} FOR UPDATE")
@@ -297,6 +312,21 @@ class Claims:
         """What is being done for these runs by processes that gave a sign of life since so many seconds."""
         rows = self._execute(ALIVE, runs=list(run_ids), stale=stale_after)
         return {Work(*row) for row in rows}
+
+    def lost(self, claims: Iterable[Claim]) -> list[Claim]:
+        """Those of these claims that nobody has any more: whoever had them can't report anything."""
+        asked = list(claims)
+        runs = [each.work.run_id for each in asked]
+        rows = self._execute(HELD, runs=runs, stale=STALE_SECS) if asked else ()
+        held = {(Work(*row[:3]), row[3]) for row in rows}
+        return [each for each in asked if (each.work, each.epoch) not in held]
+
+    def end_of(self, claim: Claim) -> Loss | None:
+        """What its holder died of, or why it gave the work up; None: it came to its end."""
+        rows = self._execute(ENDS, **claim.work.key)
+        ends = [end for losses, returns in rows for end in Loss.all([*losses, *returns])]
+        own = [end for end in ends if end.holder == claim.holder and end.reason != UNREPORTED]
+        return max(own, key=lambda end: end.at, default=None)
 
     def forget(self, age: float = KEPT_SECS) -> None:
         """Delete the claims of runs that ended so many seconds ago, or were deleted."""

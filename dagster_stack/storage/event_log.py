@@ -30,7 +30,7 @@ from sqlalchemy.engine import Connection, Engine
 from dagster_stack import tags
 from dagster_stack.errors import Fenced, Refused
 from dagster_stack.forks import leave
-from dagster_stack.storage import database
+from dagster_stack.storage import database, within
 from dagster_stack.storage.attempt import INDEXED_EVENTS, REPORTED, STARTS, Reported, discounted
 from dagster_stack.storage.child_events import ChildEvents
 from dagster_stack.storage.claims import Claim, Work, fenced
@@ -190,6 +190,7 @@ class PooledEventLogStorage(FencedSlots):
         outer = self._tenure.claim
         if outer is None:
             self._tenure.claim, self._tenure.given_up, self._writes = claim, False, 0
+            self._tenure.inner.clear()
             self._is_child = False
             _claimed.add(self)
         self._reported = []
@@ -226,14 +227,27 @@ class PooledEventLogStorage(FencedSlots):
 
     def _report_to_parent(self, event: EventLogEntry) -> None:
         kind = event.get_dagster_event().event_type_value if event.is_dagster_event else ""
-        if kind.startswith(BY_DAGSTER) and kind != DagsterEventType.STEP_EXPECTATION_RESULT.value:
+        is_dagsters = kind.startswith(BY_DAGSTER) and kind != DagsterEventType.STEP_EXPECTATION_RESULT.value
+        if is_dagsters and event.run_id not in self._tenure.inner:
             leave()
         if self._children is None:
             raise Fenced("this child has no way to report: its parent could not make one before the fork")
         self._children.send(event)
 
     def _store_of_child(self, event: EventLogEntry) -> None:
-        self._store(event, event.dagster_event_type if event.is_dagster_event else None)
+        kind = event.dagster_event_type if event.is_dagster_event else None
+        if kind == DagsterEventType.PIPELINE_START:
+            self._note_inner(event.run_id)
+        self._store(event, kind)
+
+    def _note_inner(self, run_id: str) -> Claim | None:
+        """A run that begins within a step is part of its execution: what is reported of it counts by the step's claim."""
+        claim = within.claim_here(run_id)
+        if claim:
+            self._tenure.inner[run_id] = claim
+            # Nothing else is by an instance of the step's own.
+            self._tenure.given_up = self._tenure.given_up and self._tenure.claim is not None
+        return claim
 
     def check_claim(self) -> None:
         """Raise Fenced when what this process works for has gone to another; nothing without a claim."""
@@ -242,10 +256,13 @@ class PooledEventLogStorage(FencedSlots):
                 self.claims.check(self.claim)
 
     def store_event(self, event: EventLogEntry) -> None:
+        kind = event.dagster_event_type if event.is_dagster_event else None
+        if kind == DagsterEventType.PIPELINE_START and (claim := self._note_inner(event.run_id)):
+            # Before anybody sees it as started.
+            self._instance.add_run_tags(event.run_id, {tags.WITHIN: within.to_text(claim)})
         if self._is_child:
             self._report_to_parent(event)
             return
-        kind = event.dagster_event_type if event.is_dagster_event else None
         if kind in UNSUCCESSFUL and self._before_failure:
             event = self._before_failure(event)
         if self._children:
@@ -269,7 +286,7 @@ class PooledEventLogStorage(FencedSlots):
         self, run_id: str, events: Sequence[EventLogEntry], by_dagster: Callable[[], None]
     ) -> None:
         """Dagster's own way; but what a lost execution of this attempt reported too is replaced, not repeated."""
-        reported = self._reported
+        reported = self._reported if run_id not in self._tenure.inner else []
 
         def store(again: bool) -> None:
             if again and self._is_stored(events[0]):
@@ -448,7 +465,9 @@ class PooledEventLogStorage(FencedSlots):
     def _write_rows(self, run_id: str, events: Sequence[EventLogEntry]) -> None:
         rows = [self._event_to_row(event) for event in events]
         claim = self._tenure.claim_for(run_id)
-        if claim:
+        if claim and run_id in self._tenure.inner:
+            self._write_inner(run_id, rows)
+        elif claim:
             self._write_fenced(rows, claim)
         else:
             self._patiently(SqlEventLogStorageTable.insert(), rows, database.write_patience)
@@ -464,6 +483,16 @@ class PooledEventLogStorage(FencedSlots):
                 found = self._patiently(WRITES, claim.key).first()
                 if found is None or found[0] != self._writes:
                     raise fenced(claim)
+
+    def _write_inner(self, run_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Under a claim whose writes another storage, or process, counts."""
+
+        def store(again: bool) -> None:
+            with self._connection() as connection:
+                if not (again and connection.execute(STORED, rows[0]).first()):
+                    connection.execute(SqlEventLogStorageTable.insert(), rows)
+
+        self._store_whole(run_id, store)
 
     def _patiently(self, statement: Any, values: Any, patience: float | None = None) -> Any:
         def execute() -> Any:

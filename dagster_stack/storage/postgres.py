@@ -32,11 +32,14 @@ from dagster_stack.storage.database import (
 )
 from dagster_stack.storage.event_log import PooledEventLogStorage
 from dagster_stack.storage.tenure import PooledStorage, Tenure
+from dagster_stack.tags import CODE, DEFINITIONS, WITHIN
 from dagster_stack.texts import shown
 
 logger = logging.getLogger(__name__)
 
 CANCELING = DagsterRunStatus.CANCELING
+#: Tags that the stack gives to a run when it is launched, or begins.
+OF_ONE_RUN = {CODE, DEFINITIONS, WITHIN}
 #: One row an attempt. Dagster's own indexes would be searched through all events of the run.
 STEP_ENDS_INDEX = """
     CREATE INDEX IF NOT EXISTS dagster_stack_step_ends ON event_logs (run_id, step_key)
@@ -100,8 +103,13 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
         self._store_whole(run_id, report, alone=True)
 
     def add_run(self, dagster_run: DagsterRun) -> DagsterRun:
-        """Dagster's own, with tags that Postgres takes, and as a whole: a run that is refused is not there at all."""
+        """Dagster's own, with tags that Postgres takes, and as a whole: a run that is refused is not there at all.
+
+        What the stack has said of a run by tags is not true of a new one that user code gave them to.
+        """
         add, tags = super().add_run, shown_tags(dagster_run.tags)
+        if dagster_run.status == DagsterRunStatus.NOT_STARTED:
+            tags = {name: value for name, value in tags.items() if name not in OF_ONE_RUN}
         run = dagster_run if tags == dagster_run.tags else dagster_run.with_tags(tags)
 
         def store(again: bool) -> DagsterRun:

@@ -28,6 +28,8 @@ class Tenure:
     """The claim under which a process works, if any: what it reports of that work counts while the claim is its own."""
 
     claim: Claim | None = None
+    #: The same for the runs that it executes within a step.
+    inner: dict[str, Claim] = field(default_factory=dict)
     #: A thread's open transaction, which what Dagster does meanwhile is part of.
     transaction: threading.local = field(default_factory=threading.local)
     #: The database was away for too long, or a write of Dagster's was lost that can't be done again. Then nothing more is
@@ -36,11 +38,10 @@ class Tenure:
 
     def claim_for(self, run_id: str) -> Claim | None:
         """The claim that covers a report on a run; raises GivenUp after the database was away for too long."""
-        if self.claim is None or self.claim.work.run_id != run_id:
-            return None
-        if self.given_up:
-            raise GivenUp(f"{self.claim.work}: the database was away for too long")
-        return self.claim
+        claim = self.claim if self.claim and self.claim.work.run_id == run_id else self.inner.get(run_id)
+        if claim and self.given_up:
+            raise GivenUp(f"{claim.work}: the database was away for too long")
+        return claim
 
 
 class PooledStorage:

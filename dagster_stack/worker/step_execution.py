@@ -276,7 +276,7 @@ class StepExecution:
         try:
             with (
                 undisturbed(left.append),
-                step_folder(),
+                step_folder(claim),
                 shared_memory.cleared(),
                 deadline or nullcontext(),
                 self._ended_with_step(instance, run),

@@ -16,6 +16,9 @@ from itertools import count
 from pathlib import Path
 from uuid import uuid4
 
+from dagster_stack.storage import within
+from dagster_stack.storage.claims import Claim
+
 logger = logging.getLogger(__name__)
 
 #: What programs look at for the place of their temporary files.
@@ -23,8 +26,6 @@ VARIABLES = ("TMPDIR", "TEMP", "TMP")
 #: Where dbt puts what it makes: each invocation of dagster-dbt has a folder of its own there. In the image they name the
 #: second one, since the project's own `target/` is read-only; a project may name another.
 DBT_VARIABLES, DBT_FOLDER = ("DBT_TARGET_PATH", "DBT_LOG_PATH"), "/tmp/dbt"
-#: Set while a step is executed, for the programs that it starts, too: who executes a run there must not wait for a worker.
-WITHIN_STEP = "DAGSTER_STACK_WITHIN_STEP"
 #: Where `/proc/<pid>/stat` says when a process was started, counted behind the process's name.
 STARTED_AT = 19
 
@@ -38,13 +39,13 @@ def parent() -> Path:
 
 
 @contextmanager
-def step_folder() -> Iterator[Path]:
+def step_folder(claim: Claim | None = None) -> Iterator[Path]:
     """An empty folder in which this process puts temporary files while it lasts; raises OSError without room for it.
 
-    It is removed with all that is in it.
+    It is removed with all that is in it. `claim`: that of the step, for runs that it executes.
     """
     folder = _make()
-    now = {**dict.fromkeys(VARIABLES, str(folder)), WITHIN_STEP: "1"}
+    now = {**dict.fromkeys(VARIABLES, str(folder)), within.VARIABLE: within.to_text(claim) if claim else "1"}
     now |= {name: f"{folder}/dbt" for name in DBT_VARIABLES if os.environ.get(name) == DBT_FOLDER}
     before, variables = tempfile.tempdir, {name: os.environ.get(name) for name in now}
     tempfile.tempdir = str(folder)
