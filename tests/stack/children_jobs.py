@@ -36,6 +36,8 @@ from dagster_stack import celery_executor, stack_resources
 from dagster_stack.runner.launcher import CeleryRunLauncher
 
 TAG = "test/children"
+#: On a run that a step executes by itself: the step's run.
+OUTER = "test/outer"
 #: Stands in the command of each process that a step leaves, for whoever looks for them.
 MARK = "left-by-a-test"
 #: A process that only SIGKILL ends, in a session of its own, and whose parent is gone. It prints a line when it is so.
@@ -196,10 +198,29 @@ def killed(context: OpExecutionContext) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@op
+def kill_once(context: OpExecutionContext) -> None:
+    begun = Path("/tmp", f"inner-{context.run.tags[OUTER]}")
+    if not begun.exists():
+        begun.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@job
+def inner() -> None:
+    kill_once()
+
+
+@op
+def executing_a_run(context: OpExecutionContext) -> None:
+    inner.execute_in_process(instance=context.instance, tags={OUTER: context.run_id})
+
+
 @job(executor_def=celery_executor)
 def losing() -> None:
     retried()
     killed()
+    executing_a_run()
 
 
 # --- other executors, within the runner ----------------------------------------------------------------

@@ -6,6 +6,7 @@ import uuid
 import pytest
 
 from dagster_stack.failure_reasons import Reason
+from dagster_stack.timing import IDLE_SECS
 from tests.stack import children_jobs, runs
 from tests.stack.ad_hoc import AdHoc
 from tests.stack.stack import Stack
@@ -76,6 +77,25 @@ def test_what_a_lost_or_failed_execution_started_is_gone_before_the_next(
     assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
 
     assert runs.count_events(stack, run_id, "STEP_START")["killed"] == 2
+
+
+def test_a_run_that_a_killed_step_executed_has_failed_and_its_successor_succeeds(
+    stack: Stack, launched: dict[str, str]
+) -> None:
+    run_id = launched["losing"]
+    assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+    assert runs.count_events(stack, run_id, "STEP_START")["executing_a_run"] == 2
+
+    # Once the daemon has looked
+    def ends() -> list[str]:
+        return [each["status"] for each in runs.with_tag(stack, children_jobs.OUTER, run_id)]
+
+    wait_until(ends, IDLE_SECS, "both runs have ended", until=lambda found: found == ["SUCCESS", "FAILURE"])
+
+    # Then the lost one says of what, by a reason that is counted
+    lost = runs.with_tag(stack, children_jobs.OUTER, run_id)[1]["runId"]
+    assert runs.failure_reasons(stack, lost) == {Reason.LOST_WITH_STEP}
+    assert any(f"of run {run_id}" in text and "SIGKILL" in text for text in texts(stack, lost))
 
 
 def test_a_step_that_dies_of_full_shared_memory_names_the_setting(
