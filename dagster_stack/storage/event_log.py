@@ -50,6 +50,8 @@ AWAITED_EVENTS = {
     DagsterEventType.STEP_FAILURE,
     DagsterEventType.STEP_UP_FOR_RETRY,
 }
+#: Events by which a process begins a run, or a step of one that another process has begun.
+BEGINNINGS = {DagsterEventType.PIPELINE_START, *STARTS}
 #: Events that end an attempt of a step.
 ENDS = {
     DagsterEventType.STEP_SUCCESS,
@@ -236,12 +238,12 @@ class PooledEventLogStorage(FencedSlots):
 
     def _store_of_child(self, event: EventLogEntry) -> None:
         kind = event.dagster_event_type if event.is_dagster_event else None
-        if kind == DagsterEventType.PIPELINE_START:
+        if kind in BEGINNINGS:
             self._note_inner(event.run_id)
         self._store(event, kind)
 
     def _note_inner(self, run_id: str) -> Claim | None:
-        """A run that begins within a step is part of its execution: what is reported of it counts by the step's claim."""
+        """A run that is executed within a step is part of that execution: what is reported of it counts by its claim."""
         claim = within.claim_here(run_id)
         if claim:
             self._tenure.inner[run_id] = claim
@@ -249,15 +251,21 @@ class PooledEventLogStorage(FencedSlots):
             self._tenure.given_up = self._tenure.given_up and self._tenure.claim is not None
         return claim
 
-    def check_claim(self) -> None:
-        """Raise Fenced when what this process works for has gone to another; nothing without a claim."""
-        if self.claim:
+    def claim_for(self, run_id: str) -> Claim | None:
+        """The claim by which this process reports on a run; raises GivenUp."""
+        return self._tenure.claim_for(run_id)
+
+    def check_claim(self, run_id: str = "") -> None:
+        """Raise Fenced when what this process works for, or that run, has gone to another; nothing without a claim."""
+        claim = self.claim_for(run_id) if run_id else self.claim
+        if claim:
             with self._giving_up():
-                self.claims.check(self.claim)
+                self.claims.check(claim)
 
     def store_event(self, event: EventLogEntry) -> None:
         kind = event.dagster_event_type if event.is_dagster_event else None
-        if kind == DagsterEventType.PIPELINE_START and (claim := self._note_inner(event.run_id)):
+        claim = self._note_inner(event.run_id) if kind in BEGINNINGS else None
+        if claim and kind == DagsterEventType.PIPELINE_START:
             # Before anybody sees it as started.
             self._instance.add_run_tags(event.run_id, {tags.WITHIN: within.to_text(claim)})
         if self._is_child:

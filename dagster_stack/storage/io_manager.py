@@ -90,12 +90,13 @@ class PickledObjects(Pickles):
             # Once a process: whatever it can do, the store does for years.
             self._conditions = Conditions(self._place, storage.facts)
         conditions = self._conditions
+        check = partial(storage.check_claim, context.run_id)
 
         def tell(text: str) -> None:
             if conditions.to_be_told(context.run_id):
                 context.log.warning(text)
 
-        return FencedObject(self.s3, self.bucket, key, storage.check_claim, conditions=conditions, tell=tell)
+        return FencedObject(self.s3, self.bucket, key, check, conditions=conditions, tell=tell)
 
     def load(self, key: str) -> Any:
         try:
@@ -128,7 +129,7 @@ def claimed_storage(context: OutputContext) -> PooledEventLogStorage | None:
     """The storage that knows whether the step is still this process's; None where nobody claims steps."""
     step = context._step_context
     storage = stack_storage(step.instance) if step else None
-    return storage if storage and storage.claim else None
+    return storage if step and storage and storage.claim_for(step.run_id) else None
 
 
 class FencedObject:

@@ -5,6 +5,7 @@ A variable tells it to the step's process and to all that it starts, the run's t
 
 import json
 import os
+from functools import lru_cache
 
 from dagster import DagsterRun
 
@@ -19,6 +20,7 @@ def to_text(claim: Claim) -> str:
     return json.dumps({**claim.key, "holder": claim.holder})
 
 
+@lru_cache
 def from_text(text: str) -> Claim | None:
     """None for what is no claim: anybody may set a tag."""
     try:
@@ -30,7 +32,7 @@ def from_text(text: str) -> Claim | None:
 
 
 def claim_here(run_id: str) -> Claim | None:
-    """The claim by which this process executes a step, if that is of another run than this one."""
+    """The claim of the step that this process executes, or works for, if that is of another run than this one."""
     claim = from_text(os.environ.get(VARIABLE, ""))
     return claim if claim and claim.work.run_id != run_id else None
 

@@ -13,6 +13,7 @@ from sqlalchemy.pool import NullPool
 from dagster_stack.errors import Fenced, GivenUp
 from dagster_stack.storage import claims as claims_module
 from dagster_stack.storage import database as database_module
+from dagster_stack.storage import within
 from dagster_stack.storage.claims import Work
 from dagster_stack.storage.database import noting_engine
 from dagster_stack.storage.postgres import PooledPostgresStorage
@@ -256,6 +257,21 @@ def test_a_second_try_begins_when_the_first_one_is_over(database: Database) -> N
         first.rollback()
         assert second.execute(claims_module.HOLD_ALONE, claim.key).all()
     engine.dispose()
+
+
+@pytest.mark.parametrize("answers", [0, 1], ids=["broken", "answer lost"])
+def test_an_event_of_a_run_that_a_step_executes_is_stored_once_though_a_connection_breaks(
+    database: Database, breaks: Breaks, monkeypatch: pytest.MonkeyPatch, answers: int
+) -> None:
+    run, storage = database.run(), database.process().event_log_storage
+    monkeypatch.setenv(within.VARIABLE, within.to_text(database.taken(any_work(), "a")))
+    storage.store_event(entry(run.run_id, KINDS.STEP_START))
+    breaks.answers, breaks.before = answers, [] if answers else ["INSERT INTO event_logs"]
+
+    storage.store_event(entry(run.run_id, KINDS.STEP_SUCCESS))
+
+    assert [kind for _, kind in database.events(run.run_id)] == ["STEP_START", "STEP_SUCCESS"]
+    assert breaks.count == 1
 
 
 # --- reports on runs ----------------------------------------------------------------------------------------------------------

@@ -5,12 +5,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import pytest
 from celery import Celery, Task
 from dagster import (
+    DagsterEventType,
     DagsterInstance,
     DagsterRun,
     DagsterRunStatus,
@@ -30,11 +31,12 @@ from dagster_stack.failure_reasons import LABEL, Reason
 from dagster_stack.runner.launcher import CeleryRunLauncher
 from dagster_stack.runner.run_execution import execute_run
 from dagster_stack.runner.watch import RunWatch
+from dagster_stack.storage import within
 from dagster_stack.storage.claims import Claim, Claims, Work
 from dagster_stack.timing import STALE_SECS
 from tests.unit import eventful_jobs, inner_jobs, step_jobs
 from tests.unit.deliveries import Delivery
-from tests.unit.holders import Database
+from tests.unit.holders import Database, any_work, entry
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
 
 HOLDER = "worker@here"
@@ -60,8 +62,16 @@ class Stack:
         assert isinstance(launcher, CeleryRunLauncher)
         self._launcher, self._watch = launcher, RunWatch(daemons)
 
+    @contextmanager
+    def daemon(self) -> Iterator[DagsterInstance]:
+        """The daemon's instance, in a process that is no step's."""
+        with self._patch.context() as patch:
+            patch.delenv(within.VARIABLE, raising=False)
+            yield self.daemons
+
     def look(self) -> None:
-        self._watch.look(self._launcher, self.database.claims)
+        with self.daemon():
+            self._watch.look(self._launcher, self.database.claims)
 
     def within(self, happening: Callable[[DagsterRun], Any]) -> None:
         """What happens in the middle of each inner run."""
@@ -180,7 +190,8 @@ def test_an_inner_run_that_is_being_canceled_is_canceled_when_its_process_is_dea
     """Dagster's monitoring would wait for two minutes."""
 
     def dies(inner: DagsterRun) -> None:
-        stack.daemons.report_run_canceling(inner)
+        with stack.daemon() as daemon:
+            daemon.report_run_canceling(inner)
         stack.look()
         assert stack.run(inner.run_id).status == CANCELING
         stack.is_killed(inner)
@@ -258,7 +269,8 @@ def test_an_inner_run_outlives_the_run_of_its_step(stack: Stack) -> None:
     """Such as in a hook: it goes on when the step, and with that the run, has ended."""
 
     def has_ended(inner: DagsterRun) -> None:
-        stack.daemons.report_run_failed(stack.run(stack.outer(inner).run_id))
+        with stack.daemon() as daemon:
+            daemon.report_run_failed(stack.run(stack.outer(inner).run_id))
         stack.look()
 
     stack.within(has_ended)
@@ -273,7 +285,8 @@ def test_one_whose_silent_process_has_no_run_any_more_to_come_back_to_has_failed
     def is_gone(inner: DagsterRun) -> None:
         outer = stack.outer(inner)
         stack.database.silence(outer, STALE_SECS + 1)
-        stack.daemons.report_run_canceled(stack.run(outer.run_id))
+        with stack.daemon() as daemon:
+            daemon.report_run_canceled(stack.run(outer.run_id))
         stack.look()
 
     stack.within(is_gone)
@@ -360,6 +373,29 @@ def test_a_run_of_a_program_that_the_step_starts_ends_with_it(stack: Stack) -> N
     stack.look()
 
     assert stack.inner().status == FAILURE
+
+
+def test_a_process_of_an_inner_runs_own_executor_is_fenced_by_the_steps_claim(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as `multiprocess_executor` starts for each step: by an instance that works for no claim."""
+    # Given a process that has begun a step of a run that another run's step executes
+    work, run = any_work(), database.run()
+    monkeypatch.setenv(within.VARIABLE, within.to_text(database.taken(work, "a")))
+    storage = database.process().event_log_storage
+    storage.store_event(entry(run.run_id, DagsterEventType.STEP_START))
+    storage.check_claim(run.run_id)
+
+    # When the other run's step has gone to another process
+    database.silence(work, STALE_SECS + 1)
+    database.taken(work, "b")
+
+    # Then neither the end of that step counts, nor what it writes
+    with pytest.raises(Fenced):
+        storage.store_event(entry(run.run_id, DagsterEventType.STEP_SUCCESS))
+    with pytest.raises(Fenced):
+        storage.check_claim(run.run_id)
+    assert database.events(run.run_id) == [("step", "STEP_START")]
 
 
 # --- runs that are no step's -------------------------------------------------------------------------------------
