@@ -492,8 +492,7 @@ def test_reports_of_assets_by_documented_clients_work(dagit_url: str) -> None:
 def test_the_command_line_of_dagster_serves_the_guarded_app(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given the webserver of this process, with Dagster's part replaced: whatever it makes is guarded
     name = "create_app_from_workspace_process_context"
-    monkeypatch.setattr(cli, name, getattr(cli, name))
-    monkeypatch.setattr(webserver, name, lambda *_, **__: Starlette())
+    monkeypatch.setattr(cli, name, lambda *_, **__: Starlette())
     webserver.refuse_foreign_pages(OwnNames.of("dagit", {}))
 
     app = getattr(cli, name)("context", "", 2000, lifespan=None)

@@ -9,6 +9,7 @@ from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.system_config.objects import OpConfig, OutputsConfig, ResolvedRunConfig
 
+from dagster_stack.patches.dagster import SERIALIZE_RUN
 from dagster_stack.storage import postgres
 from dagster_stack.worker.fresh import fresh_config
 from dagster_stack.worker.planned_job import planned_job
@@ -71,7 +72,7 @@ def test_what_a_step_changes_of_its_asset_reaches_no_other_run(instance: Dagster
 
 def test_each_run_has_its_config_in_the_order_of_its_launch(instance: DagsterInstance) -> None:
     # Given the stack's storage, whose runs keep it; Dagster's sorts
-    assert postgres.sql_run_storage.serialize_value is postgres.in_order  # type: ignore[attr-defined]
+    assert SERIALIZE_RUN.found() is postgres.in_order
 
     def config(*names: str) -> dict[str, Any]:
         return {"ops": {"tell_order": {"config": {name: {"b": 1, "a": 2} for name in names}}}}
