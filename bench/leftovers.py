@@ -5,8 +5,8 @@ from typing import Any
 from dagster import DagsterInstance, RunsFilter
 
 from bench.runs import TAG
+from dagster_stack.objects.client import s3_client
 from dagster_stack.settings import S3Settings, Settings
-from dagster_stack.storage.s3 import s3_client
 
 
 def remove() -> int:

@@ -9,8 +9,8 @@ import psycopg2  # type: ignore[import-untyped]
 from dagster import DagsterInstance
 from psycopg2.extras import execute_values  # type: ignore[import-untyped]
 
+from dagster_stack.objects.client import s3_client
 from dagster_stack.settings import Settings
-from dagster_stack.storage.s3 import s3_client
 
 REPEATS = 200
 #: Columns of an event but its id, which the database gives.

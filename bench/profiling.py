@@ -81,8 +81,8 @@ def execute_chain(
 
 def this_stack(_: DagsterInstance, __: ReconstructableJob, run: DagsterRun) -> Execute:
     """What this stack's workers do with a message."""
-    from dagster_stack.broker.messages import step_message
-    from dagster_stack.worker.step_execution import StepExecution
+    from dagster_stack.messaging.messages import step_message
+    from dagster_stack.step.step_execution import StepExecution
 
     def execute(step: ExecutionStep, state: KnownExecutionState) -> None:
         message = step_message(run, step, state, RetryMode.DISABLED)
@@ -130,9 +130,9 @@ def instrument(watch: Stopwatch) -> None:
     from sqlalchemy import event
     from sqlalchemy.engine import Connection, Engine
 
-    from dagster_stack.storage.compute_logs import S3ComputeLogs
-    from dagster_stack.storage.io_manager import PickledObjects
-    from dagster_stack.worker import planned_job, step_execution
+    from dagster_stack.objects.compute_logs import S3ComputeLogs
+    from dagster_stack.objects.io_manager import PickledObjects
+    from dagster_stack.step import plan_cache, step_execution
 
     watch.wrap(Engine, "connect", CONNECTION)
     watch.wrap(Connection, "close", CONNECTION, counts=False)
@@ -154,7 +154,7 @@ def instrument(watch: Stopwatch) -> None:
     watch.wrap_generator(resources_init, "single_resource_event_generator", RESOURCES)
     watch.wrap(DagsterInstance, "from_ref", INSTANCE)
     watch.wrap(step_execution, "planned_job", PLAN)
-    watch.wrap(planned_job.PlannedJob, "plan_for", PLAN)
+    watch.wrap(plan_cache.PlannedJob, "plan_for", PLAN)
     watch.wrap(tasks, "create_execution_plan", PLAN)
     watch.wrap(ReconstructableJob, "get_definition", PLAN)
 

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from bench.progress import say
 from dagster_stack.monitoring.database import database
-from dagster_stack.monitoring.figures import Figures
+from dagster_stack.monitoring.metrics import Figures
 
 #: Events in the log, in runs of so many; and runs that have not ended.
 EVENTS, EVENTS_OF_A_RUN, OPEN_RUNS = 1_000_000, 500, 20

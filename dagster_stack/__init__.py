@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dagster_stack.errors import InvalidKey, ObjectNotFound
-    from dagster_stack.executor.celery_executor import celery_executor
-    from dagster_stack.storage.objects import ObjectStore, StoredObject
-    from dagster_stack.storage.resources import stack_resources
+    from dagster_stack.objects.object_store import ObjectStore, StoredObject
+    from dagster_stack.objects.resources import stack_resources
+    from dagster_stack.run.executor import celery_executor
 
 __all__ = [
     "InvalidKey",
@@ -24,10 +24,10 @@ __all__ = [
 HOMES = {
     "InvalidKey": "errors",
     "ObjectNotFound": "errors",
-    "ObjectStore": "storage.objects",
-    "StoredObject": "storage.objects",
-    "celery_executor": "executor.celery_executor",
-    "stack_resources": "storage.resources",
+    "ObjectStore": "objects.object_store",
+    "StoredObject": "objects.object_store",
+    "celery_executor": "run.executor",
+    "stack_resources": "objects.resources",
 }
 
 

@@ -3,21 +3,13 @@
 import importlib
 import importlib.util
 
-from dagster_stack.broker.app_factory import make_app
 from dagster_stack.logs.libraries import use_in_celery
+from dagster_stack.messaging.app_factory import make_app
+from dagster_stack.pool import replacement
 from dagster_stack.services.health import Watchdog
 from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.tasks import register_tasks
-from dagster_stack.worker import (
-    consumer,
-    consumption,
-    replacement,
-    request,
-    revocation,
-    roll_call,
-    shutdown,
-    warm_up,
-)
+from dagster_stack.worker import consumer, request, revocation, roll_call, shutdown, subscription, warm_up
 
 #: The module that `dagster-celery worker start -y` writes and puts on the path.
 STARTED_WITH = "dagster_celery_config"
@@ -33,7 +25,7 @@ use_in_celery()
 register_tasks(app)
 app.steps["worker"].add(Watchdog)
 consumer.install(app)
-consumption.install(app)
+subscription.install(app)
 replacement.install(app)
 request.install(app)
 revocation.install()

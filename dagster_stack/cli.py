@@ -37,10 +37,10 @@ def run(
     """Launch JOB through Dagit and show its progress until it ends."""
     request_config, request_tags = read_config(config, env_config), parse_tags(tags)
 
-    from dagster_stack.broker.management import BrokerApi
     from dagster_stack.client.dagit import Dagit
     from dagster_stack.client.display import choose_view
     from dagster_stack.client.watch import Request, Watch
+    from dagster_stack.messaging.management import BrokerApi
 
     watch = Watch(Dagit.from_environment(), choose_view(sys.stdout, sys.stdin), BrokerApi.from_environment())
     return watch.run(Request(job, request_config, request_tags, location))
@@ -49,10 +49,10 @@ def run(
 @cli.command()
 def demo() -> ExitCode:
     """Run the flights job and print its totals and where its report is."""
-    from dagster_stack.broker.management import BrokerApi
     from dagster_stack.client import demo as demonstration
     from dagster_stack.client.dagit import Dagit
     from dagster_stack.client.display import choose_view
+    from dagster_stack.messaging.management import BrokerApi
 
     view = choose_view(sys.stdout, sys.stdin)
     return demonstration.demo(Dagit.from_environment(), view, BrokerApi.from_environment())
@@ -85,7 +85,7 @@ def workers(as_json: bool) -> ExitCode:
 def status(as_json: bool, once: bool) -> ExitCode:
     """Show runs, queues, workers, stores and alarms until Ctrl-C; exit code 3 when a store does not answer."""
     from dagster_stack.client.status import show_status
-    from dagster_stack.monitoring.figures import figures_of_stack
+    from dagster_stack.monitoring.metrics import figures_of_stack
 
     return show_status(sys.stdout, figures_of_stack().collect, as_json=as_json, once=once)
 
@@ -148,7 +148,7 @@ def metrics() -> None:
     """Answer Prometheus: the service `metrics`."""
     from dagster_stack.logs.service import configure
     from dagster_stack.monitoring.exporter import Exporter
-    from dagster_stack.monitoring.figures import figures_of_stack
+    from dagster_stack.monitoring.metrics import figures_of_stack
     from dagster_stack.monitoring.prometheus import Prometheus
 
     configure("metrics")

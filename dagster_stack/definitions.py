@@ -19,7 +19,7 @@ from dagster_stack import tags
 from dagster_stack.errors import OldDefinitions
 from dagster_stack.patches.dagster import CHECK_WORKSPACE
 from dagster_stack.patches.dagster import RELOADS as RELOADS_IN_DAGIT
-from dagster_stack.storage.ledger import stack_storage
+from dagster_stack.store.ledger import stack_storage
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ EXECUTORS = ("job", "celery")
 
 @dataclass(frozen=True)
 class S3Settings:
-    """The bucket and its two addresses; keys and region are `storage/s3.py`'s."""
+    """The bucket and its two addresses; keys and region are `objects/client.py`'s."""
 
     bucket: str
     #: None: Amazon's own.

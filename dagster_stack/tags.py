@@ -13,8 +13,8 @@ from dagster_celery.tags import (
     DAGSTER_CELERY_STEP_PRIORITY_TAG as PRIORITY,
 )
 
-from dagster_stack.broker.app_factory import DEFAULT_PRIORITY as DEFAULT
-from dagster_stack.broker.app_factory import HIGHEST_PRIORITY as HIGHEST
+from dagster_stack.messaging.app_factory import DEFAULT_PRIORITY as DEFAULT
+from dagster_stack.messaging.app_factory import HIGHEST_PRIORITY as HIGHEST
 
 __all__ = [
     "CODE",

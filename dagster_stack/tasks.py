@@ -9,7 +9,7 @@ from typing import Any
 
 from celery import Celery, Task
 
-from dagster_stack.broker.task_names import RUN_TASK, STEP_TASK, STOCK_TASKS
+from dagster_stack.messaging.task_names import RUN_TASK, STEP_TASK, STOCK_TASKS
 from dagster_stack.worker.request import content
 
 
@@ -20,7 +20,7 @@ def register_tasks(app: Celery) -> None:
     @app.task(bind=True, name=STEP_TASK, ignore_result=True)
     def execute_step(self: Task, *args: Any, **kwargs: Any) -> None:
         def execute() -> None:
-            from dagster_stack.worker.step_execution import execute_step
+            from dagster_stack.step.step_execution import execute_step
 
             execute_step(self, content(args, kwargs))
 
@@ -29,7 +29,7 @@ def register_tasks(app: Celery) -> None:
     @app.task(bind=True, name=RUN_TASK, ignore_result=True)
     def execute_run(self: Task, *args: Any, **kwargs: Any) -> None:
         def execute() -> None:
-            from dagster_stack.runner.run_execution import execute_run
+            from dagster_stack.run.run_execution import execute_run
 
             execute_run(self, content(args, kwargs))
 
@@ -41,7 +41,7 @@ def register_tasks(app: Celery) -> None:
 
 def executed(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], execute: Callable[[], Any]) -> Any:
     """What a task returns: here, or in a project of several code locations from the process of its own."""
-    from dagster_stack.worker import location_process
+    from dagster_stack.pool import location_process
 
     if location_process.is_needed():
         return location_process.execute(task, args, kwargs)

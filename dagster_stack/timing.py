@@ -6,20 +6,20 @@
 # --- leases ---------------------------------------------------------------------------------------------------
 
 #: Between a holder's signs of life. By a run's, its termination is noticed too.
-STEP_BEAT_SECS = 4
-RUN_BEAT_SECS = 2
+STEP_RENEWAL_SECS = 4
+RUN_RENEWAL_SECS = 2
 #: Without one, after which a holder counts as dead: what a lost machine costs. Code that keeps Python's global lock for
 #: longer (a huge sort) looks dead; that matters only if its worker loses the broker too, which then delivers its message
 #: again, or is restarted.
 STALE_SECS = 15
 #: For which nobody may drive a run before it is handed over again, or ended if it is being canceled: longer than its
-#: message is postponed, and than all holders are silent after Postgres was away.
+#: message is delayed, and than all holders are silent after Postgres was away.
 IDLE_SECS = 2 * STALE_SECS
 
 # --- messages -------------------------------------------------------------------------------------------------
 
-#: Until a postponed message is back in its queue.
-POSTPONED_SECS = 2
+#: Until a delayed message is back in its queue.
+DELAY_SECS = 2
 #: That a step or a run waits for a process with its code, unless there is one that is busy. Then the step fails, and the
 #: run goes on with any other.
 FOREIGN_CODE_SECS = 60

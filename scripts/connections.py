@@ -6,7 +6,7 @@ from scripts.console import Failure
 #: The setting that raises the limit, and its default in compose.yaml.
 LIMIT_VARIABLE = "POSTGRES_MAX_CONNECTIONS"
 DEFAULT_LIMIT = 200
-#: What a worker process and a run keep at most: DEFAULT_CONNECTIONS of dagster_stack/storage/database.py.
+#: What a worker process and a run keep at most: DEFAULT_CONNECTIONS of dagster_stack/store/connections.py.
 EACH = 2
 #: What dagit and daemon with their code servers take when they are busy, and a few for people.
 RESERVED = 60

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dagster_stack.broker.connection import connected
-from dagster_stack.broker.dead_letters import QUEUE, DeadLetter, letters
 from dagster_stack.client.display import printable
 from dagster_stack.client.workers import PLAIN_WIDTH
 from dagster_stack.errors import ExitCode
+from dagster_stack.messaging.connection import connected
+from dagster_stack.messaging.dead_letters import QUEUE, DeadLetter, letters
 from dagster_stack.settings import BROKER_VARIABLE
 
 #: Characters of a message's body, and of the names of its run and step, in the table.

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from dagster_stack.broker.management import BrokerApi
 from dagster_stack.client.dagit import Dagit
 from dagster_stack.client.display import View
 from dagster_stack.client.watch import Request, Watch
 from dagster_stack.errors import ExitCode
+from dagster_stack.messaging.management import BrokerApi
 
 JOB = "flights"
 #: The step whose output carries the totals and the report's address.

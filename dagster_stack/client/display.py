@@ -18,8 +18,8 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from dagster_stack.broker.management import QueueDepth
 from dagster_stack.client.progress import Progress, StepState, clock
+from dagster_stack.messaging.management import QueueDepth
 
 #: Seconds between two plain lines, at least: a log that somebody reads later must not be flooded.
 PLAIN_INTERVAL_SECS = 2.0

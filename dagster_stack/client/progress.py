@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from dagster_stack.broker.management import QueueDepth
 from dagster_stack.client.dagit import RunQueue
+from dagster_stack.messaging.management import QueueDepth
 
 #: Statuses after which nothing more happens.
 FINISHED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})

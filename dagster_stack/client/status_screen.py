@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from dagster_stack.client.display import one_line, printable
+from dagster_stack.monitoring.formatting import number, percent, seconds, size
 from dagster_stack.monitoring.snapshot import DAEMON_SILENCE_SECS, Alerting, Queue, Snapshot, Verdict
-from dagster_stack.monitoring.words import number, percent, seconds, size
 
 STYLES = {Verdict.WELL: "bold green", Verdict.UNWELL: "bold red", Verdict.UNKNOWN: "bold yellow"}
 #: Problems and alerts that are shown in full; the rest is counted.

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import requests
 
-from dagster_stack.broker.management import BrokerApi, QueueDepth
 from dagster_stack.client.dagit import Dagit, RunQueue
 from dagster_stack.client.display import Frame, View
 from dagster_stack.client.interrupts import SIGNALS, Interrupts
 from dagster_stack.client.progress import Progress, Rate, clock, failure_report, summary, waiting_for
 from dagster_stack.errors import DagitError, DagitUnreachable, ExitCode
+from dagster_stack.messaging.management import BrokerApi, QueueDepth
 
 #: Seconds between two questions to Dagit: a step's end shows soon, and an answer costs Dagit some 20 ms.
 POLL_INTERVAL_SECS = 0.5

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dagster_stack.broker.connection import connected
-from dagster_stack.broker.workers import Activity, Worker, ask
 from dagster_stack.client.display import printable
 from dagster_stack.client.progress import clock
 from dagster_stack.errors import ExitCode
+from dagster_stack.messaging.connection import connected
+from dagster_stack.messaging.workers import Activity, Worker, ask
 from dagster_stack.settings import BROKER_VARIABLE
 
 #: Seconds for the answers, waited for in full as nobody knows how many there will be. A busy worker's takes some 50 ms.

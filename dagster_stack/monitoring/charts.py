@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from xml.etree.ElementTree import Element
 
-from dagster_stack.monitoring.markup import element
+from dagster_stack.monitoring.html import element
 
 #: Units of the drawing: about the pixels of a phone's width, so that its text is readable there.
 WIDTH, HEIGHT = 360, 160

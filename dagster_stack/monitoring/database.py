@@ -10,7 +10,7 @@ import sqlalchemy
 from psycopg2 import extensions
 from sqlalchemy.engine import Engine
 
-from dagster_stack.storage.database import url_from_environment
+from dagster_stack.store.connections import url_from_environment
 
 #: Seconds that the server may let a query, or a new connection, wait. A paused server says nothing at all.
 ANSWER_SECS = 5

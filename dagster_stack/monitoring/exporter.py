@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
-from dagster_stack.monitoring.figures import Figures
+from dagster_stack.monitoring.metrics import Figures
 from dagster_stack.monitoring.page import HOURS, POLICY, page
 from dagster_stack.monitoring.prometheus import Prometheus
 from dagster_stack.monitoring.snapshot import Snapshot

@@ -9,12 +9,12 @@ from xml.etree.ElementTree import Element
 
 from dagster_stack.errors import PrometheusUnreachable
 from dagster_stack.monitoring.charts import chart
-from dagster_stack.monitoring.markup import document, element, source_of
+from dagster_stack.monitoring.formatting import number, percent, seconds, size
+from dagster_stack.monitoring.html import document, element, source_of
 from dagster_stack.monitoring.page_style import STYLE
 from dagster_stack.monitoring.prometheus import Prometheus
 from dagster_stack.monitoring.snapshot import Alerting, Queue, Snapshot, Verdict
 from dagster_stack.monitoring.trends import TRENDS, window
-from dagster_stack.monitoring.words import number, percent, seconds, size
 
 #: Hours that the charts may show; the first is what they show unasked.
 HOURS = (1, 6, 24)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from dagster_stack.broker.management import QueueDepth
+from dagster_stack.messaging.management import QueueDepth
 
 
 def figures(depths: Sequence[QueueDepth]) -> Iterator[Metric]:

@@ -9,10 +9,10 @@ from typing import Any
 from prometheus_client.core import Metric
 
 from dagster_stack.errors import PrometheusUnreachable
-from dagster_stack.monitoring.history import NO_QUEUE
+from dagster_stack.monitoring.counters import NO_QUEUE
+from dagster_stack.monitoring.formatting import counted, number, seconds
 from dagster_stack.monitoring.prometheus import Alert, Prometheus
-from dagster_stack.monitoring.samples import Samples
-from dagster_stack.monitoring.words import counted, number, seconds
+from dagster_stack.monitoring.sample_index import Samples
 
 #: Seconds without a sign of life after which a daemon counts as silent; Prometheus's alert waits a minute more.
 DAEMON_SILENCE_SECS = 180

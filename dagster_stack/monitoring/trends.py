@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dagster_stack.monitoring import words
+from dagster_stack.monitoring import formatting
 from dagster_stack.monitoring.charts import Line, Window, Words
 from dagster_stack.monitoring.prometheus import Prometheus
 
@@ -64,7 +64,7 @@ TRENDS = (
     ),
     Trend("queue", "Run queue", "Runs that wait in it.", amount, {"waiting": "sum(dagster_run_queue_length)"}),
     Trend(
-        "launch", "Launch to start", "From a run's entry into the run queue to its start.", words.seconds,
+        "launch", "Launch to start", "From a run's entry into the run queue to its start.", formatting.seconds,
         quantiles("dagster_run_launch_to_start_seconds"),
     ),
     Trend(
@@ -72,7 +72,7 @@ TRENDS = (
         {"{outcome}": "sum by (outcome) (rate(dagster_steps_ended_total[RANGE]))"},
     ),
     Trend(
-        "wait", "Step wait", "From the sending of a step to its start.", words.seconds,
+        "wait", "Step wait", "From the sending of a step to its start.", formatting.seconds,
         quantiles("dagster_step_wait_seconds"),
     ),
     Trend(
@@ -85,13 +85,13 @@ TRENDS = (
     ),
     Trend("workers", "Workers", "By queue.", amount, {"{queue}": "sum by (queue) (dagster_workers)"}),
     Trend(
-        "busy", "Utilisation", "Busy worker processes of all, by queue.", words.percent,
+        "busy", "Utilisation", "Busy worker processes of all, by queue.", formatting.percent,
         {"{queue}": "max by (queue) (dagster_queue_utilisation)"},
     ),
     Trend(
         "connections", "Database connections", "In use, and what Postgres has to give.", amount,
         {"in use": "sum(dagster_database_connections)", "limit": "max(dagster_database_connections_limit)"},
     ),
-    Trend("log", "Event log", "With its indexes.", words.size, {"event log": "max(dagster_event_log_bytes)"}),
-    Trend("bucket", "Bucket", "By prefix.", words.size, {"{prefix}": "sum by (prefix) (dagster_bucket_bytes)"}),
+    Trend("log", "Event log", "With its indexes.", formatting.size, {"event log": "max(dagster_event_log_bytes)"}),
+    Trend("bucket", "Bucket", "By prefix.", formatting.size, {"{prefix}": "sum by (prefix) (dagster_bucket_bytes)"}),
 )  # fmt: skip

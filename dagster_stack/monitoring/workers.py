@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from dagster_stack.broker.connection import connected
-from dagster_stack.broker.workers import UNKNOWN, Worker, ask
 from dagster_stack.code_version import code_version
+from dagster_stack.messaging.connection import connected
+from dagster_stack.messaging.workers import UNKNOWN, Worker, ask
 
 logger = logging.getLogger(__name__)
 

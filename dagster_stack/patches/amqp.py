@@ -9,18 +9,14 @@ from dagster_stack.patches.part import Part
 
 logger = logging.getLogger(__name__)
 
+# fmt: off
 _amqp = partial(Part, read="amqp 5.4.2", upstream="https://github.com/celery/py-amqp/issues/277")
 
-SHORT_TEXT = _amqp(
-    where="amqp.serialization:pstr_t",
-    shape="s",
-    why="it raises for a text that is not UTF-8, such as a strange content type.",
-)
-PROPERTY_CLASSES = _amqp(
-    where="amqp.serialization:PROPERTY_CLASSES",
-    shape="dict of 60",
-    why="what reads a message's properties raises for a date past the year 9999 and for a table that is too deep.",
-)
+SHORT_TEXT = _amqp("amqp.serialization:pstr_t", "s",
+    "it raises for a text that is not UTF-8, such as a strange content type.")
+PROPERTY_CLASSES = _amqp("amqp.serialization:PROPERTY_CLASSES", "dict of 60",
+    "what reads a message's properties raises for a date past the year 9999 and for a table that is too deep.")
+# fmt: on
 
 #: Reads properties from a buffer at an offset; returns them and the offset behind them.
 PropertyReader = Callable[[Any, int], tuple[dict[str, Any], int]]

@@ -6,74 +6,38 @@ from typing import Any
 
 from dagster_stack.patches.part import Part
 
+# fmt: off
 _celery = partial(Part, read="celery 5.7.0")
 _kombu = partial(Part, read="kombu 5.7.0")
 _billiard = partial(Part, read="billiard 4.3.2")
 
-SAFE_SAY = _celery(
-    where="celery.apps.worker:safe_say",
-    shape="msg, f",
-    why="a worker that is told to stop says so past the service's log.",
-)
-REVOKE = _celery(
-    where="celery.worker.control:revoke",
-    shape="state, task_id, terminate, signal, kwargs",
-    why="it asks the result backend for each task in the event loop, which thousands of steps keep from its heartbeats.",
-    upstream="https://github.com/celery/celery/issues/2620",
-)
+SAFE_SAY = _celery("celery.apps.worker:safe_say", "msg, f",
+    "a worker that is told to stop says so past the service's log.")
+REVOKE = _celery("celery.worker.control:revoke", "state, task_id, terminate, signal, kwargs",
+    "it asks the result backend for each task in the event loop, which thousands of steps keep from its heartbeats.",
+    upstream="https://github.com/celery/celery/issues/2620")
 
 USED = (
-    _celery(
-        where="celery.worker.request:Request._already_revoked",
-        shape="False",
-        why="the death of a process that was ended on purpose is no loss.",
-    ),
-    _celery(
-        where="celery.worker.request:Request._already_cancelled",
-        shape="False",
-        why="the death of a process that was ended on purpose is no loss.",
-    ),
-    _celery(
-        where="celery.concurrency.asynpool:AsynPool._track_child_process",
-        shape="self, proc, hub",
-        why="the pool sees a process end only when all that it has forked are gone, too.",
-    ),
-    _celery(
-        where="celery.concurrency.asynpool:AsynPool._sentinel_poll",
-        shape="attribute",
-        why="the pool takes what is there for the file that tells the end of a process.",
-    ),
-    _celery(
-        where="celery.concurrency.asynpool:AsynPool._create_worker_process",
-        shape="self, i",
-        why="each process of the pool needs the pump of its worker's output.",
-    ),
-    _celery(
-        where="celery.concurrency.asynpool:AsynPool._waiting_to_start",
-        shape="attribute",
-        why="a process that still loads the code is not idle.",
-    ),
-    _celery(
-        where="celery.concurrency.base:BasePool._pool",
-        shape="None",
-        why="no other way leads to the processes of a pool.",
-    ),
-    _billiard(
-        where="billiard.pool:Pool._pool",
-        shape="attribute",
-        why="no other way leads to the processes of a pool.",
-    ),
-    _celery(
-        where="celery.app.base:Celery._after_fork",
-        shape="self",
-        why="a forked child must not use its parent's connections to the broker; Celery does it for billiard's alone.",
-    ),
-    _kombu(
-        where="kombu.messaging:Consumer._active_tags",
-        shape="attribute",
-        why="a message says its consumer's tag and not its queue; the routing key need not be the queue's name.",
-    ),
+    _celery("celery.worker.request:Request._already_revoked", "False",
+        "the death of a process that was ended on purpose is no loss."),
+    _celery("celery.worker.request:Request._already_cancelled", "False",
+        "the death of a process that was ended on purpose is no loss."),
+    _celery("celery.concurrency.asynpool:AsynPool._track_child_process", "self, proc, hub",
+        "the pool sees a process end only when all that it has forked are gone, too."),
+    _celery("celery.concurrency.asynpool:AsynPool._sentinel_poll", "attribute",
+        "the pool takes what is there for the file that tells the end of a process."),
+    _celery("celery.concurrency.asynpool:AsynPool._create_worker_process", "self, i",
+        "each process of the pool needs the pump of its worker's output."),
+    _celery("celery.concurrency.asynpool:AsynPool._waiting_to_start", "attribute",
+        "a process that still loads the code is not idle."),
+    _celery("celery.concurrency.base:BasePool._pool", "None", "no other way leads to the processes of a pool."),
+    _billiard("billiard.pool:Pool._pool", "attribute", "no other way leads to the processes of a pool."),
+    _celery("celery.app.base:Celery._after_fork", "self",
+        "a forked child must not use its parent's connections to the broker; Celery does it for billiard's alone."),
+    _kombu("kombu.messaging:Consumer._active_tags", "attribute",
+        "a message says its consumer's tag and not its queue; the routing key need not be the queue's name."),
 )
+# fmt: on
 
 
 def processes(pool: Any) -> list[Any]:

@@ -4,6 +4,7 @@ from functools import partial
 
 from dagster_stack.patches.part import Part
 
+# fmt: off
 _dagster = partial(Part, read="dagster 1.13.27")
 _library = partial(Part, read="dagster-aws, dagster-celery, dagster-postgres 0.29.27")
 
@@ -11,114 +12,66 @@ _library = partial(Part, read="dagster-aws, dagster-celery, dagster-postgres 0.2
 
 #: Of runs, and of sensors and schedules.
 CONSOLE_LOGGERS = tuple(
-    _dagster(
-        where=f"{module}:create_console_logger",
-        shape="name, level",
-        why="each step would set up a coloured console of its own, beside the service's log.",
-    )
+    _dagster(f"{module}:create_console_logger", "name, level",
+        "each step would set up a coloured console of its own, beside the service's log.")
     for module in ("dagster._loggers", "dagster._core.definitions.instigation_logger")
 )
 #: Of Dagster's commands, by their modules.
 CONFIGURE_LOGGERS = {
-    module: _dagster(
-        where=f"{module}:configure_loggers",
-        shape="handler, formatter, log_level",
-        why="a command of Dagster's sets up handlers, and each line would be printed twice.",
-    )
+    module: _dagster(f"{module}:configure_loggers", "handler, formatter, log_level",
+        "a command of Dagster's sets up handlers, and each line would be printed twice.")
     for module in ("dagster._cli.api", "dagster._daemon.controller", "dagster_webserver.cli")
 }
 
 # --- replaced: services -------------------------------------------------------------------------------------
 
-DAEMON_INTERVAL = _dagster(
-    where="dagster._daemon.controller:DEFAULT_DAEMON_INTERVAL_SECONDS",
-    shape="30",
-    why="a backfill begins, and goes on, only every 30 s, and no setting changes that.",
-    upstream="https://github.com/dagster-io/dagster/issues/11649",
-)
-CHECK_WORKSPACE = _dagster(
-    where="dagster._daemon.controller:DagsterDaemonController.check_workspace_freshness",
-    shape="self, last_workspace_update_time",
-    why="the daemon would launch with the old definitions for up to a minute after a reload in Dagit.",
-)
+DAEMON_INTERVAL = _dagster("dagster._daemon.controller:DEFAULT_DAEMON_INTERVAL_SECONDS", "30",
+    "a backfill begins, and goes on, only every 30 s, and no setting changes that.",
+    upstream="https://github.com/dagster-io/dagster/issues/11649")
+CHECK_WORKSPACE = _dagster("dagster._daemon.controller:DagsterDaemonController.check_workspace_freshness",
+    "self, last_workspace_update_time",
+    "the daemon would launch with the old definitions for up to a minute after a reload in Dagit.")
 RELOADS = tuple(
-    _dagster(
-        where=f"dagster._core.workspace.context:WorkspaceProcessContext.{name}",
-        shape=shape,
-        why="workers must know of a reload in Dagit, and Dagster tells nobody.",
-    )
+    _dagster(f"dagster._core.workspace.context:WorkspaceProcessContext.{name}", shape,
+        "workers must know of a reload in Dagit, and Dagster tells nobody.")
     for name, shape in (("reload_code_location", "self, name"), ("reload_workspace", "self"))
 )
-CODE_SERVER_COMMAND = _dagster(
-    where="dagster._grpc.server:get_python_environment_entry_point",
-    shape="executable_path",
-    why="a code server has the service's log, and the stack's defaults, only as a program of ours.",
-)
-CODE_SERVER_START = _dagster(
-    where="dagster._grpc.server:open_ipc_subprocess",
-    shape="parts, kwargs",
-    why="each code server would load the platform anew: 200 MB and 4 s for each code location.",
-)
-WEBSERVER_APP = _dagster(
-    where="dagster_webserver.cli:create_app_from_workspace_process_context",
-    shape="workspace_process_context, path_prefix, live_data_poll_rate, kwargs",
-    why="no option adds the middleware that refuses foreign pages.",
-)
-STATUS_CODE = _dagster(
-    where="dagster_webserver.graphql:GraphQLServer._determine_status_code",
-    shape="self, resolver_errors, captured_errors",
-    why="HTTP 500 hides the answer when it is Postgres that refused a value.",
-)
-JSON_RESPONSE = _dagster(
-    where="dagster_webserver.graphql:JSONResponse",
-    shape="content, status_code, headers, media_type, background",
-    why="a lone surrogate in an answer can't be encoded: HTTP 500.",
-)
+CODE_SERVER_COMMAND = _dagster("dagster._grpc.server:get_python_environment_entry_point", "executable_path",
+    "a code server has the service's log, and the stack's defaults, only as a program of ours.")
+CODE_SERVER_START = _dagster("dagster._grpc.server:open_ipc_subprocess", "parts, kwargs",
+    "each code server would load the platform anew: 200 MB and 4 s for each code location.")
+WEBSERVER_APP = _dagster("dagster_webserver.cli:create_app_from_workspace_process_context",
+    "workspace_process_context, path_prefix, live_data_poll_rate, kwargs",
+    "no option adds the middleware that refuses foreign pages.")
+STATUS_CODE = _dagster("dagster_webserver.graphql:GraphQLServer._determine_status_code",
+    "self, resolver_errors, captured_errors", "HTTP 500 hides the answer when it is Postgres that refused a value.")
+JSON_RESPONSE = _dagster("dagster_webserver.graphql:JSONResponse",
+    "content, status_code, headers, media_type, background",
+    "a lone surrogate in an answer can't be encoded: HTTP 500.")
 
 # --- replaced: what a project gets that names nothing ---------------------------------------------------------
 
-DEFAULT_EXECUTOR = _dagster(
-    where="dagster._core.definitions.job_definition:DEFAULT_EXECUTOR_DEF",
-    shape="ExecutorDefinition",
-    why="an instance can't name the executor of jobs that name none, and `Definitions.merge` refuses two that do.",
-    upstream="https://github.com/dagster-io/dagster/issues/8473",
-)
-MULTIPROCESS = _dagster(
-    where="dagster._core.definitions.executor_definition:_core_multiprocess_executor_creation",
-    shape="config",
-    why="EXECUTOR=celery maps jobs with Dagster's multiprocess executor to the workers.",
-)
-TELEMETRY = _dagster(
-    where="dagster._core.telemetry:_get_instance_telemetry_enabled",
-    shape="instance",
-    why="an instance that user code makes has no dagster.yaml, which says no, and no folder for an id.",
-)
-STATE_FOLDER = _dagster(
-    where="dagster.components.utils.project_paths:get_local_state_dir",
-    shape="key, project_root",
-    why="components keep their state beside the code, which can only be read.",
-)
-BACKOFF = _dagster(
-    where="dagster._utils.backoff:backoff",
-    shape="fn, retry_on, args, kwargs, max_retries, delay_generator",
-    why="DuckDB's resource tries for 102 s to open a file in a folder that can only be read.",
-    upstream="https://github.com/dagster-io/dagster/issues/33802",
-)
+DEFAULT_EXECUTOR = _dagster("dagster._core.definitions.job_definition:DEFAULT_EXECUTOR_DEF", "ExecutorDefinition",
+    "an instance can't name the executor of jobs that name none, and `Definitions.merge` refuses two that do.",
+    upstream="https://github.com/dagster-io/dagster/issues/8473")
+MULTIPROCESS = _dagster("dagster._core.definitions.executor_definition:_core_multiprocess_executor_creation",
+    "config", "EXECUTOR=celery maps jobs with Dagster's multiprocess executor to the workers.")
+TELEMETRY = _dagster("dagster._core.telemetry:_get_instance_telemetry_enabled", "instance",
+    "an instance that user code makes has no dagster.yaml, which says no, and no folder for an id.")
+STATE_FOLDER = _dagster("dagster.components.utils.project_paths:get_local_state_dir", "key, project_root",
+    "components keep their state beside the code, which can only be read.")
+BACKOFF = _dagster("dagster._utils.backoff:backoff", "fn, retry_on, args, kwargs, max_retries, delay_generator",
+    "DuckDB's resource tries for 102 s to open a file in a folder that can only be read.",
+    upstream="https://github.com/dagster-io/dagster/issues/33802")
 
 # --- replaced: what is stored ---------------------------------------------------------------------------------
 
-ERROR_FROM_TRACEBACK = _dagster(
-    where="dagster_shared.error:SerializableErrorInfo.from_traceback",
-    shape="tb",
-    why="it follows a chain of errors by recursion, and keeps a text of any length.",
-)
-SERIALIZE_RUN = _dagster(
-    where="dagster._core.storage.runs.sql_run_storage:serialize_value",
-    shape="val, whitelist_map, json_kwargs",
-    why="it sorts keys, and the config of a run keeps the order of its launch.",
-)
+ERROR_FROM_TRACEBACK = _dagster("dagster_shared.error:SerializableErrorInfo.from_traceback", "tb",
+    "it follows a chain of errors by recursion, and keeps a text of any length.")
+SERIALIZE_RUN = _dagster("dagster._core.storage.runs.sql_run_storage:serialize_value",
+    "val, whitelist_map, json_kwargs", "it sorts keys, and the config of a run keeps the order of its launch.")
 
-# --- used though private, or repeated --------------------------------------------------------------------------------------
+# --- used though private, or repeated ----------------------------------------------------------------------------
 
 _POOLS = "a run that goes on with another process claims no slot again for a step that has ended."
 _KEYS = "objects that Dagster's own IO managers have stored stay readable under their names."
@@ -126,126 +79,69 @@ _COLUMNS = "this project reads and writes rows of the table itself, many at once
 
 USED = (
     *(
-        _dagster(
-            where=f"dagster._core.execution.plan.instance_concurrency_context:InstanceConcurrencyContext.{name}",
-            shape="attribute",
-            why=_POOLS,
-        )
+        _dagster(f"dagster._core.execution.plan.instance_concurrency_context:InstanceConcurrencyContext.{name}",
+            "attribute", _POOLS)
         for name in ("_instance", "_run_id", "_pending_claims", "_pending_timeouts")
     ),
     *(
-        _dagster(
-            where=f"dagster._core.storage.upath_io_manager:UPathIOManager.{name}",
-            shape="self, context",
-            why=_KEYS,
-        )
+        _dagster(f"dagster._core.storage.upath_io_manager:UPathIOManager.{name}", "self, context", _KEYS)
         for name in ("_get_path", "_get_path_without_extension")
     ),
-    _dagster(
-        where="dagster._core.run_coordinator.queued_run_coordinator:QueuedRunCoordinator.dequeue_interval_seconds",
-        shape="property",
-        why="the run queue looks every half second, and Dagster's setting takes whole ones.",
-    ),
+    _dagster("dagster._core.run_coordinator.queued_run_coordinator:QueuedRunCoordinator.dequeue_interval_seconds",
+        "property", "the run queue looks every half second, and Dagster's setting takes whole ones."),
     *(
-        _library(
-            where=f"dagster_celery.tasks:{name}",
-            shape=shape,
-            why="tasks of dagster-celery's own executor and launcher are executed with one more argument before theirs.",
-        )
+        _library(f"dagster_celery.tasks:{name}", shape,
+            "tasks of dagster-celery's own executor and launcher are executed with one more argument before theirs.")
         for name, shape in (
             ("create_task", "celery_app, task_kwargs"),
             ("create_execute_job_task", "celery, task_kwargs"),
             ("create_resume_job_task", "celery, task_kwargs"),
         )
     ),
-    _dagster(
-        where="dagster._core.instance:MayHaveInstanceWeakref._instance",
-        shape="property",
-        why="storages and launchers have no public way to their instance.",
-    ),
-    _dagster(
-        where="dagster._daemon.controller:DagsterDaemonController._instance",
-        shape="attribute",
-        why="the daemon's loop has no public way to its instance.",
-    ),
-    _dagster(
-        where="dagster._core.execution.context.output:OutputContext._step_context",
-        shape="attribute",
-        why="an IO manager asks for the lease of its step.",
-    ),
-    _dagster(
-        where="dagster._core.execution.context.system:StepExecutionContext._step_launcher",
-        shape="attribute",
-        why="a step's time limit holds for its user code alone.",
-    ),
-    _dagster(
-        where="dagster._core.definitions.job_definition:JobDefinition._tags",
-        shape="attribute",
-        why="what a step changes of its job's tags is undone.",
-    ),
-    _library(
-        where="dagster_postgres.event_log:PostgresEventLogStorage._event_to_row",
-        shape="self, event",
-        why="many events are stored by one statement.",
-    ),
-    _library(
-        where="dagster_postgres.event_log:PostgresEventLogStorage._store_asset_event",
-        shape="self, conn, event, event_id",
-        why="many events are stored by one statement.",
-    ),
-    _library(
-        where="dagster_postgres.event_log:PostgresEventLogStorage._store_asset_event_tags",
-        shape="self, conn, events, event_ids",
-        why="many events are stored by one statement.",
-    ),
-    _library(
-        where="dagster_postgres.event_log:PostgresEventLogStorage._connect",
-        shape="self",
-        why="event, run and schedule storage of a process share one pool of connections.",
-    ),
-    _library(
-        where="dagster_postgres.run_storage:PostgresRunStorage._get_run_by_id",
-        shape="self, run_id",
-        why="a run's status is read inside the transaction that changes it.",
-    ),
-    _library(
-        where="dagster_postgres.run_storage:PostgresRunStorage._engine",
-        shape="attribute",
-        why="event, run and schedule storage of a process share one pool of connections.",
-    ),
+    _dagster("dagster._core.instance:MayHaveInstanceWeakref._instance", "property",
+        "storages and launchers have no public way to their instance."),
+    _dagster("dagster._daemon.controller:DagsterDaemonController._instance", "attribute",
+        "the daemon's loop has no public way to its instance."),
+    _dagster("dagster._core.execution.context.output:OutputContext._step_context", "attribute",
+        "an IO manager asks for the lease of its step."),
+    _dagster("dagster._core.execution.context.system:StepExecutionContext._step_launcher", "attribute",
+        "a step's time limit holds for its user code alone."),
+    _dagster("dagster._core.definitions.job_definition:JobDefinition._tags", "attribute",
+        "what a step changes of its job's tags is undone."),
+    _library("dagster_postgres.event_log:PostgresEventLogStorage._event_to_row", "self, event",
+        "many events are stored by one statement."),
+    _library("dagster_postgres.event_log:PostgresEventLogStorage._store_asset_event", "self, conn, event, event_id",
+        "many events are stored by one statement."),
+    _library("dagster_postgres.event_log:PostgresEventLogStorage._store_asset_event_tags",
+        "self, conn, events, event_ids", "many events are stored by one statement."),
+    _library("dagster_postgres.event_log:PostgresEventLogStorage._connect", "self",
+        "event, run and schedule storage of a process share one pool of connections."),
+    _library("dagster_postgres.run_storage:PostgresRunStorage._get_run_by_id", "self, run_id",
+        "a run's status is read inside the transaction that changes it."),
+    _library("dagster_postgres.run_storage:PostgresRunStorage._engine", "attribute",
+        "event, run and schedule storage of a process share one pool of connections."),
     *(
-        _library(
-            where=f"dagster_aws.s3.compute_log_manager:S3ComputeLogManager.{name}",
-            shape="attribute",
-            why="the constructor, which sets it, makes an S3 client of its own: 15 MB and 150 ms for each process.",
-        )
+        _library(f"dagster_aws.s3.compute_log_manager:S3ComputeLogManager.{name}", "attribute",
+            "the constructor, which sets it, makes an S3 client of its own: 15 MB and 150 ms for each process.")
         for name in (
             "_s3_session", "_s3_bucket", "_s3_prefix", "_upload_interval", "_local_manager",
             "_subscription_manager", "_inst_data",
         )
     ),
-    _library(
-        where="dagster_aws.s3.compute_log_manager:S3ComputeLogManager._s3_key",
-        shape="self, log_key, io_type, partial",
-        why="output is uploaded, and read, under Dagster's own names.",
-    ),
+    _library("dagster_aws.s3.compute_log_manager:S3ComputeLogManager._s3_key", "self, log_key, io_type, partial",
+        "output is uploaded, and read, under Dagster's own names."),
     *(
-        _dagster(
-            where=f"dagster._core.storage.compute_log_manager:CapturedLogSubscription.{name}",
-            shape="attribute",
-            why="a subscription in Dagit looks for the end of its output.",
-        )
+        _dagster(f"dagster._core.storage.compute_log_manager:CapturedLogSubscription.{name}", "attribute",
+            "a subscription in Dagit looks for the end of its output.")
         for name in ("_manager", "_log_key")
     ),
-    _dagster(
-        where="dagster._core.execution.context_creation_job:execution_context_event_generator",
-        shape="job, execution_plan, run_config, dagster_run, instance, retry_mode, scoped_resources_builder_cm,"
+    _dagster("dagster._core.execution.context_creation_job:execution_context_event_generator",
+        "job, execution_plan, run_config, dagster_run, instance, retry_mode, scoped_resources_builder_cm,"
         " raise_on_error, output_capture, step_dependency_config",
-        source="7e19a53d966e",
-        why="`worker/planned_job.py` does the same with a job that is loaded and validated already.",
-    ),
+        "`step/step_context.py` does the same with a job that is loaded and validated already.",
+        source="7e19a53d966e"),
     *(
-        _dagster(where=f"dagster._core.storage.{table}", shape=f"columns {columns}", why=_COLUMNS)
+        _dagster(f"dagster._core.storage.{table}", f"columns {columns}", _COLUMNS)
         for table, columns in (
             (
                 "event_log.schema:SqlEventLogStorageTable",
@@ -281,4 +177,4 @@ USED = (
             ),
         )
     ),
-)  # fmt: skip
+)

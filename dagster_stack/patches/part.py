@@ -13,11 +13,11 @@ class Part:
 
     #: `module:name` or `module:Class.name`.
     where: str
+    #: The names of its parameters, with a comma between; of what is no function, its `repr`, its type or "attribute".
+    shape: str
     why: str
     #: The release that it was read in.
     read: str
-    #: The names of its parameters, with a comma between; of what is no function, its `repr` or "attribute".
-    shape: str
     #: What its authors have been told, as an address.
     upstream: str = ""
     #: Of code that is repeated here with a change: the beginning of its source's SHA-256.

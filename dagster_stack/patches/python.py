@@ -10,30 +10,28 @@ from typing import Any
 
 from dagster_stack.patches.part import Part
 
+# fmt: off
 _python = partial(Part, read="Python 3.13")
 
 _CHILDREN = "celery's pool processes count as daemons there, and those may start no process."
 _KEPT = "what a step has started by it ends with the step, and the next one must not wait for it."
 
 USED = (
-    _python(
-        where="multiprocessing.process:_current_process",
-        shape="_MainProcess",
-        why=_CHILDREN,
-        upstream="https://github.com/celery/celery/issues/1709",
-    ),
-    _python(where="multiprocessing.process:BaseProcess._config", shape="attribute", why=_KEPT),
-    _python(where="multiprocessing.process:_children", shape="set", why=_KEPT),
-    _python(where="multiprocessing.util:_finalizer_registry", shape="dict", why=_KEPT),
-    _python(where="multiprocessing.resource_tracker:_resource_tracker", shape="ResourceTracker", why=_KEPT),
-    _python(where="multiprocessing.resource_tracker:ResourceTracker._fd", shape="attribute", why=_KEPT),
-    _python(where="multiprocessing.resource_tracker:ResourceTracker._pid", shape="attribute", why=_KEPT),
-    _python(where="multiprocessing.forkserver:_forkserver", shape="ForkServer", why=_KEPT),
+    _python("multiprocessing.process:_current_process", "_MainProcess",
+        _CHILDREN, upstream="https://github.com/celery/celery/issues/1709"),
+    _python("multiprocessing.process:BaseProcess._config", "attribute", _KEPT),
+    _python("multiprocessing.process:_children", "set", _KEPT),
+    _python("multiprocessing.util:_finalizer_registry", "dict", _KEPT),
+    _python("multiprocessing.resource_tracker:_resource_tracker", "ResourceTracker", _KEPT),
+    _python("multiprocessing.resource_tracker:ResourceTracker._fd", "attribute", _KEPT),
+    _python("multiprocessing.resource_tracker:ResourceTracker._pid", "attribute", _KEPT),
+    _python("multiprocessing.forkserver:_forkserver", "ForkServer", _KEPT),
     *(
-        _python(where=f"multiprocessing.forkserver:ForkServer.{name}", shape="attribute", why=_KEPT)
+        _python(f"multiprocessing.forkserver:ForkServer.{name}", "attribute", _KEPT)
         for name in ("_forkserver_address", "_forkserver_alive_fd", "_forkserver_pid")
     ),
 )
+# fmt: on
 
 #: Seconds for a thread of loky's whose processes have ended.
 THREAD_SECS = 2.0

@@ -5,25 +5,19 @@ from typing import Any
 
 from dagster_stack.patches.part import Part
 
+# fmt: off
 _uvicorn = partial(Part, read="uvicorn 0.54.0")
 _starlette = partial(Part, read="starlette 1.10.0")
 _flower = partial(Part, read="flower 2.2.0")
 
-UVICORN_LOGGING = _uvicorn(
-    where="uvicorn.config:LOGGING_CONFIG",
-    shape="dict of disable_existing_loggers, formatters, handlers, loggers, version",
-    why="Dagit starts uvicorn without a logging config, and uvicorn's own prints each line a second time.",
-)
-SEND_JSON = _starlette(
-    where="starlette.websockets:WebSocket.send_json",
-    shape="self, data, mode",
-    why="a lone surrogate in an answer can't be encoded, and ends the page's connection.",
-)
-OBSERVE_TASK = _flower(
-    where="flower.events:PrometheusMetrics.observe_task",
-    shape="self, worker, event, task",
-    why="Flower keeps series for each name of a task on each worker without an end, and here a task has its step's name.",
-)
+UVICORN_LOGGING = _uvicorn("uvicorn.config:LOGGING_CONFIG",
+    "dict of disable_existing_loggers, formatters, handlers, loggers, version",
+    "Dagit starts uvicorn without a logging config, and uvicorn's own prints each line a second time.")
+SEND_JSON = _starlette("starlette.websockets:WebSocket.send_json", "self, data, mode",
+    "a lone surrogate in an answer can't be encoded, and ends the page's connection.")
+OBSERVE_TASK = _flower("flower.events:PrometheusMetrics.observe_task", "self, worker, event, task",
+    "Flower keeps series for each name of a task on each worker without an end, and here a task has its step's name.")
+# fmt: on
 
 
 def without_handlers() -> None:

@@ -29,9 +29,9 @@ from dagster.components.utils.project_paths import get_defs_module_path_for_proj
 from upath import UPath
 
 from dagster_stack import tags
+from dagster_stack.objects.default_io_manager import VARIABLES
 from dagster_stack.patches import dagster
 from dagster_stack.settings import Settings
-from dagster_stack.storage.default_io_manager import VARIABLES
 
 #: The folder that all services with user code see, where there is one.
 DATA_VARIABLE = "DAGSTER_STACK_DATA"
@@ -76,7 +76,7 @@ def use() -> None:
     not given looks at a constant. Replacing that leaves jobs and `Definitions` as they are; giving each of them an
     executor would not: `Definitions.merge` refuses two.
     """
-    from dagster_stack.executor.celery_executor import celery_executor
+    from dagster_stack.run.executor import celery_executor
 
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
@@ -92,7 +92,7 @@ def multiprocess(config: Mapping[str, Any]) -> Executor:
     if not _is_mapped():
         own: Executor = _dagsters_own(config)
         return own
-    from dagster_stack.executor.celery_executor import made
+    from dagster_stack.run.executor import made
 
     limit = config.get("max_concurrent")
     at_once = f"at most {limit} at once (max_concurrent)" if limit else "as many at once as there are workers"
@@ -104,7 +104,7 @@ def multiprocess(config: Mapping[str, Any]) -> Executor:
 
 def uses_workers(job: JobDefinition, run_config: Mapping[str, Any]) -> bool:
     """Whether a run's steps are executed by workers, and so outlive the process that drives it."""
-    from dagster_stack.executor.celery_executor import IN_PROCESS
+    from dagster_stack.run.executor import IN_PROCESS
 
     if not _is_ours(job) and not (_starts_processes(job) and _is_mapped()):
         return False
@@ -127,7 +127,7 @@ def advice(job: JobDefinition) -> str:
 
 
 def _is_ours(job: JobDefinition) -> bool:
-    from dagster_stack.executor.celery_executor import celery_executor
+    from dagster_stack.run.executor import celery_executor
 
     return job.executor_def.executor_creation_fn is celery_executor.executor_creation_fn
 
@@ -145,7 +145,7 @@ def _is_mapped() -> bool:
 
 def _executor_config(job: JobDefinition, run_config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a run says to its executor; nothing, where it says what it can't."""
-    from dagster_stack.executor.celery_executor import IN_PROCESS, celery_executor
+    from dagster_stack.run.executor import IN_PROCESS, celery_executor
 
     own = job.executor_def is not celery_executor or job.run_config or job.config_mapping
     if not own and IN_PROCESS not in str(run_config.get("execution")):

@@ -8,7 +8,7 @@ from typing import Any
 
 from dagster_stack.patches.dagster import BACKOFF
 from dagster_stack.project.data import DATA, SETTING, VARIABLE
-from dagster_stack.storage import error_chains
+from dagster_stack.store import error_chains
 
 #: The project's root, as this process starts.
 ROOT = Path.cwd()

@@ -1,1 +1,1 @@
-"""Runs on the broker: how one is handed over, driven by whoever takes it, and looked after while nobody does."""
+"""The former place of what dagster.yaml names: see `launch`."""

@@ -1,50 +1,13 @@
-"""The run queue: Dagster's own, which dequeues as many runs as there are places with runners."""
+"""Until 0.2: where RunQueue was. A dagster.yaml of before names it."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+import warnings
 
-from dagster import Field, IntSource, QueuedRunCoordinator
-from dagster._serdes import ConfigurableClassData
+from dagster_stack.launch.run_queue import RunQueue
 
-from dagster_stack.errors import SettingsError
+__all__ = ["RunQueue"]
 
-#: Seconds between two looks at the queue; Dagster's loop waits in steps of this length.
-LOOK_SECS = 0.5
-
-
-class RunQueue(QueuedRunCoordinator):
-    """`max_concurrent_runs` is `runners` x `runner_concurrency`; one that is set may be lower, 0 counts as not set."""
-
-    _interval = LOOK_SECS
-
-    @classmethod
-    def config_type(cls) -> dict[str, Any]:
-        own = {
-            "runners": Field(IntSource),
-            "runner_concurrency": Field(IntSource),
-            # Dagster takes whole seconds only.
-            "dequeue_interval_seconds": Field(float, default_value=LOOK_SECS),
-        }
-        return {**cast(Mapping[str, Any], super().config_type()), **own}
-
-    @classmethod
-    def from_config_value(
-        cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]
-    ) -> "RunQueue":
-        values = dict(config_value)
-        interval = values.pop("dequeue_interval_seconds")
-        runners, concurrency = values.pop("runners"), values.pop("runner_concurrency")
-        places, wanted = runners * concurrency, values.get("max_concurrent_runs") or 0
-        if not 0 <= wanted <= places:
-            raise SettingsError(
-                f"MAX_CONCURRENT_RUNS={wanted}, but {runners} runners with {concurrency} runs each (RUNNERS and"
-                f" RUNNER_CONCURRENCY in .env) drive {places} at once: raise those, or leave MAX_CONCURRENT_RUNS empty."
-            )
-        queue = cls(inst_data=inst_data, **{**values, "max_concurrent_runs": wanted or places})
-        # Without any pause it would look all the time.
-        queue._interval = max(interval, LOOK_SECS)
-        return queue
-
-    @property
-    def dequeue_interval_seconds(self) -> float:  # type: ignore[override]
-        return self._interval
+warnings.warn(
+    "dagster.yaml names dagster_stack.runner.queue, which is dagster_stack.launch.run_queue now: correct it before 0.2",
+    FutureWarning,
+    stacklevel=2,
+)

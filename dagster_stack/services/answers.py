@@ -11,7 +11,7 @@ from starlette.websockets import WebSocket
 
 from dagster_stack.patches.dagster import JSON_RESPONSE, STATUS_CODE
 from dagster_stack.patches.servers import SEND_JSON
-from dagster_stack.storage.sqlstate import kind_of
+from dagster_stack.store.sqlstate import kind_of
 
 OWN_STATUS_CODE = STATUS_CODE.found()
 

@@ -124,7 +124,7 @@ def main() -> None:
     from dagster._cli import api
     from dagster._cli import main as command_line
 
-    from dagster_stack.broker.address import withhold
+    from dagster_stack.messaging.address import withhold
     from dagster_stack.project import read_only
 
     configure("code-server")

@@ -10,11 +10,11 @@ with uncollected():
     import dagster._cli.api
     import dagster._grpc.server  # noqa: F401
 
-    import dagster_stack.broker.address
-    import dagster_stack.executor.celery_executor
+    import dagster_stack.messaging.address
+    import dagster_stack.objects.compute_logs
+    import dagster_stack.objects.object_store
     import dagster_stack.project.defaults
     import dagster_stack.project.read_only
+    import dagster_stack.run.executor
     import dagster_stack.services.code_server
-    import dagster_stack.storage.compute_logs
-    import dagster_stack.storage.objects
-    import dagster_stack.storage.postgres  # noqa: F401
+    import dagster_stack.store.instance_storage  # noqa: F401

@@ -8,12 +8,12 @@ from dagster._daemon.cli import cli
 from dagster._daemon.controller import get_daemon_statuses
 
 from dagster_stack import definitions
+from dagster_stack.launch.run_watch import RunWatch
 from dagster_stack.logs.libraries import leave_to_service, use_in_dagster
 from dagster_stack.patches.dagster import DAEMON_INTERVAL
-from dagster_stack.runner.watch import RunWatch
 from dagster_stack.services.code_server import use_in_code_servers
 from dagster_stack.services.health import Heartbeat
-from dagster_stack.storage.postgres import PooledPostgresStorage
+from dagster_stack.store.instance_storage import PooledPostgresStorage
 
 #: Connections that this process keeps at most: it evaluates sensors and schedules in several threads.
 CONNECTIONS = 10

@@ -132,7 +132,7 @@ class Watchdog(bootsteps.StartStopStep):
         if silence > LOOP_SILENCE_SECS:
             return f"no connection to the broker, or the event loop hangs, for {silence:.0f} s"
         complaint = pool_complaint([each.pid for each in processes(worker.pool) if each.pid])
-        # The consumer's own one comes from dagster_stack/worker/consumption.py.
+        # The consumer's own one comes from dagster_stack/worker/subscription.py.
         return complaint or getattr(getattr(worker, "consumer", None), "complaint", None)
 
     def _turn(self) -> None:

@@ -18,10 +18,10 @@ from kombu.connection import Connection
 from sqlalchemy.engine import Engine
 
 from dagster_stack.errors import ProvisionError
+from dagster_stack.objects.client import s3_client
+from dagster_stack.objects.conditions import ABSENT
 from dagster_stack.settings import BROKER_VARIABLE, Settings
-from dagster_stack.storage.conditions import ABSENT
-from dagster_stack.storage.facts import Facts
-from dagster_stack.storage.s3 import s3_client
+from dagster_stack.store.facts import Facts
 
 logger = logging.getLogger(__name__)
 

@@ -26,17 +26,17 @@ from dagster_stack import tags
 from dagster_stack.code_version import code_version
 from dagster_stack.definitions import DIFFERS, DIFFERS_DAYS
 from dagster_stack.errors import ProvisionError
+from dagster_stack.objects.client import CLOCKS, s3_client
+from dagster_stack.objects.conditions import TOLD, TOLD_DAYS, UNFENCED, Write, note, place_of, probe
 from dagster_stack.project import data
 from dagster_stack.services.lifecycle import expire_logs_of_outside_bucket, set_log_expiry
 from dagster_stack.services.ownership import own_places
 from dagster_stack.settings import Settings
-from dagster_stack.storage.conditions import TOLD, TOLD_DAYS, UNFENCED, Write, note, place_of, probe
-from dagster_stack.storage.database import impatience
-from dagster_stack.storage.facts import Facts
-from dagster_stack.storage.ledger import stack_storage
-from dagster_stack.storage.postgres import make_tables
-from dagster_stack.storage.s3 import CLOCKS, s3_client
-from dagster_stack.storage.sqlstate import code_of, sentence
+from dagster_stack.store.connections import impatience
+from dagster_stack.store.facts import Facts
+from dagster_stack.store.instance_storage import make_tables
+from dagster_stack.store.ledger import stack_storage
+from dagster_stack.store.sqlstate import code_of, sentence
 
 logger = logging.getLogger(__name__)
 

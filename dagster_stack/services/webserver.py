@@ -23,8 +23,8 @@ from dagster_stack.services.answers import use_in_webserver
 from dagster_stack.services.code_server import use_in_code_servers
 from dagster_stack.services.foreign_pages import ForeignPages
 from dagster_stack.services.health import LIFELESS_STATES, Heartbeat, process_state
-from dagster_stack.storage.database import limit_writes
-from dagster_stack.storage.postgres import PooledPostgresStorage
+from dagster_stack.store.connections import limit_writes
+from dagster_stack.store.instance_storage import PooledPostgresStorage
 from dagster_stack.timing import WRITE_PATIENCE_SECS
 
 #: Connections that this process keeps at most: it answers many requests at once.

@@ -1,1 +1,1 @@
-"""What is kept: runs, events and claims in Postgres, data and step output in S3."""
+"""The former place of what dagster.yaml names: see `store` and `objects`."""

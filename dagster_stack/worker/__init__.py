@@ -1,1 +1,1 @@
-"""A Celery worker: how its processes execute steps, and how they stop."""
+"""A Celery worker's main process, without Dagster: what it takes, how it stops, what its processes die of."""

@@ -17,7 +17,7 @@ from celery.worker.consumer.consumer import Consumer as CeleryConsumer
 from celery.worker.state import requests
 from kombu.exceptions import ContentDisallowed, DecodeError
 
-from dagster_stack.broker.dead_letters import DeadLetter, bury
+from dagster_stack.messaging.dead_letters import DeadLetter, publish_dead_letter
 from dagster_stack.patches.amqp import tolerate_unreadable
 from dagster_stack.patches.celery import queue_of
 
@@ -53,7 +53,7 @@ class Consumer(CeleryConsumer):
             try:
                 reason = complaint(message)
                 if reason:
-                    self._put_aside(message, reason, message.ack)
+                    self._to_dead_letters(message, reason, message.ack)
                 else:
                     handle(message)
             except (*self.connection_errors, *self.channel_errors):
@@ -62,27 +62,27 @@ class Consumer(CeleryConsumer):
                 if any(request.message is message for request in requests.values()):
                     # Celery has understood it: what failed is not the message.
                     raise
-                self._put_aside(message, f"not a message of Celery's: {error!r}", message.ack)
+                self._to_dead_letters(message, f"not a message of Celery's: {error!r}", message.ack)
 
         return on_task_received
 
     def on_unknown_message(self, body: Any, message: Any) -> None:
         react = super().on_unknown_message
-        self._put_aside(message, "not a message of Celery's", lambda: react(body, message))
+        self._to_dead_letters(message, "not a message of Celery's", lambda: react(body, message))
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         react = super().on_unknown_task
-        self._put_aside(message, f"this code has no task {exc}", lambda: react(body, message, exc))
+        self._to_dead_letters(message, f"this code has no task {exc}", lambda: react(body, message, exc))
 
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         react = super().on_invalid_task
-        self._put_aside(message, f"not a valid task: {exc}", lambda: react(body, message, exc))
+        self._to_dead_letters(message, f"not a valid task: {exc}", lambda: react(body, message, exc))
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         react = super().on_decode_error
-        self._put_aside(message, f"it can't be read: {exc}", lambda: react(message, exc))
+        self._to_dead_letters(message, f"it can't be read: {exc}", lambda: react(message, exc))
 
-    def _put_aside(self, message: Any, reason: str, react: Callable[[], None]) -> None:
+    def _to_dead_letters(self, message: Any, reason: str, react: Callable[[], None]) -> None:
         letter = DeadLetter.of(message, reason, self.hostname)
         letter = replace(letter, queue=queue_of(self.task_consumer, message) or letter.queue)
 
@@ -108,13 +108,13 @@ class Consumer(CeleryConsumer):
 
         def put_aside() -> None:
             try:
-                bury(self.app, letter)
+                publish_dead_letter(self.app, letter)
             except Exception as error:
                 logger.error(
                     "a message that can't be used (%s) could not be put aside, it goes back to its queue: %s",
                     reason,
                     error,
-                    extra={"action": "message.not_buried"},
+                    extra={"action": "message.not_dead_lettered"},
                 )
                 # Until then it takes one of the places that the worker has: nothing turns in circles.
                 time.sleep(PAUSE_SECS)

@@ -16,9 +16,9 @@ from celery.platforms import signals as signal_names
 from celery.worker import state
 from celery.worker.request import Request as CeleryRequest
 
-from dagster_stack.broker.task_names import RUN_TASK, STEP_TASK
 from dagster_stack.logs.context import bound
-from dagster_stack.worker.losses import Causes, LostProcess, is_wanted, tell
+from dagster_stack.messaging.task_names import RUN_TASK, STEP_TASK
+from dagster_stack.worker.lost_processes import DeathCauses, LostProcess, is_wanted, report_lost
 
 #: Tasks that Celery's time limits don't apply to: those of dagster-celery's launcher drive runs too.
 WITHOUT_LIMIT = {STEP_TASK, RUN_TASK, "execute_job", "resume_job"}
@@ -84,7 +84,7 @@ class Request(CeleryRequest):
             reason = causes().of_error(error)
             work = {name: message[name] for name in ("run_id", "step_key", "attempt") if name in message}
             with bound(run=work["run_id"], step=work.get("step_key", ""), task=self.id):
-                tell(LostProcess(worker=self.hostname, pid=self.worker_pid, reason=reason, **work))
+                report_lost(LostProcess(worker=self.hostname, pid=self.worker_pid, reason=reason, **work))
 
 
 def lift_limits(instance: Any, **_: Any) -> None:
@@ -97,9 +97,9 @@ def lift_limits(instance: Any, **_: Any) -> None:
 
 
 @cache
-def causes() -> Causes:
+def causes() -> DeathCauses:
     """What processes of this container die of, from the worker's start on."""
-    return Causes()
+    return DeathCauses()
 
 
 def install(app: Celery) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 from celery.worker import state as worker_state
 from celery.worker.control import inspect_command
 
-from dagster_stack.broker.workers import ROLL_CALL
 from dagster_stack.code_version import code_version
+from dagster_stack.messaging.workers import ROLL_CALL
 
 
 def roll_call(state: Any, **_: Any) -> dict[str, Any]:

@@ -13,23 +13,23 @@ from typing import Any
 import yaml
 from celery import current_app, signals
 
-from dagster_stack.broker.address import withhold
 from dagster_stack.loading import uncollected
 from dagster_stack.logs.libraries import use_in_dagster
+from dagster_stack.messaging.address import withhold
 from dagster_stack.patches.python import allow_children
 from dagster_stack.project import found, use
 from dagster_stack.project.discovery import IMPORTED
 from dagster_stack.project.locations import several
 from dagster_stack.settings import Settings
-from dagster_stack.worker import pool
-from dagster_stack.worker.descendants import adopt_orphans
-from dagster_stack.worker.losses import database_url
+from dagster_stack.step.descendants import adopt_orphans
+from dagster_stack.worker import prefork_pool
+from dagster_stack.worker.lost_processes import database_url
 
 logger = logging.getLogger(__name__)
 
 
 #: What the processes of a pool share: of the platform, what every step or run needs. 34 MB less for each process.
-SHARED = ("dagster_stack.worker.step_execution", "dagster_stack.storage.compute_logs")
+SHARED = ("dagster_stack.step.step_execution", "dagster_stack.objects.compute_logs")
 
 
 @dataclass
@@ -59,8 +59,8 @@ def share(sender: Any, instance: Any, **_: Any) -> None:
     fork.
     """
     _worker.name = str(sender)
-    pool.prepare(instance.concurrency)
-    from dagster_stack.storage.capture import PUMP
+    prefork_pool.prepare(instance.concurrency)
+    from dagster_stack.objects.capture import PUMP
 
     # Shared by all its processes, those that come later too.
     PUMP.start()
@@ -75,7 +75,7 @@ def load_shared() -> None:
         for module in SHARED:
             importlib.import_module(module)
     if place := Settings.from_environment().s3:
-        from dagster_stack.storage.s3 import s3_client
+        from dagster_stack.objects.client import s3_client
 
         # Made without a connection. Of the S3 service's description alone it holds 15 MB.
         s3_client(place.endpoint_url)
@@ -97,12 +97,12 @@ def warm_up(**_: Any) -> None:
         return
     try:
         load()
-        from dagster_stack.storage.ledger import stack_storage
-        from dagster_stack.worker.process import warm_instance
+        from dagster_stack.pool.warm import warm_instance
+        from dagster_stack.store.ledger import stack_storage
 
         if storage := stack_storage(warm_instance()):
             # Whatever an earlier worker of this name executed: it is dead.
-            storage.claims.sweep(_worker.name, _worker.started_at)
+            storage.leases.mark_lost_of_worker(_worker.name, _worker.started_at)
         else:
             warm_instance().get_runs(limit=1)
     except Exception:
@@ -115,19 +115,19 @@ def sweep() -> None:
     """Free what an earlier worker of this name executed, on a connection that no fork inherits."""
     import sqlalchemy
 
-    from dagster_stack.storage.claims import Claims
-    from dagster_stack.storage.database import noting_engine
+    from dagster_stack.store.connections import noting_engine
+    from dagster_stack.store.leases import Leases
 
     try:
         if url := database_url(Path(os.environ["DAGSTER_HOME"])):
-            claims = Claims(noting_engine(url, poolclass=sqlalchemy.NullPool))
-            claims.sweep(_worker.name, _worker.started_at)
+            leases = Leases(noting_engine(url, poolclass=sqlalchemy.NullPool))
+            leases.mark_lost_of_worker(_worker.name, _worker.started_at)
     except Exception:
         # They come free by themselves.
         logger.warning(
-            "claims of an earlier worker stay for a while",
+            "leases of an earlier worker stay for a while",
             exc_info=True,
-            extra={"action": "claims.not_swept"},
+            extra={"action": "leases.not_marked"},
         )
 
 
@@ -136,9 +136,9 @@ def load(location: str = "") -> None:
     several code locations that of one."""
     with uncollected():
         from dagster_stack import definitions
+        from dagster_stack.pool import scratch
+        from dagster_stack.pool.warm import warm_instance
         from dagster_stack.project import defaults, read_only
-        from dagster_stack.worker import scratch
-        from dagster_stack.worker.process import warm_instance
 
     # Before the code, which may ask a job of its own for its executor.
     defaults.use()

@@ -5,7 +5,7 @@ import pytest
 from tests.faults import faults
 from tests.faults.drill import Drill
 
-#: Longer than the age at which a run's claim is stale (15 s).
+#: Longer than the age at which a run's lease is stale (15 s).
 SILENT_SECS = 40
 
 

@@ -7,7 +7,7 @@ import pytest
 from tests.faults import faults
 from tests.faults.drill import SLOW, SLOW_STEP, Drill
 
-#: Longer than two heartbeats of the broker (10 s) and the age at which a step's claim is stale (60 s).
+#: Longer than two heartbeats of the broker (10 s) and the age at which a step's lease is stale (60 s).
 SILENT_SECS = 90
 
 

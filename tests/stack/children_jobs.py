@@ -33,7 +33,7 @@ from dagster import (
 from dagster._core.definitions.reconstruct import ReconstructableRepository
 
 from dagster_stack import celery_executor, stack_resources
-from dagster_stack.runner.launcher import CeleryRunLauncher
+from dagster_stack.launch.launcher import CeleryRunLauncher
 
 TAG = "test/children"
 #: On a run that a step executes by itself: the step's run.

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from tests.stack.stack import Stack
 
 #: Stands in the command of the program that brings a worker's output into files: no process of the pool.
-PUMP = "storage/pump.py"
+PUMP = "objects/pump.py"
 
 
 def children(stack: Stack, container: str, pid: int) -> list[int]:

@@ -1,6 +1,6 @@
 """An attempt that is called back, or executed again and again: what stops it, and what must not."""
 
-from dagster_stack.broker.messages import step_task_id
+from dagster_stack.messaging.messages import step_task_id
 from tests.stack import runs
 from tests.stack.ad_hoc import AdHoc, Spec, naps
 from tests.stack.stack import Stack

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from dagster_stack.broker.messages import step_task_id
+from dagster_stack.messaging.messages import step_task_id
 from tests.stack import runs
 from tests.stack.ad_hoc import AdHoc, Spec, naps
 from tests.stack.stack import Stack

@@ -204,7 +204,7 @@ def test_a_worker_without_room_takes_no_step_until_there_is_some(stack: Stack, m
 
         # Then it waits, and its run's log says for what
         def told() -> list[str]:
-            return [event["message"] for event in stack.events(run_id) if "is postponed" in event["message"]]
+            return [event["message"] for event in stack.events(run_id) if "is delayed" in event["message"]]
 
         (reason,) = wait_until(told, 120, "it is told why the step waits")
         assert "has no room for it" in reason

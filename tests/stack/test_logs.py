@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from dagster_stack.storage.compute_logs import UPLOAD_SECS
-from dagster_stack.storage.output_reading import POLL_SECS
+from dagster_stack.objects.compute_logs import UPLOAD_SECS
+from dagster_stack.objects.output_reading import POLL_SECS
 from tests.faults.faults import policy_withdrawn
 from tests.stack import runs, work
 from tests.stack.ad_hoc import AdHoc

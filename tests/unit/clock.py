@@ -3,8 +3,8 @@
 import pytest
 from dagster._core.execution.plan import active, instance_concurrency_context
 
-from dagster_stack.broker import link as broker
-from dagster_stack.executor import dispatch, drive, termination
+from dagster_stack.messaging import run_connection as broker
+from dagster_stack.run import dispatch, run_loop, termination
 
 START = 1000.0
 
@@ -32,6 +32,6 @@ class Clock:
 
     def set_for_run(self, monkeypatch: pytest.MonkeyPatch) -> "Clock":
         """All modules that drive a run look at this clock."""
-        for module in (drive, dispatch, broker, termination, active, instance_concurrency_context):
+        for module in (run_loop, dispatch, broker, termination, active, instance_concurrency_context):
             monkeypatch.setattr(module, "time", self)
         return self

@@ -14,13 +14,13 @@ from celery import Celery
 from dagster import DagsterInstance, multi_or_in_process_executor
 from dagster._core.definitions import executor_definition, job_definition
 
-from dagster_stack.executor import celery_executor as executor
-from dagster_stack.executor import dispatch
+from dagster_stack.objects import default_io_manager
+from dagster_stack.objects.client import s3_client
 from dagster_stack.patches.dagster import MULTIPROCESS
+from dagster_stack.pool import warm
 from dagster_stack.project import defaults
-from dagster_stack.storage import default_io_manager
-from dagster_stack.storage.s3 import s3_client
-from dagster_stack.worker import planned_job, process
+from dagster_stack.run import dispatch, executor
+from dagster_stack.step import plan_cache
 from scripts import apt, console, engine, env_file, proxies
 from tests.unit import eventful_jobs, machines, step_jobs
 from tests.unit.clock import Clock
@@ -163,11 +163,11 @@ event_log_storage:
 ON_POSTGRES = """
 storage:
   custom:
-    module: dagster_stack.storage.postgres
+    module: dagster_stack.store.instance_storage
     class: PooledPostgresStorage
     config: {{postgres_url: "{url}"}}
 run_launcher:
-  module: dagster_stack.runner.launcher
+  module: dagster_stack.launch.launcher
   class: CeleryRunLauncher
 """
 
@@ -202,21 +202,21 @@ def opened_on_postgres(
 @contextmanager
 def kept_warm(instance: DagsterInstance) -> Iterator[DagsterInstance]:
     """The instance that this process keeps as a worker's process does; jobs are not kept by then."""
-    process.warm_instance.cache_clear()
-    planned_job._planned.clear()
+    warm.warm_instance.cache_clear()
+    plan_cache._planned.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DAGSTER_HOME", instance.root_directory)
         with pytest.MonkeyPatch.context() as kept:
             kept.setattr(DagsterInstance, "get", lambda: instance)
-            assert process.warm_instance() is instance
+            assert warm.warm_instance() is instance
         yield instance
-    process.warm_instance.cache_clear()
-    planned_job._planned.clear()
+    warm.warm_instance.cache_clear()
+    plan_cache._planned.clear()
 
 
 @pytest.fixture
 def instance(sqlite_instance: DagsterInstance) -> Iterator[DagsterInstance]:
-    """The instance of the embedded mode: no claims, events are written one by one."""
+    """The instance of the embedded mode: no leases, events are written one by one."""
     with kept_warm(sqlite_instance) as instance:
         yield instance
 
@@ -248,7 +248,7 @@ def workers(instance: DagsterInstance, clock: Clock, monkeypatch: pytest.MonkeyP
     """The workers of every run of a test, and no other broker than them."""
     workers = Workers(instance, clock)
     monkeypatch.setenv("CELERY_BROKER_URL", "memory://localhost")
-    monkeypatch.setattr(executor, "BrokerLink", lambda app, run_id: workers)
+    monkeypatch.setattr(executor, "RunConnection", lambda app, run_id: workers)
 
     def revoke(_: Any, ids: list[str], **options: Any) -> None:
         assert options.pop("terminate") is True

@@ -5,7 +5,7 @@ from typing import NoReturn, TypeVar
 import sqlalchemy
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from dagster_stack.storage.sqlstate import note
+from dagster_stack.store.sqlstate import note
 
 Error = TypeVar("Error", bound=DBAPIError)
 

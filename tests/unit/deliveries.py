@@ -9,9 +9,9 @@ from celery import Celery
 from kombu.transport.memory import Channel, Transport
 from kombu.transport.virtual import Base64
 
-from dagster_stack.broker.app_factory import make_app
-from dagster_stack.broker.dead_letters import QUEUE as DEAD_LETTERS
-from dagster_stack.broker.task_names import STEP_TASK
+from dagster_stack.messaging.app_factory import make_app
+from dagster_stack.messaging.dead_letters import QUEUE as DEAD_LETTERS
+from dagster_stack.messaging.task_names import STEP_TASK
 from dagster_stack.settings import CeleryConfig, Settings
 
 
@@ -60,11 +60,11 @@ def waiting(queue: str) -> list[dict[str, Any]]:
     return found
 
 
-def buried() -> list[dict[str, Any]]:
+def dead_letters() -> list[dict[str, Any]]:
     """The dead letters, the oldest first."""
     return [message["body"] for message in waiting(DEAD_LETTERS.name)]
 
 
-def postponed(queue: str = "dagster") -> list[dict[str, Any]]:
+def delayed(queue: str = "dagster") -> list[dict[str, Any]]:
     """The messages of this stack that come back to a queue after a pause."""
-    return [message["body"][1]["message"] for message in waiting(f"{queue}.postponed")]
+    return [message["body"][1]["message"] for message in waiting(f"{queue}.delayed")]

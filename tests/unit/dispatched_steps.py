@@ -14,11 +14,11 @@ from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.execution.retries import RetryMode
 from kombu.exceptions import OperationalError
 
-from dagster_stack.broker.link import BrokerLink
-from dagster_stack.broker.messages import StepMessage, step_task_id
-from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.executor.dispatch import (
+from dagster_stack.messaging.messages import StepMessage, step_task_id
+from dagster_stack.messaging.queue_state import QueueState
+from dagster_stack.messaging.run_connection import RunConnection
+from dagster_stack.run.dispatch import (
     Dispatch,
 )
 from tests.unit.runs_by_hand import said, started_run
@@ -123,7 +123,7 @@ class Driven:
         self.plan: ExecutionPlan = create_execution_plan(job)
         manager = stack.enter_context(_orchestration(instance, self.run, job, self.plan))
         self.context: PlanOrchestrationContext = manager
-        self.dispatch = Dispatch(cast(Any, broker), self.run, cast(BrokerLink, broker), RetryMode.DEFERRED)
+        self.dispatch = Dispatch(cast(Any, broker), self.run, cast(RunConnection, broker), RetryMode.DEFERRED)
 
     def launch(self, *keys: str, attempts: int = 1) -> None:
         known = KnownExecutionState(dict.fromkeys(keys, attempts - 1) if attempts > 1 else {})

@@ -24,11 +24,11 @@ from dagster import (
 from dagster._core.events import EngineEventData
 from dagster._core.execution.api import execute_run_iterator
 
-from dagster_stack.broker.messages import StepMessage, step_task_id
-from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.errors import BrokerUnreachable, Fenced
-from dagster_stack.storage.event_log import ENDS
-from dagster_stack.worker.step_execution import StepExecution
+from dagster_stack.messaging.messages import StepMessage, step_task_id
+from dagster_stack.messaging.queue_state import QueueState
+from dagster_stack.step.step_execution import StepExecution
+from dagster_stack.store.event_log import ENDS
 from tests.unit.clock import Clock
 from tests.unit.runs_by_hand import events, said, started_run
 

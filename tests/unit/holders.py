@@ -1,4 +1,4 @@
-"""Processes that hold a claim, as the database sees them: each with a storage of its own, and time that has passed."""
+"""Processes that hold a lease, as the database sees them: each with a storage of its own, and time that has passed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +11,10 @@ from dagster._core.definitions.events import AssetKey, AssetMaterialization
 from dagster._core.events import StepMaterializationData
 from dagster._core.storage.event_log import SqlEventLogStorageTable
 
-from dagster_stack.storage.claims import Claim, Claims, Work
-from dagster_stack.storage.database import DEFAULT_CONNECTIONS, pooled_engine
-from dagster_stack.storage.event_log import PooledEventLogStorage
-from dagster_stack.storage.postgres import PooledPostgresStorage
+from dagster_stack.store.connections import DEFAULT_CONNECTIONS, pooled_engine
+from dagster_stack.store.event_log import PooledEventLogStorage
+from dagster_stack.store.instance_storage import PooledPostgresStorage
+from dagster_stack.store.leases import Lease, Leases, Work
 
 
 class Database:
@@ -23,7 +23,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = pooled_engine(url, DEFAULT_CONNECTIONS)
-        self.claims = Claims(self.engine)
+        self.leases = Leases(self.engine)
 
     def process(self) -> PooledPostgresStorage:
         """The storage of one more process."""
@@ -33,11 +33,11 @@ class Database:
         run = DagsterRun("a_job", run_id=str(uuid4()), status=status, **more)
         return self.process().run_storage.add_run(run)
 
-    def taken(self, work: Work, holder: str) -> Claim:
-        """The claim of a process that asks for a work, and gets it."""
-        claim = self.claims.take(work, holder)
-        assert claim, f"{work} is held by somebody else"
-        return claim
+    def taken(self, work: Work, holder: str) -> Lease:
+        """The lease of a process that asks for a work, and gets it."""
+        lease = self.leases.acquire(work, holder)
+        assert lease, f"{work} is held by somebody else"
+        return lease
 
     def silence(self, work: Work, seconds: float) -> None:
         """Nobody has given a sign of life for a work since so many seconds."""

@@ -16,9 +16,10 @@ from celery import Celery, signals
 from kombu.transport import filesystem
 from kombu.utils.json import dumps
 
-from dagster_stack.broker.app_factory import use_folder_as_broker
-from dagster_stack.broker.task_names import STEP_TASK
-from dagster_stack.worker import pool, replacement, request, revocation
+from dagster_stack.messaging.app_factory import use_folder_as_broker
+from dagster_stack.messaging.task_names import STEP_TASK
+from dagster_stack.pool import replacement
+from dagster_stack.worker import prefork_pool, request, revocation
 
 #: Where the folder is, and where tasks say what happens to them.
 FOLDER_VARIABLE = "TEST_FOLDER"
@@ -86,7 +87,7 @@ def work(name: str, on_interrupt: str = "", seconds: float = 0) -> None:
 
 
 def prepare(instance: Any, **_: Any) -> None:
-    pool.prepare(instance.concurrency)
+    prefork_pool.prepare(instance.concurrency)
 
 
 def leave(name: str) -> None:

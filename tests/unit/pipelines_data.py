@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dagster import Failure, FilesystemIOManager
 
-from dagster_stack.storage.objects import LocalObjectStore
+from dagster_stack.objects.object_store import LocalObjectStore
 
 HEADER = (
     "year,month,day,dep_time,sched_dep_time,dep_delay,arr_time,sched_arr_time,arr_delay,carrier,"

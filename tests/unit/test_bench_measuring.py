@@ -21,7 +21,7 @@ from bench.runs import STOCK_MARKER, Times, milestone, times
 from bench.stopwatch import Kind, Stopwatch
 from bench.walk import Mark, mean_walk, walk
 from bench.works import VARIANT_TITLES, WARM_UP, WORKS
-from dagster_stack.executor.celery_executor import celery_executor
+from dagster_stack.run.executor import celery_executor
 
 # --- the way of a step -------------------------------------------------------------------------------
 

@@ -11,13 +11,13 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
 from dagster_stack.errors import Fenced, GivenUp
-from dagster_stack.storage import claims as claims_module
-from dagster_stack.storage import database as database_module
-from dagster_stack.storage import within
-from dagster_stack.storage.claims import Work
-from dagster_stack.storage.database import noting_engine
-from dagster_stack.storage.postgres import PooledPostgresStorage
-from dagster_stack.storage.sqlstate import is_away
+from dagster_stack.store import connections as database_module
+from dagster_stack.store import leases as leases_module
+from dagster_stack.store import within
+from dagster_stack.store.connections import noting_engine
+from dagster_stack.store.instance_storage import PooledPostgresStorage
+from dagster_stack.store.leases import Work
+from dagster_stack.store.sqlstate import is_away
 from dagster_stack.timing import STALE_SECS
 from tests.unit.clock import Clock
 from tests.unit.holders import Database, any_work, entry, materialization
@@ -107,7 +107,7 @@ def test_a_read_whose_connection_breaks_is_read_again_and_its_step_goes_on(
 ) -> None:
     run, storage = database.run(), database.process()
     work = Work(run.run_id, "step", 1)
-    with storage.event_log_storage.claimed(database.taken(work, "a")):
+    with storage.event_log_storage.holding(database.taken(work, "a")):
         storage.event_log_storage.store_event(entry(run.run_id, KINDS.STEP_START))
         expected = read(storage, run.run_id)
         breaks.before = ["SELECT"] * times
@@ -134,7 +134,7 @@ def test_a_write_of_dagsters_own_that_breaks_is_not_tried_again_and_nothing_is_r
 ) -> None:
     """Nobody knows whether it was done: whoever gets the work next begins where the log stands."""
     run, storage = database.run(), database.process()
-    with storage.event_log_storage.claimed(database.taken(Work(run.run_id, "step", 1), "a")):
+    with storage.event_log_storage.holding(database.taken(Work(run.run_id, "step", 1), "a")):
         breaks.before = ["INSERT INTO dynamic_partitions"]
         with pytest.raises(DBAPIError):
             storage.event_log_storage.add_dynamic_partitions("days", ["monday"])
@@ -147,7 +147,7 @@ def test_tags_of_a_run_that_break_are_set_all_the_same(
     database: Database, breaks: Breaks, statement: str
 ) -> None:
     run, storage = database.run(), database.process()
-    with storage.event_log_storage.claimed(database.taken(Work(run.run_id, "step", 1), "a")):
+    with storage.event_log_storage.holding(database.taken(Work(run.run_id, "step", 1), "a")):
         breaks.before = [statement]
         storage.run_storage.add_run_tags(run.run_id, {"colour": "red"})
         storage.event_log_storage.store_event(entry(run.run_id, KINDS.STEP_SUCCESS))
@@ -192,7 +192,7 @@ def test_an_asset_whose_event_breaks_is_made_once_and_its_step_goes_on(
     work, storage = any_work(), database.process()
     key = f"asset of {work.run_id}"
     log = storage.event_log_storage
-    with log.claimed(database.taken(work, "a")):
+    with log.holding(database.taken(work, "a")):
         happens(breaks)
         log.store_event(materialization(work.run_id, key, metadata={"by": "a"}))
         log.store_event(entry(work.run_id, KINDS.STEP_SUCCESS))
@@ -209,12 +209,12 @@ def test_what_replaces_a_lost_executions_event_replaces_it_once(
 ) -> None:
     work, lost, second = any_work(), database.process(), database.process()
     keys = [f"{name} of {work.run_id}" for name in ("one", "two")]
-    with lost.event_log_storage.claimed(database.taken(work, "a")):
+    with lost.event_log_storage.holding(database.taken(work, "a")):
         for key in keys:
             lost.event_log_storage.store_event(materialization(work.run_id, key, metadata={"by": "a"}))
     database.silence(work, STALE_SECS + 1)
     log = second.event_log_storage
-    with log.claimed(database.taken(work, "b")):
+    with log.holding(database.taken(work, "b")):
         happens(breaks)
         events = [materialization(work.run_id, key, metadata={"by": "b"}) for key in keys]
         if batched:
@@ -237,7 +237,7 @@ def test_a_process_that_lost_its_work_while_its_connection_broke_stores_nothing(
         database.taken(work, "b")
 
     breaks.meanwhile = taken_over
-    with storage.event_log_storage.claimed(database.taken(work, "a")):
+    with storage.event_log_storage.holding(database.taken(work, "a")):
         breaks.before = ["INSERT INTO asset_keys"]
         with pytest.raises(Fenced):
             storage.event_log_storage.store_event(materialization(work.run_id, "any"))
@@ -247,15 +247,15 @@ def test_a_process_that_lost_its_work_while_its_connection_broke_stores_nothing(
 def test_a_second_try_begins_when_the_first_one_is_over(database: Database) -> None:
     """A connection may break here before the server knows, which goes on with what it has got."""
     work = any_work()
-    claim = database.taken(work, "a")
+    lease = database.taken(work, "a")
     engine = sqlalchemy.create_engine(database.url, connect_args={"options": "-c lock_timeout=100"})
     with engine.connect() as first, engine.connect() as second:
-        assert first.execute(claims_module.HOLD, claim.key).all()
+        assert first.execute(leases_module.HOLD, lease.key).all()
         with pytest.raises(OperationalError, match="lock timeout"):
-            second.execute(claims_module.HOLD_ALONE, claim.key)
+            second.execute(leases_module.HOLD_ALONE, lease.key)
         second.rollback()
         first.rollback()
-        assert second.execute(claims_module.HOLD_ALONE, claim.key).all()
+        assert second.execute(leases_module.HOLD_ALONE, lease.key).all()
     engine.dispose()
 
 
@@ -282,15 +282,15 @@ def test_a_report_on_a_run_whose_connection_breaks_is_made_all_the_same(
     database: Database, breaks: Breaks, answers: int
 ) -> None:
     run, storage = database.run(), database.process()
-    with storage.event_log_storage.claimed(database.taken(Work(run.run_id), "runner@a")):
+    with storage.event_log_storage.holding(database.taken(Work(run.run_id), "runner@a")):
         breaks.answers, breaks.before = answers, [] if answers else ["UPDATE runs"]
 
         storage.run_storage.handle_run_event(
             run.run_id, DagsterEvent(KINDS.RUN_SUCCESS.value, job_name="a_job")
         )
 
-        storage.event_log_storage.check_claim()
-        assert not storage.event_log_storage._tenure.given_up
+        storage.event_log_storage.check_lease()
+        assert not storage.event_log_storage._session.given_up
     assert status(storage, run.run_id) == DagsterRunStatus.SUCCESS
     assert breaks.count == 1
 
@@ -299,13 +299,13 @@ def test_outputs_that_do_not_count_any_more_do_not_count_though_a_connection_bre
     database: Database, breaks: Breaks
 ) -> None:
     work, lost, second = any_work(), database.process(), database.process()
-    with lost.event_log_storage.claimed(database.taken(work, "a")):
+    with lost.event_log_storage.holding(database.taken(work, "a")):
         lost.event_log_storage.store_event(entry(work.run_id, KINDS.STEP_OUTPUT, data=an_output()))
     database.silence(work, STALE_SECS + 1)
-    claim = database.taken(work, "b")
+    lease = database.taken(work, "b")
     breaks.before = ["UPDATE event_logs"]
 
-    with second.event_log_storage.claimed(claim):
+    with second.event_log_storage.holding(lease):
         assert [kind for _, kind in database.events(work.run_id)] == ["ENGINE_EVENT"]
 
 

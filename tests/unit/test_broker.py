@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from dagster_stack.broker.management import BrokerApi, QueueDepth, work_queues
-from dagster_stack.broker.workers import Activity, Worker
 from dagster_stack.client.workers import show_workers, table
 from dagster_stack.errors import BrokerUnreachable, ExitCode, UsageError
+from dagster_stack.messaging.management import BrokerApi, QueueDepth, work_queues
+from dagster_stack.messaging.workers import Activity, Worker
 
 RUN = "1f0c8e0a-7a4e-4f4c-9b5e-4a1d2c3b4e5f"
 

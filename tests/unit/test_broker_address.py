@@ -5,10 +5,10 @@ import os
 import pytest
 from celery import Celery
 
-from dagster_stack.broker import address as broker_address
-from dagster_stack.broker.address import address, withhold
-from dagster_stack.broker.app_factory import make_app
-from dagster_stack.executor.celery_executor import run_app
+from dagster_stack.messaging import address as broker_address
+from dagster_stack.messaging.address import address, withhold
+from dagster_stack.messaging.app_factory import make_app
+from dagster_stack.run.executor import run_app
 from dagster_stack.settings import BROKER_VARIABLE, CeleryConfig, Settings
 
 URL = "amqp://dagster:sesame@rabbitmq:5672/dagster"

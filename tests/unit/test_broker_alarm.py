@@ -15,10 +15,10 @@ from amqp import spec
 from celery import Celery
 from kombu.transport.memory import Channel, Transport
 
-from dagster_stack.broker.app_factory import make_app
-from dagster_stack.broker.link import BrokerLink
-from dagster_stack.broker.messages import StepMessage
 from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.messaging.app_factory import make_app
+from dagster_stack.messaging.messages import StepMessage
+from dagster_stack.messaging.run_connection import RunConnection
 from dagster_stack.settings import CeleryConfig, Settings
 
 STEP = StepMessage(
@@ -28,13 +28,13 @@ REASON = "The broker takes no messages: it is short of disk or of memory"
 
 
 @pytest.fixture
-def link(tmp_path: Path) -> Iterator[BrokerLink]:
+def link(tmp_path: Path) -> Iterator[RunConnection]:
     """A link that stands, to a broker in this process's memory."""
     settings = Settings.from_environment({"DAGSTER_HOME": str(tmp_path)})
     app: Celery = make_app(CeleryConfig(broker="memory://localhost", backend="disabled://"), settings)
     Channel.queues.clear()
     Transport.global_state.clear()
-    link = BrokerLink(app, "run-1")
+    link = RunConnection(app, "run-1")
     link.connect()
     link.wait(0)
     yield link
@@ -42,7 +42,7 @@ def link(tmp_path: Path) -> Iterator[BrokerLink]:
     app.close()
 
 
-def send(link: BrokerLink) -> None:
+def send(link: RunConnection) -> None:
     link.send(STEP, "a_job", "dagster", 5)
 
 
@@ -50,12 +50,12 @@ def sent() -> int:
     return int(Channel.queues["dagster"].qsize()) if "dagster" in Channel.queues else 0
 
 
-def alarm(link: BrokerLink) -> None:
+def alarm(link: RunConnection) -> None:
     with pytest.raises(BrokerUnreachable):
         link._on_blocked("as py-amqp says it")
 
 
-def test_rabbitmqs_notice_ends_the_wait_for_a_confirmation(link: BrokerLink) -> None:
+def test_rabbitmqs_notice_ends_the_wait_for_a_confirmation(link: RunConnection) -> None:
     # Given a connection of py-amqp
     connection: Any = amqp.Connection()
     parts: Any = SimpleNamespace(transport=SimpleNamespace(driver_type="amqp"), connection=connection)
@@ -70,7 +70,7 @@ def test_rabbitmqs_notice_ends_the_wait_for_a_confirmation(link: BrokerLink) -> 
     assert link._alarm_is_over
 
 
-def test_during_an_alarm_nothing_more_is_sent_and_all_say_why_at_once(link: BrokerLink) -> None:
+def test_during_an_alarm_nothing_more_is_sent_and_all_say_why_at_once(link: RunConnection) -> None:
     """What is sent into an alarm is not lost: the broker takes it afterwards, and once more for each try."""
     connection = link._connection
     alarm(link)
@@ -87,7 +87,7 @@ def test_during_an_alarm_nothing_more_is_sent_and_all_say_why_at_once(link: Brok
     assert link._connection is connection
 
 
-def test_during_an_alarm_wake_ups_come_as_ever(link: BrokerLink) -> None:
+def test_during_an_alarm_wake_ups_come_as_ever(link: RunConnection) -> None:
     alarm(link)
     link._wake(None)
 
@@ -95,7 +95,7 @@ def test_during_an_alarm_wake_ups_come_as_ever(link: BrokerLink) -> None:
     assert link.wait(0.01) is False
 
 
-def test_after_an_alarm_steps_are_sent_on_a_new_connection(link: BrokerLink) -> None:
+def test_after_an_alarm_steps_are_sent_on_a_new_connection(link: RunConnection) -> None:
     """A late confirmation on the old one must not pass for that of another message."""
     connection = link._connection
     alarm(link)
@@ -109,7 +109,7 @@ def test_after_an_alarm_steps_are_sent_on_a_new_connection(link: BrokerLink) -> 
 
 
 def test_the_end_of_an_alarm_is_heard_by_the_next_try(
-    link: BrokerLink, monkeypatch: pytest.MonkeyPatch
+    link: RunConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alarm(link)
     connection = link._connection
@@ -129,7 +129,7 @@ def test_the_end_of_an_alarm_is_heard_by_the_next_try(
 
 
 def test_a_link_closes_without_a_word_to_a_broker_that_reads_nothing(
-    link: BrokerLink, monkeypatch: pytest.MonkeyPatch
+    link: RunConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alarm(link)
     asked: list[str] = []

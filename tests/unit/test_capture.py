@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from celery.concurrency.asynpool import AsynPool
 
-from dagster_stack.storage.capture import PUMP, CapturedStream, captured, descriptor_of
-from dagster_stack.worker.pool import TidyPool
+from dagster_stack.objects.capture import PUMP, CapturedStream, captured, descriptor_of
+from dagster_stack.worker.prefork_pool import TidyPool
 from tests.waiting import wait_until
 
 

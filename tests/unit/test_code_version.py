@@ -114,11 +114,11 @@ def test_all_parts_of_this_project_are_there() -> None:
 
 def test_what_counts_aside_executes_no_run() -> None:
     """Nothing that runners and workers import, by way of others too, is missing in the hash."""
-    known, reached = arrows(modules()), {"dagster_stack.app", "dagster_stack.worker.own_process_program"}
+    known, reached = arrows(modules()), {"dagster_stack.app", "dagster_stack.pool.own_process_program"}
     while new := {each for name in reached for each in known[name]} - reached:
         reached |= new
 
-    assert "dagster_stack.runner.run_execution" in reached
+    assert "dagster_stack.run.run_execution" in reached
     assert not [each for each in reached if each.replace(".", "/").startswith(ASIDE)]
 
 

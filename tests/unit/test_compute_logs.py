@@ -18,11 +18,11 @@ from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.storage.compute_log_manager import CapturedLogData, ComputeIOType
 from dagster_shared.record import copy
 
-from dagster_stack.storage import output_reading, output_upload
-from dagster_stack.storage.compute_logs import S3ComputeLogs
-from dagster_stack.storage.output_upload import PartialUpload
-from dagster_stack.storage.s3 import s3_client
-from dagster_stack.worker import standing
+from dagster_stack.objects import output_reading, output_upload
+from dagster_stack.objects.client import s3_client
+from dagster_stack.objects.compute_logs import S3ComputeLogs
+from dagster_stack.objects.output_upload import PartialUpload
+from dagster_stack.step import step_execution
 from tests.unit import step_jobs
 from tests.unit.clock import START, Clock
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
@@ -157,7 +157,7 @@ def test_each_execution_of_a_step_has_an_output_of_its_own(
     first = message(instance, run, "stubborn")
     with monkeypatch.context() as patch:
         # What the log says of the end of the first execution was never written.
-        patch.setattr(standing.Standing, "objection", lambda *_: None)
+        patch.setattr(step_execution, "objection", lambda *_: None)
         execute(first)
         execute(first)
     execute(message(instance, run, "stubborn", KnownExecutionState({"stubborn": 2})))

@@ -8,13 +8,13 @@ from dagster import DagsterInstance
 from dagster._core.test_utils import create_run_for_test
 
 from dagster_stack.errors import Fenced
-from dagster_stack.runner.run_execution import say_unfenced
-from dagster_stack.storage import io_manager
-from dagster_stack.storage.conditions import Conditions, Write, note, place_of, probe
-from dagster_stack.storage.event_log import PooledEventLogStorage
-from dagster_stack.storage.facts import Facts
-from dagster_stack.storage.io_manager import FencedObject, S3Writer
-from dagster_stack.storage.s3 import s3_client
+from dagster_stack.objects import io_manager
+from dagster_stack.objects.client import s3_client
+from dagster_stack.objects.conditions import Conditions, Write, note, place_of, probe
+from dagster_stack.objects.io_manager import FencedObject, S3Writer
+from dagster_stack.run.run_execution import say_unfenced
+from dagster_stack.store.event_log import PooledEventLogStorage
+from dagster_stack.store.facts import Facts
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import said
 from tests.unit.s3_stub import Weaknesses, s3_stub
@@ -118,7 +118,7 @@ def test_without_conditions_an_output_is_written_all_the_same_and_that_is_said(
 
 
 @pytest.mark.parametrize("size", [10, 250], ids=["put", "multipart"])
-def test_where_conditions_are_known_not_to_be_kept_none_is_sent_and_the_claim_is_asked_for(
+def test_where_conditions_are_known_not_to_be_kept_none_is_sent_and_the_lease_is_asked_for(
     store: Weaknesses, client: Any, database: Database, size: int
 ) -> None:
     store.put = store.multipart = "unknown"

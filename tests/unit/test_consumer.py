@@ -21,9 +21,9 @@ from celery.worker.consumer.consumer import Consumer as CeleryConsumer
 from celery.worker.state import requests
 from kombu.transport.memory import Channel, Transport
 
-from dagster_stack.broker import dead_letters
-from dagster_stack.broker.app_factory import make_app
-from dagster_stack.broker.dead_letters import DeadLetter
+from dagster_stack.messaging import dead_letters
+from dagster_stack.messaging.app_factory import make_app
+from dagster_stack.messaging.dead_letters import DeadLetter
 from dagster_stack.patches.amqp import readable
 from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.worker import consumer
@@ -213,13 +213,13 @@ def test_what_can_not_be_put_aside_goes_back_to_its_queue_and_is_put_aside_later
         tries.append(letter.reason)
         raise TimeoutError("no answer")
 
-    monkeypatch.setattr(consumer, "bury", refuse)
+    monkeypatch.setattr(consumer, "publish_dead_letter", refuse)
     given.send("hello", "text/plain")
     wait_until(lambda: tries, 10, "three tries", lambda seen: len(seen) >= 3, 0.02)
     assert given.letters() == []
 
     # When it takes them again, then it is put aside, once
-    monkeypatch.setattr(consumer, "bury", dead_letters.bury)
+    monkeypatch.setattr(consumer, "publish_dead_letter", dead_letters.publish_dead_letter)
 
     assert "can't be read" in given.letter().reason
 

@@ -11,7 +11,7 @@ from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from dagster_stack.monitoring.state import QUESTIONS
+from dagster_stack.monitoring.gauges import QUESTIONS
 from dagster_stack.monitoring.trends import TRENDS
 from scripts.console import ROOT
 from scripts.dashboards import write

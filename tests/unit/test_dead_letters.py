@@ -11,12 +11,12 @@ import pytest
 from celery import Celery
 from kombu.transport.memory import Channel, Transport
 
-from dagster_stack.broker import dead_letters
-from dagster_stack.broker.app_factory import make_app
-from dagster_stack.broker.dead_letters import DeadLetter, bury, letters
 from dagster_stack.client import dead_letters as client
 from dagster_stack.client.dead_letters import show_dead_letters, what
 from dagster_stack.errors import BrokerUnreachable, ExitCode, UsageError
+from dagster_stack.messaging import dead_letters
+from dagster_stack.messaging.app_factory import make_app
+from dagster_stack.messaging.dead_letters import DeadLetter, letters, publish_dead_letter
 from dagster_stack.settings import CeleryConfig, Settings
 
 RUN = "1f0c8e0a-7a4e-4f4c-9b5e-4a1d2c3b4e5f"
@@ -59,7 +59,7 @@ def shown(as_json: bool = False) -> str:
 def test_letters_come_in_their_order(app: Celery) -> None:
     """That they stay is RabbitMQ's: this broker gives nothing back."""
     for number in range(3):
-        bury(app, letter(number))
+        publish_dead_letter(app, letter(number))
 
     with app.connection_for_read() as connection:
         assert list(letters(connection)) == [letter(number) for number in range(3)]
@@ -77,7 +77,7 @@ def test_the_queue_is_declared_for_each_letter(app: Celery, monkeypatch: pytest.
     monkeypatch.setattr(Channel, "queue_declare", counted)
 
     for number in range(2):
-        bury(app, letter(number))
+        publish_dead_letter(app, letter(number))
 
     assert declared == ["dead-letters"] * 2
 
@@ -99,7 +99,7 @@ def test_what_somebody_else_put_there_is_shown_too(app: Celery) -> None:
 
 
 def test_letters_are_a_table_for_people_with_what_to_do(app: Celery) -> None:
-    bury(app, letter(1, task="execute_x", body="\x1b[31mred"))
+    publish_dead_letter(app, letter(1, task="execute_x", body="\x1b[31mred"))
 
     text = shown()
 
@@ -113,7 +113,7 @@ def test_letters_are_a_table_for_people_with_what_to_do(app: Celery) -> None:
 
 
 def test_letters_as_json_are_whole(app: Celery) -> None:
-    bury(app, letter(1, body="x" * 5000))
+    publish_dead_letter(app, letter(1, body="x" * 5000))
 
     (found,) = json.loads(shown(as_json=True))
 
@@ -149,7 +149,7 @@ def test_a_letter_is_named_by_its_run_and_step_or_else_by_how_it_begins(body: st
 
 
 def test_a_name_of_half_a_character_can_be_shown(app: Celery) -> None:
-    bury(app, letter(body=json.dumps({"run_id": "\ud800"}), worker="\udfff"))
+    publish_dead_letter(app, letter(body=json.dumps({"run_id": "\ud800"}), worker="\udfff"))
 
     assert "run \\ud800" in shown().encode().decode()
 
@@ -161,7 +161,7 @@ def test_whatever_strangers_write_is_kept_in_bounds_and_shown(app: Celery, stran
                         "content_type": strange[:200], "body": strange}
     )()  # fmt: skip
 
-    bury(app, DeadLetter.of(message, f"of version {strange!r}", "dagster@host"))
+    publish_dead_letter(app, DeadLetter.of(message, f"of version {strange!r}", "dagster@host"))
 
     assert len(shown(as_json=True)) < 1_000_000
     shown().encode()

@@ -14,12 +14,12 @@ from dagster._core.definitions.assets.job.asset_job import IMPLICIT_ASSET_JOB_NA
 
 from dagster_stack import celery_executor
 from dagster_stack.errors import SettingsError
+from dagster_stack.objects import default_io_manager
+from dagster_stack.objects.io_manager import S3IOManager
+from dagster_stack.objects.pickles import LocalPickles
 from dagster_stack.project import defaults
 from dagster_stack.project.defaults import StackInstance
 from dagster_stack.settings import Settings
-from dagster_stack.storage import default_io_manager
-from dagster_stack.storage.io_manager import S3IOManager
-from dagster_stack.storage.pickles import LocalPickles
 from scripts import dev
 from scripts.console import ROOT
 from tests.unit import default_jobs

@@ -26,12 +26,12 @@ from dagster._daemon import controller
 from dagster_shared.record import copy
 
 from dagster_stack import definitions, tags
-from dagster_stack.broker.messages import RunMessage
 from dagster_stack.errors import OldDefinitions
-from dagster_stack.runner.run_execution import execute_run
-from dagster_stack.storage.event_log import PooledEventLogStorage
-from dagster_stack.worker import replacement
-from dagster_stack.worker.step_execution import execute_step
+from dagster_stack.messaging.messages import RunMessage
+from dagster_stack.pool import replacement
+from dagster_stack.run.run_execution import execute_run
+from dagster_stack.step.step_execution import execute_step
+from dagster_stack.store.event_log import PooledEventLogStorage
 from tests.unit import step_jobs
 from tests.unit.deliveries import Delivery, waiting
 from tests.unit.runs_by_hand import message, said, started_run
@@ -138,7 +138,7 @@ def test_a_step_goes_back_to_its_queue_at_once_and_its_process_takes_no_other(
 
     assert rejected.value.requeue is True
     assert replacement.is_to_be_replaced()
-    assert waiting("dagster.postponed") == []
+    assert waiting("dagster.delayed") == []
 
 
 def test_a_run_goes_back_to_its_queue_at_once_and_its_runners_process_takes_no_other(

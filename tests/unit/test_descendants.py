@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from dagster_stack.worker import descendants, shared_memory
-from dagster_stack.worker.descendants import Descendants, adopt_orphans, end_orphans, own_child
+from dagster_stack.step import descendants, shared_memory
+from dagster_stack.step.descendants import Descendants, adopt_orphans, end_orphans, own_child
 from tests.waiting import wait_until
 
 pytestmark = [

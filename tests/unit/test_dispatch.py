@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from dagster import DagsterInstance
 
-from dagster_stack.broker.messages import StepMessage
-from dagster_stack.executor.dispatch import (
+from dagster_stack.messaging.messages import StepMessage
+from dagster_stack.run.dispatch import (
     QUEUE_LOOK_SECS,
 )
 from tests.unit import step_jobs

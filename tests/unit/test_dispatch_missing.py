@@ -8,8 +8,8 @@ import pytest
 from dagster import DagsterInstance
 
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.executor.dispatch import MOST_RESENDS
-from dagster_stack.storage.claims import Work
+from dagster_stack.run.dispatch import MOST_RESENDS
+from dagster_stack.store.leases import Work
 from dagster_stack.timing import MISSING_LOOK_SECS, MISSING_LOOKS, STALE_SECS, WAITING_LOOKS
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
@@ -179,7 +179,7 @@ def test_a_step_that_has_ended_is_not_looked_for(driven: Driven, broker: Broker,
 def test_a_question_names_so_many_steps_at_most(
     instance: DagsterInstance, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dagster_stack.executor.dispatch.QUESTION_SIZE", 5)
+    monkeypatch.setattr("dagster_stack.run.dispatch.QUESTION_SIZE", 5)
     with ExitStack() as stack:
         driven = Driven(instance, broker, step_jobs.wide, stack)
         driven.send(*(f"step_{number:02d}" for number in range(12)))
@@ -230,12 +230,12 @@ def test_three_resends_are_what_a_step_gets() -> None:
     assert MOST_RESENDS == 3
 
 
-def test_a_step_whose_message_was_postponed_is_not_missing(
+def test_a_step_whose_message_was_delayed_is_not_missing(
     driven: Driven, broker: Broker, clock: Clock
 ) -> None:
     """It waits beside its queue for a worker with its code."""
     driven.send("one")
-    broker.queues["dagster.postponed"] = [broker.queues["dagster"].pop()]
+    broker.queues["dagster.delayed"] = [broker.queues["dagster"].pop()]
 
     assert looks(driven, clock, 4) == [False] * 4
 
@@ -243,13 +243,13 @@ def test_a_step_whose_message_was_postponed_is_not_missing(
 # --- while messages wait ----------------------------------------------------------------------------------------------
 
 
-def test_a_message_that_is_postponed_for_as_long_as_another_step_lasts_hides_no_lost_step(
+def test_a_message_that_is_delayed_for_as_long_as_another_step_lasts_hides_no_lost_step(
     driven: Driven, broker: Broker, clock: Clock
 ) -> None:
     """A worker was cut off from the broker: the message of its step of hours is delivered again and again."""
     driven.send("one", "unimportant")
     broker.take()
-    broker.queues["dagster.postponed"] = [broker.queues["dagster"].pop()]
+    broker.queues["dagster.delayed"] = [broker.queues["dagster"].pop()]
 
     assert looks(driven, clock, WAITING_LOOKS) == [False] * (WAITING_LOOKS - 1) + [True]
     driven.dispatch.send_missing_again(driven.context)
@@ -336,13 +336,13 @@ def test_a_step_whose_process_gives_signs_of_life_is_not_missing_and_no_worker_i
     driven, database = driven_in_the_stack, Database(database_url)
     driven.send("one")
     broker.lose()
-    claim = database.taken(Work(driven.run.run_id, "one", 1), "worker@a")
+    lease = database.taken(Work(driven.run.run_id, "one", 1), "worker@a")
 
     assert looks(driven, clock, 4) == [False] * 4
     assert broker.questions == []
 
     # And when these end, and no worker has it, it is missing
-    database.silence(claim.work, STALE_SECS + 1)
+    database.silence(lease.work, STALE_SECS + 1)
     assert looks(driven, clock, 2) == [False, True]
     assert broker.questions == [(driven.task("one"),)] * 2
 
@@ -354,8 +354,8 @@ def test_a_step_whose_process_falls_silent_is_not_missing_while_its_worker_has_i
     driven, database = driven_in_the_stack, Database(database_url)
     driven.send("one")
     broker.take()
-    claim = database.taken(Work(driven.run.run_id, "one", 1), "worker@b")
-    database.silence(claim.work, STALE_SECS + 1)
+    lease = database.taken(Work(driven.run.run_id, "one", 1), "worker@b")
+    database.silence(lease.work, STALE_SECS + 1)
 
     assert looks(driven, clock, 4) == [False] * 4
 

@@ -15,8 +15,8 @@ from dagster._core.execution.plan.objects import StepRetryData
 from dagster._core.execution.plan.state import KnownExecutionState
 from dagster_shared.error import SerializableErrorInfo
 
-from dagster_stack.broker.messages import step_task_id
-from dagster_stack.storage.event_log import PooledEventLogStorage
+from dagster_stack.messaging.messages import step_task_id
+from dagster_stack.store.event_log import PooledEventLogStorage
 from tests.unit import step_jobs
 from tests.unit.driven_runs import Workers, announced, interrupt, resumed
 from tests.unit.holders import pool_of_one

@@ -17,17 +17,16 @@ from dagster import (
 )
 from kombu.connection import Connection
 
-from dagster_stack.broker.link import BrokerLink
-from dagster_stack.broker.messages import RunMessage
-from dagster_stack.broker.task_names import RUN_TASK
-from dagster_stack.executor import eager
-from dagster_stack.runner import run_execution
-from dagster_stack.runner.run_execution import MOST_LOSSES
-from dagster_stack.storage import claims as claims_module
-from dagster_stack.storage import life
-from dagster_stack.storage.claims import Work
+from dagster_stack.messaging.messages import RunMessage
+from dagster_stack.messaging.run_connection import RunConnection
+from dagster_stack.messaging.task_names import RUN_TASK
+from dagster_stack.run import eager, run_execution
+from dagster_stack.run.run_execution import MOST_LOSSES
+from dagster_stack.store import lease_renewal
+from dagster_stack.store import leases as leases_module
+from dagster_stack.store.leases import Work
 from dagster_stack.timing import STALE_SECS
-from dagster_stack.worker.losses import KILLED_AT_LIMIT
+from dagster_stack.worker.lost_processes import KILLED_AT_LIMIT
 from tests.unit import eventful_jobs, step_jobs
 from tests.unit.clock import Clock
 from tests.unit.deliveries import Delivery
@@ -52,7 +51,7 @@ def no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("a broker is asked")
 
-    monkeypatch.setattr(BrokerLink, "__init__", refuse)
+    monkeypatch.setattr(RunConnection, "__init__", refuse)
     monkeypatch.setattr(Connection, "connect", refuse)
     monkeypatch.setattr(Connection, "ensure_connection", refuse)
 
@@ -227,7 +226,7 @@ def test_a_step_that_was_lost_with_its_run_is_counted(
 def test_a_step_that_another_process_has_is_waited_for(
     instance: DagsterInstance, database: Database, eager_clock: Clock
 ) -> None:
-    """The runner before this one may be alive: it is told that the run is another's, and its claim falls silent."""
+    """The runner before this one may be alive: it is told that the run is another's, and its lease falls silent."""
     run = started_run(instance, step_jobs.linear, CONFIG)
     announced(instance, run, "one")
     work = Work(run.run_id, "one", 1)
@@ -279,8 +278,8 @@ def test_a_runner_that_stops_lets_its_step_end_and_hands_the_run_over(
     leaving: list[bool] = []
     for module in (eager, run_execution):
         monkeypatch.setattr(module, "is_leaving", lambda: bool(leaving))
-    monkeypatch.setattr(life, "LOOK_SECS", 0.02)
-    monkeypatch.setattr(claims_module, "RUN_BEAT_SECS", 0.05)
+    monkeypatch.setattr(lease_renewal, "LOOK_SECS", 0.02)
+    monkeypatch.setattr(leases_module, "RUN_RENEWAL_SECS", 0.05)
     monkeypatch.setattr(eager, "time", time)
     run = started_run(instance, eventful_jobs.with_an_event, CONFIG, status=DagsterRunStatus.STARTING)
 
@@ -306,9 +305,9 @@ def test_a_run_that_is_canceled_interrupts_the_step_that_its_runner_executes(
 ) -> None:
     import time
 
-    monkeypatch.setattr(life, "LOOK_SECS", 0.02)
-    monkeypatch.setattr(claims_module, "RUN_BEAT_SECS", 0.05)
-    monkeypatch.setattr(claims_module, "STEP_BEAT_SECS", 0.05)
+    monkeypatch.setattr(lease_renewal, "LOOK_SECS", 0.02)
+    monkeypatch.setattr(leases_module, "RUN_RENEWAL_SECS", 0.05)
+    monkeypatch.setattr(leases_module, "STEP_RENEWAL_SECS", 0.05)
     run = started_run(instance, eventful_jobs.with_an_event, CONFIG, status=DagsterRunStatus.STARTING)
 
     def canceled(_: Any) -> None:
@@ -331,7 +330,7 @@ def test_a_runner_that_died_of_a_steps_limit_does_not_count_against_its_run(
     for number in range(MOST_LOSSES):
         holder = f"runner@{number} (process 1)"
         database.taken(Work(run.run_id), holder)
-        database.claims.lose(Work(run.run_id), holder, KILLED_AT_LIMIT)
+        database.leases.mark_lost(Work(run.run_id), holder, KILLED_AT_LIMIT)
 
     drives(app, run)
 

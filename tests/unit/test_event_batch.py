@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import pytest
 from dagster import EventLogEntry
 
-from dagster_stack.storage import event_batch
-from dagster_stack.storage.event_batch import SIZE, EventBatch
+from dagster_stack.store import event_batch
+from dagster_stack.store.event_batch import SIZE, EventBatch
 from tests.waiting import wait_until
 
 #: A delay after which no test waits: what is written then was written for another reason.

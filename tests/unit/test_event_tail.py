@@ -17,11 +17,11 @@ from dagster._core.test_utils import create_run_for_test
 from dagster._serdes import serialize_value
 from sqlalchemy.engine import Connection
 
-from dagster_stack.executor import event_tail
-from dagster_stack.executor.event_tail import PAGE, EventTail
-from dagster_stack.storage.database import pooled_engine
-from dagster_stack.storage.event_log import PooledEventLogStorage
-from dagster_stack.storage.tenure import Tenure
+from dagster_stack.run import event_tail
+from dagster_stack.run.event_tail import PAGE, EventTail
+from dagster_stack.store.connections import pooled_engine
+from dagster_stack.store.event_log import PooledEventLogStorage
+from dagster_stack.store.session import Session
 
 KINDS = {DagsterEventType.STEP_SUCCESS, DagsterEventType.STEP_START}
 
@@ -194,7 +194,7 @@ class Writers:
 
     def __init__(self, database_url: str) -> None:
         self.engine = pooled_engine(database_url, 4)
-        self.storage = PooledEventLogStorage(database_url, self.engine, Tenure())
+        self.storage = PooledEventLogStorage(database_url, self.engine, Session())
         self.run_id = str(uuid4())
         #: Where each read began.
         self.reads: list[int] = []

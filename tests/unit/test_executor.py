@@ -19,7 +19,7 @@ from dagster._core.executor.init import InitExecutorContext
 from dagster_celery.executor import CELERY_CONFIG
 
 from dagster_stack.errors import SettingsError
-from dagster_stack.executor.celery_executor import CONFIG_SCHEMA, CeleryExecutor, celery_executor
+from dagster_stack.run.executor import CONFIG_SCHEMA, CeleryExecutor, celery_executor
 
 YAML = """
 execution:

@@ -10,11 +10,11 @@ from sqlalchemy.engine import Connection
 from sqlalchemy.exc import OperationalError
 
 from dagster_stack.errors import Fenced, GivenUp
-from dagster_stack.storage import database as database_module
-from dagster_stack.storage import event_log
-from dagster_stack.storage.claims import Work
-from dagster_stack.storage.event_batch import EventBatch
-from dagster_stack.storage.event_log import FENCED_INSERT
+from dagster_stack.store import connections as database_module
+from dagster_stack.store import event_log
+from dagster_stack.store.event_batch import EventBatch
+from dagster_stack.store.event_log import FENCED_INSERT
+from dagster_stack.store.leases import Work
 from dagster_stack.timing import PATIENCE_SECS, STALE_SECS
 from tests.unit.clock import Clock
 from tests.unit.database_errors import AWAY
@@ -42,7 +42,7 @@ def taken_over(database: Database, work: Work, holder: str = "b") -> None:
 def test_what_the_holder_reports_is_stored_in_its_order(database: Database) -> None:
     work, storage = any_work(), database.process().event_log_storage
 
-    with storage.claimed(database.taken(work, "a")):
+    with storage.holding(database.taken(work, "a")):
         with storage.batching():
             for kind in (KINDS.STEP_START, KINDS.STEP_INPUT, KINDS.STEP_OUTPUT, KINDS.STEP_SUCCESS):
                 storage.store_event(entry(work.run_id, kind))
@@ -73,7 +73,7 @@ def test_a_process_that_was_paused_while_another_took_over_can_store_nothing(
 
     def goes_on() -> None:
         # Given a process that has begun a step, and was then frozen for so long that another has it
-        with paused.claimed(database.taken(work, "a")), paused.batching() if batched else nullcontext():
+        with paused.holding(database.taken(work, "a")), paused.batching() if batched else nullcontext():
             paused.store_event(entry(work.run_id, KINDS.STEP_START))
             taken_over(database, work)
             # When it goes on
@@ -93,7 +93,7 @@ def test_of_a_batch_that_comes_too_late_nothing_is_stored(
     work, paused = any_work(), database.process().event_log_storage
 
     def report_three() -> None:
-        with paused.claimed(database.taken(work, "a")), paused.batching():
+        with paused.holding(database.taken(work, "a")), paused.batching():
             for _ in range(3):
                 paused.store_event(an_event(work.run_id))
             taken_over(database, work)
@@ -109,7 +109,7 @@ def test_what_a_holder_says_of_another_run_is_not_fenced(database: Database) -> 
     work, other = any_work(), any_work()
     storage = database.process().event_log_storage
 
-    with storage.claimed(database.taken(work, "a")):
+    with storage.holding(database.taken(work, "a")):
         taken_over(database, work)
         storage.store_event(an_event(other.run_id))
 
@@ -121,7 +121,7 @@ def test_a_holder_reports_on_after_another_work_of_its_run_changed_hands(databas
     beside = Work(work.run_id, "beside", 1)
     database.taken(beside, "c")
 
-    with storage.claimed(database.taken(work, "a")):
+    with storage.holding(database.taken(work, "a")):
         taken_over(database, beside)
         storage.store_event(the_end(work.run_id))
 
@@ -167,7 +167,7 @@ def test_a_write_whose_answer_is_lost_is_stored_once(
 ) -> None:
     work, storage = any_work(), database.process().event_log_storage
 
-    with storage.claimed(database.taken(work, "a")):
+    with storage.holding(database.taken(work, "a")):
         storage.store_event(entry(work.run_id, KINDS.STEP_START))
         losses += [FENCED_INSERT] * times
         storage.store_event(entry(work.run_id, KINDS.STEP_OUTPUT))
@@ -182,12 +182,12 @@ def test_the_writes_of_the_next_holder_are_stored_though_their_numbers_begin_aga
     database: Database,
 ) -> None:
     work, first, second = any_work(), database.process(), database.process()
-    with first.event_log_storage.claimed(database.taken(work, "a")):
+    with first.event_log_storage.holding(database.taken(work, "a")):
         for _ in range(3):
             first.event_log_storage.store_event(an_event(work.run_id))
     database.silence(work, STALE_SECS + 1)
 
-    with second.event_log_storage.claimed(database.taken(work, "b")):
+    with second.event_log_storage.holding(database.taken(work, "b")):
         second.event_log_storage.store_event(the_end(work.run_id))
 
     assert len(database.events(work.run_id)) == 4
@@ -199,7 +199,7 @@ def test_a_process_whose_patience_ends_reports_nothing_any_more(
     """Also when the server is back: whoever gets the work begins where the log stands, not after a gap."""
     work, storage = any_work(), database.process().event_log_storage
     begin = clock.now
-    with storage.claimed(database.taken(work, "a")):
+    with storage.holding(database.taken(work, "a")):
         storage.store_event(entry(work.run_id, KINDS.STEP_START))
         # Given a server that stays away for longer than the patience
         with monkeypatch.context() as patch:
@@ -212,12 +212,12 @@ def test_a_process_whose_patience_ends_reports_nothing_any_more(
             with pytest.raises(GivenUp, match="the database was away for too long"):
                 storage.store_event(event(work.run_id))
         with pytest.raises(GivenUp):
-            storage._tenure.claim_for(work.run_id)
+            storage._session.lease_for(work.run_id)
     assert database.events(work.run_id) == [("step", "STEP_START")]
 
     # And the next work of this process is reported
     other = any_work()
-    with storage.claimed(database.taken(other, "a")):
+    with storage.holding(database.taken(other, "a")):
         storage.store_event(the_end(other.run_id))
     assert database.events(other.run_id) == [("step", "STEP_SUCCESS")]
 

@@ -10,8 +10,8 @@ from dagster._core.event_api import EventLogRecord
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 
 from dagster_stack.errors import Fenced
-from dagster_stack.storage.claims import Work
-from dagster_stack.storage.postgres import PooledPostgresStorage
+from dagster_stack.store.instance_storage import PooledPostgresStorage
+from dagster_stack.store.leases import Work
 from dagster_stack.timing import STALE_SECS
 from tests.unit.holders import Database, any_work, entry, materialization
 
@@ -28,13 +28,13 @@ def test_what_a_lost_execution_said_of_assets_is_replaced_and_not_repeated(datab
     # Given an execution that has made one asset of two, and was lost
     work, lost, second = any_work(), database.process(), database.process()
     one, two = f"one of {work.run_id}", f"two of {work.run_id}"
-    with lost.event_log_storage.claimed(database.taken(work, "a")):
+    with lost.event_log_storage.holding(database.taken(work, "a")):
         lost.event_log_storage.store_event(
             materialization(work.run_id, one, metadata={"rows": 1}, tags={DAY: "monday"})
         )
     database.silence(work, STALE_SECS + 1)
     # When the next one makes both
-    with second.event_log_storage.claimed(database.taken(work, "b")):
+    with second.event_log_storage.holding(database.taken(work, "b")):
         for key in (one, two):
             second.event_log_storage.store_event(
                 materialization(work.run_id, key, metadata={"rows": 2}, tags={DAY: "monday"})
@@ -60,12 +60,12 @@ def test_what_one_execution_says_twice_of_an_asset_counts_twice(database: Databa
     """As in Dagster: an op may log what it makes as often as it likes. A lost one's reports are replaced in turn."""
     work, lost, second = any_work(), database.process(), database.process()
     key = f"asset of {work.run_id}"
-    with lost.event_log_storage.claimed(database.taken(work, "a")):
+    with lost.event_log_storage.holding(database.taken(work, "a")):
         for _ in range(2):
             lost.event_log_storage.store_event(materialization(work.run_id, key))
     database.silence(work, STALE_SECS + 1)
 
-    with second.event_log_storage.claimed(database.taken(work, "b")):
+    with second.event_log_storage.holding(database.taken(work, "b")):
         for _ in range(3):
             second.event_log_storage.store_event(materialization(work.run_id, key))
 
@@ -76,7 +76,7 @@ def test_partitions_of_a_lost_execution_are_replaced_each_by_its_own(database: D
     work, lost, second = any_work(), database.process(), database.process()
     key = f"asset of {work.run_id}"
     for storage, holder, partitions in ((lost, "a", "xy"), (second, "b", "yxz")):
-        with storage.event_log_storage.claimed(database.taken(work, holder)):
+        with storage.event_log_storage.holding(database.taken(work, holder)):
             for partition in partitions:
                 storage.event_log_storage.store_event(
                     materialization(work.run_id, key, partition=partition, metadata={"by": holder})
@@ -96,12 +96,12 @@ def test_what_an_earlier_attempt_said_of_an_asset_stays(database: Database) -> N
     second = Work(first.run_id, first.step_key, 2)
     key = f"asset of {first.run_id}"
     storage = database.process().event_log_storage
-    with storage.claimed(database.taken(first, "a")):
+    with storage.holding(database.taken(first, "a")):
         storage.store_event(materialization(first.run_id, key))
         storage.store_event(entry(first.run_id, KINDS.STEP_UP_FOR_RETRY))
     # Of the second attempt one execution is lost
     for holder in "bc":
-        with storage.claimed(database.taken(second, holder)):
+        with storage.holding(database.taken(second, holder)):
             storage.store_event(materialization(first.run_id, key))
         database.silence(second, STALE_SECS + 1)
 
@@ -119,7 +119,7 @@ def two_materializations(run_id: str, by: str) -> list[EventLogEntry]:
 def test_many_materializations_at_once_are_replaced_each_by_its_own(database: Database) -> None:
     work, lost, second = any_work(), database.process(), database.process()
     for storage, holder in ((lost, "a"), (second, "b")):
-        with storage.event_log_storage.claimed(database.taken(work, holder)):
+        with storage.event_log_storage.holding(database.taken(work, holder)):
             storage.event_log_storage.store_event_batch(two_materializations(work.run_id, holder))
         database.silence(work, STALE_SECS + 1)
 
@@ -133,7 +133,7 @@ def test_many_materializations_at_once_of_a_process_that_lost_its_work_are_not_s
     database: Database,
 ) -> None:
     work, paused = any_work(), database.process()
-    with paused.event_log_storage.claimed(database.taken(work, "a")):
+    with paused.event_log_storage.holding(database.taken(work, "a")):
         database.silence(work, STALE_SECS + 1)
         database.taken(work, "b")
         with pytest.raises(Fenced):
@@ -163,11 +163,11 @@ def test_of_a_check_the_last_executions_result_counts_and_stands_in_the_log_once
     first_check, second_check = AssetCheckKey(asset, "first"), AssetCheckKey(asset, "second")
     for check in (first_check, second_check):
         second.event_log_storage.store_event(planned(work.run_id, check))
-    with lost.event_log_storage.claimed(database.taken(work, "a")):
+    with lost.event_log_storage.holding(database.taken(work, "a")):
         lost.event_log_storage.store_event(evaluated(work.run_id, first_check, passed=False))
     database.silence(work, STALE_SECS + 1)
     # When the next one does both, in another order
-    with second.event_log_storage.claimed(database.taken(work, "b")):
+    with second.event_log_storage.holding(database.taken(work, "b")):
         for check in (second_check, first_check):
             second.event_log_storage.store_event(evaluated(work.run_id, check, passed=True))
     # Then each has passed once
@@ -185,11 +185,11 @@ def test_a_check_that_only_the_lost_execution_did_keeps_its_own_event(database: 
     done, other = AssetCheckKey(asset, "done"), AssetCheckKey(asset, "other")
     for check in (done, other):
         second.event_log_storage.store_event(planned(work.run_id, check))
-    with lost.event_log_storage.claimed(database.taken(work, "a")):
+    with lost.event_log_storage.holding(database.taken(work, "a")):
         lost.event_log_storage.store_event(evaluated(work.run_id, done, passed=False))
     database.silence(work, STALE_SECS + 1)
     # When the next one does the other
-    with second.event_log_storage.claimed(database.taken(work, "b")):
+    with second.event_log_storage.holding(database.taken(work, "b")):
         second.event_log_storage.store_event(evaluated(work.run_id, other, passed=True))
     # Then each result stands in the log
     logs = second.event_log_storage.get_logs_for_run(work.run_id, of_type=KINDS.ASSET_CHECK_EVALUATION)

@@ -11,9 +11,9 @@ from dagster._core.execution.plan.instance_concurrency_context import InstanceCo
 from sqlalchemy.pool import NullPool
 
 from dagster_stack.errors import Fenced
-from dagster_stack.storage.claims import Work
-from dagster_stack.storage.event_log import PooledEventLogStorage
-from dagster_stack.storage.tenure import Tenure
+from dagster_stack.store.event_log import PooledEventLogStorage
+from dagster_stack.store.leases import Work
+from dagster_stack.store.session import Session
 from dagster_stack.timing import STALE_SECS
 from tests.unit.holders import Database, pool_of_one
 
@@ -46,7 +46,7 @@ def test_a_runner_that_lost_its_run_takes_no_slot_for_it(
 
     def goes_on() -> None:
         with (
-            log.claimed(database.taken(Work(run.run_id), "runner@a")),
+            log.holding(database.taken(Work(run.run_id), "runner@a")),
             InstanceConcurrencyContext(postgres_instance, run) as slots,
         ):
             taken_over(database, run)
@@ -68,7 +68,7 @@ def test_a_runner_that_lost_its_run_gives_no_slot_of_its_successor_back(
 
     def goes_on() -> None:
         with (
-            log.claimed(database.taken(Work(run.run_id), "runner@a")),
+            log.holding(database.taken(Work(run.run_id), "runner@a")),
             InstanceConcurrencyContext(postgres_instance, run) as slots,
         ):
             assert not slots.claim(POOL, "step")
@@ -89,7 +89,7 @@ def test_a_runner_that_has_its_run_takes_slots_and_gives_them_back(
     database: Database, log: PooledEventLogStorage
 ) -> None:
     run = database.run()
-    with log.claimed(database.taken(Work(run.run_id), "runner@a")):
+    with log.holding(database.taken(Work(run.run_id), "runner@a")):
         assert log.claim_concurrency_slot(POOL, run.run_id, "step").is_claimed
         assert holders(log) == [(run.run_id, "step")]
         log.free_concurrency_slot_for_step(run.run_id, "step")
@@ -107,7 +107,7 @@ def test_a_slot_that_is_given_back_while_somebody_asks_for_one_is_found(
     has, asks = database.run(), database.run()
     assert log.claim_concurrency_slot(POOL, has.run_id, "step").is_claimed
     engine = sqlalchemy.create_engine(database.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
-    others = PooledEventLogStorage(database.url, engine, Tenure())
+    others = PooledEventLogStorage(database.url, engine, Session())
     frees = Thread(target=others.free_concurrency_slot_for_step, args=(has.run_id, "step"))
 
     def before_insert(*arguments: Any) -> None:

@@ -9,9 +9,9 @@ from dagster import DagsterEvent, DagsterEventType, DagsterRunStatus, RunsFilter
 from sqlalchemy.exc import OperationalError
 
 from dagster_stack.errors import Fenced
-from dagster_stack.storage.claims import Work
-from dagster_stack.storage.postgres import PooledPostgresStorage, PooledRunStorage
-from dagster_stack.storage.tenure import Tenure
+from dagster_stack.store.instance_storage import PooledPostgresStorage, PooledRunStorage
+from dagster_stack.store.leases import Work
+from dagster_stack.store.session import Session
 from dagster_stack.timing import STALE_SECS
 from tests.unit.holders import Database
 
@@ -89,7 +89,7 @@ def test_while_one_process_reports_on_a_run_another_one_waits(database: Database
     engine = sqlalchemy.create_engine(
         database.url, isolation_level="AUTOCOMMIT", connect_args={"options": "-c lock_timeout=100"}
     )
-    impatient = PooledRunStorage(database.url, engine, Tenure())
+    impatient = PooledRunStorage(database.url, engine, Session())
     canceled = DagsterEvent(KINDS.RUN_CANCELED.value, job_name="a_job")
 
     with database.process().run_storage._transaction(run.run_id, alone=True):
@@ -106,9 +106,9 @@ def test_while_one_process_reports_on_a_run_another_one_waits(database: Database
 def test_a_runner_that_lost_its_run_can_not_end_it(database: Database) -> None:
     run, paused, new = database.run(), database.process(), database.process()
     work = Work(run.run_id)
-    with paused.event_log_storage.claimed(database.taken(work, "a")):
+    with paused.event_log_storage.holding(database.taken(work, "a")):
         database.silence(work, STALE_SECS + 1)
-        with new.event_log_storage.claimed(database.taken(work, "b")):
+        with new.event_log_storage.holding(database.taken(work, "b")):
             # When both report its end
             with pytest.raises(Fenced, match=f"run {run.run_id} is another process's now"):
                 report(paused, run.run_id, KINDS.RUN_FAILURE)

@@ -9,8 +9,8 @@ from dagster._core.remote_origin import (
 )
 from dagster._core.test_utils import create_run_for_test
 
-from dagster_stack.runner import watch
-from dagster_stack.runner.watch import RunWatch
+from dagster_stack.launch import run_watch
+from dagster_stack.launch.run_watch import RunWatch
 
 ORIGIN = RemoteJobOrigin(
     RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("drills"), "__repository__"), "load"
@@ -35,7 +35,7 @@ def test_a_run_that_was_made_and_never_submitted_is_submitted(
     origin: RemoteJobOrigin | None,
     status: DagsterRunStatus,
 ) -> None:
-    monkeypatch.setattr(watch, "FORGOTTEN_SECS", age)
+    monkeypatch.setattr(run_watch, "FORGOTTEN_SECS", age)
     run = create_run_for_test(instance, job_name="load", remote_job_origin=origin)
 
     RunWatch(instance)._submit_forgotten()

@@ -12,8 +12,8 @@ import sqlalchemy
 from dagster import AssetMaterialization, DagsterInstance, OpExecutionContext, get_dagster_logger
 
 from dagster_stack.forks import leave
-from dagster_stack.storage.event_log import PooledEventLogStorage
-from dagster_stack.storage.s3 import s3_client
+from dagster_stack.objects.client import s3_client
+from dagster_stack.store.event_log import PooledEventLogStorage
 from tests.unit import eventful_jobs
 from tests.unit.runs_by_hand import events, execute, kinds, message, started_run
 

@@ -20,9 +20,9 @@ from dagster import (
 )
 from dagster._core.storage.fs_io_manager import PickledObjectFilesystemIOManager
 
-from dagster_stack.storage.io_manager import FormerNames, S3IOManager, pickled_objects
-from dagster_stack.storage.pickles import LocalIOManager, LocalPickles, Pickles
-from dagster_stack.storage.s3 import s3_client
+from dagster_stack.objects.client import s3_client
+from dagster_stack.objects.io_manager import FormerNames, S3IOManager, pickled_objects
+from dagster_stack.objects.pickles import LocalIOManager, LocalPickles, Pickles
 from tests.unit.seaweed import BUCKET
 
 

@@ -10,9 +10,9 @@ from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.system_config.objects import OpConfig, OutputsConfig, ResolvedRunConfig
 
 from dagster_stack.patches.dagster import SERIALIZE_RUN
-from dagster_stack.storage import postgres
-from dagster_stack.worker.fresh import fresh_config
-from dagster_stack.worker.planned_job import planned_job
+from dagster_stack.step.fresh import fresh_config
+from dagster_stack.step.plan_cache import planned_job
+from dagster_stack.store import instance_storage
 from tests.unit import changing_jobs
 from tests.unit.changing_jobs import results
 from tests.unit.runs_by_hand import execute, kinds, message, started_run
@@ -72,7 +72,7 @@ def test_what_a_step_changes_of_its_asset_reaches_no_other_run(instance: Dagster
 
 def test_each_run_has_its_config_in_the_order_of_its_launch(instance: DagsterInstance) -> None:
     # Given the stack's storage, whose runs keep it; Dagster's sorts
-    assert SERIALIZE_RUN.found() is postgres.in_order
+    assert SERIALIZE_RUN.found() is instance_storage.in_order
 
     def config(*names: str) -> dict[str, Any]:
         return {"ops": {"tell_order": {"config": {name: {"b": 1, "a": 2} for name in names}}}}

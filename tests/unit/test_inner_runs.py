@@ -24,15 +24,15 @@ from dagster import (
 from dagster._core.execution.api import execute_run_iterator
 
 from dagster_stack import tags
-from dagster_stack.broker.messages import RunMessage
-from dagster_stack.broker.task_names import RUN_TASK
 from dagster_stack.errors import Fenced
 from dagster_stack.failure_reasons import LABEL, Reason
-from dagster_stack.runner.launcher import CeleryRunLauncher
-from dagster_stack.runner.run_execution import execute_run
-from dagster_stack.runner.watch import RunWatch
-from dagster_stack.storage import within
-from dagster_stack.storage.claims import Claim, Claims, Work
+from dagster_stack.launch.launcher import CeleryRunLauncher
+from dagster_stack.launch.run_watch import RunWatch
+from dagster_stack.messaging.messages import RunMessage
+from dagster_stack.messaging.task_names import RUN_TASK
+from dagster_stack.run.run_execution import execute_run
+from dagster_stack.store import within
+from dagster_stack.store.leases import Lease, Leases, Work
 from dagster_stack.timing import STALE_SECS
 from tests.unit import eventful_jobs, inner_jobs, step_jobs
 from tests.unit.deliveries import Delivery
@@ -71,7 +71,7 @@ class Stack:
 
     def look(self) -> None:
         with self.daemon():
-            self._watch.look(self._launcher, self.database.claims)
+            self._watch.look(self._launcher, self.database.leases)
 
     def within(self, happening: Callable[[DagsterRun], Any]) -> None:
         """What happens in the middle of each inner run."""
@@ -90,7 +90,7 @@ class Stack:
 
     def is_killed(self, inner: DagsterRun) -> None:
         """The process of the step is dead, and its worker says so."""
-        self.database.claims.lose(self.outer(inner), HOLDER, "killed by SIGKILL")
+        self.database.leases.mark_lost(self.outer(inner), HOLDER, "killed by SIGKILL")
 
     def run(self, run_id: str) -> DagsterRun:
         run = self.daemons.get_run_by_id(run_id)
@@ -221,8 +221,8 @@ def test_a_run_within_a_runner_ends_with_the_runner(stack: Stack, app: Celery) -
 
     def dies(inner: DagsterRun) -> None:
         outer = Work(json.loads(inner.tags[tags.WITHIN])["run"])
-        stack.database.claims.lose(outer, "runner@a (process 1)", "killed by SIGKILL")
-        stack.database.claims.sweep("runner@a", 0)
+        stack.database.leases.mark_lost(outer, "runner@a (process 1)", "killed by SIGKILL")
+        stack.database.leases.mark_lost_of_worker("runner@a", 0)
         stack.database.silence(outer, STALE_SECS + 1)
         stack.database.taken(outer, "runner@b")
         stack.look()
@@ -316,15 +316,15 @@ def test_a_run_that_ends_while_the_daemon_looks_does_not_end_twice(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was seen as started, and then ended with its step before its lease was asked for."""
-    lost = Claims.lost
+    lost = Leases.lost
 
-    def ended_meanwhile(self: Claims, asked: Iterable[Claim]) -> list[Claim]:
+    def ended_meanwhile(self: Leases, asked: Iterable[Lease]) -> list[Lease]:
         inner = stack.inner()
         stack.database.execute("UPDATE runs SET status = 'SUCCESS' WHERE run_id = :run", run=inner.run_id)
         stack.is_killed(inner)
         return lost(self, asked)
 
-    monkeypatch.setattr(Claims, "lost", ended_meanwhile)
+    monkeypatch.setattr(Leases, "lost", ended_meanwhile)
     stack.within(lambda _: stack.look())
     stack.step(in_process)
 
@@ -378,13 +378,13 @@ def test_a_run_of_a_program_that_the_step_starts_ends_with_it(stack: Stack) -> N
 def test_a_process_of_an_inner_runs_own_executor_is_fenced_by_the_steps_claim(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such as `multiprocess_executor` starts for each step: by an instance that works for no claim."""
+    """Such as `multiprocess_executor` starts for each step: by an instance that works for no lease."""
     # Given a process that has begun a step of a run that another run's step executes
     work, run = any_work(), database.run()
     monkeypatch.setenv(within.VARIABLE, within.to_text(database.taken(work, "a")))
     storage = database.process().event_log_storage
     storage.store_event(entry(run.run_id, DagsterEventType.STEP_START))
-    storage.check_claim(run.run_id)
+    storage.check_lease(run.run_id)
 
     # When the other run's step has gone to another process
     database.silence(work, STALE_SECS + 1)
@@ -394,7 +394,7 @@ def test_a_process_of_an_inner_runs_own_executor_is_fenced_by_the_steps_claim(
     with pytest.raises(Fenced):
         storage.store_event(entry(run.run_id, DagsterEventType.STEP_SUCCESS))
     with pytest.raises(Fenced):
-        storage.check_claim(run.run_id)
+        storage.check_lease(run.run_id)
     assert database.events(run.run_id) == [("step", "STEP_START")]
 
 

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 
-from dagster_stack.worker.losses import ENDED_ITSELF
+from dagster_stack.worker.lost_processes import ENDED_ITSELF
 from scripts.console import ROOT
 
 EXECUTING = """
 import signal, sys, time
-from dagster_stack.storage.claims import Work
-from dagster_stack.worker import interruption
+from dagster_stack.store.leases import Work
+from dagster_stack.step import interruption
 interruption.GRACE_SECS = float(sys.argv[1])
 interrupts = []
 signal.signal(signal.SIGINT, lambda *_: interrupts.append(1))

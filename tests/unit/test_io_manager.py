@@ -20,9 +20,9 @@ from dagster import (
 )
 from dagster_aws.s3 import S3PickleIOManager, S3Resource
 
-from dagster_stack.storage import io_manager
-from dagster_stack.storage.io_manager import S3IOManager, S3Writer, pickled_objects
-from dagster_stack.storage.s3 import s3_client
+from dagster_stack.objects import io_manager
+from dagster_stack.objects.client import s3_client
+from dagster_stack.objects.io_manager import S3IOManager, S3Writer, pickled_objects
 from tests.unit.seaweed import BUCKET
 
 #: The smallest part that S3 takes, in place of the usual 16 MiB.

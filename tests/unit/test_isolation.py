@@ -21,11 +21,11 @@ from typing import Any
 
 import pytest
 
-from dagster_stack.worker import replacement
-from dagster_stack.worker.isolation import signals
-from dagster_stack.worker.isolation import undisturbed as undisturbed_module
-from dagster_stack.worker.isolation.registry import KEPT, Kept
-from dagster_stack.worker.isolation.undisturbed import undisturbed
+from dagster_stack.pool import replacement
+from dagster_stack.pool.isolation import signals
+from dagster_stack.pool.isolation import undisturbed as undisturbed_module
+from dagster_stack.pool.isolation.registry import KEPT, Kept
+from dagster_stack.pool.isolation.undisturbed import undisturbed
 from tests.unit import disturbances
 from tests.unit.disturbances import DISTURBANCES, child
 
@@ -203,7 +203,7 @@ def test_a_stream_around_that_of_the_process_does_not_close_it(stream: str) -> N
     """As many a script begins, to print UTF-8."""
     program = (
         "import io, os, sys\n"
-        "from dagster_stack.worker.isolation import streams\n"
+        "from dagster_stack.pool.isolation import streams\n"
         "saved = streams.streams()\n"
         f"sys.stdout = io.TextIOWrapper({stream}, encoding='utf-8')\n"
         "print('the step')\n"

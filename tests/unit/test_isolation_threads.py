@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from dagster_stack.worker.isolation import threads
-from dagster_stack.worker.isolation import undisturbed as undisturbed_module
-from dagster_stack.worker.isolation.undisturbed import undisturbed
+from dagster_stack.pool.isolation import threads
+from dagster_stack.pool.isolation import undisturbed as undisturbed_module
+from dagster_stack.pool.isolation.undisturbed import undisturbed
 
 
 @pytest.fixture(autouse=True)

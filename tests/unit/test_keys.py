@@ -29,10 +29,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dagster_stack.errors import InvalidKey
-from dagster_stack.storage import keys
-from dagster_stack.storage.io_manager import S3IOManager, pickled_objects
-from dagster_stack.storage.objects import LocalObjectStore, S3ObjectStore
-from dagster_stack.storage.pickles import LocalIOManager, LocalPickles
+from dagster_stack.objects import keys
+from dagster_stack.objects.io_manager import S3IOManager, pickled_objects
+from dagster_stack.objects.object_store import LocalObjectStore, S3ObjectStore
+from dagster_stack.objects.pickles import LocalIOManager, LocalPickles
 from tests.unit.seaweed import BUCKET
 
 #: Lone surrogates, control characters and NUL included.

@@ -10,13 +10,13 @@ from dagster._core.launcher import LaunchRunContext, ResumeRunContext, WorkerSta
 from sqlalchemy.exc import ProgrammingError
 
 from dagster_stack import tags
-from dagster_stack.broker.messages import RunMessage, run_task_id
-from dagster_stack.broker.queue_state import QueueState
-from dagster_stack.broker.task_names import RUN_TASK
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.runner import launcher as module
-from dagster_stack.runner.launcher import CeleryRunLauncher
-from dagster_stack.storage.claims import Work
+from dagster_stack.launch import launcher as module
+from dagster_stack.launch.launcher import CeleryRunLauncher
+from dagster_stack.messaging.messages import RunMessage, run_task_id
+from dagster_stack.messaging.queue_state import QueueState
+from dagster_stack.messaging.task_names import RUN_TASK
+from dagster_stack.store.leases import Work
 from dagster_stack.timing import IDLE_SECS, STALE_SECS
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
@@ -286,9 +286,9 @@ def test_a_run_that_somebody_had_meanwhile_is_not_lost(
     run, database = launched(instance), Database(database_url)
     health(launcher, run)
     clock.sleep(IDLE_SECS - 1)
-    claim = database.taken(Work(run.run_id), "runner@a")
+    lease = database.taken(Work(run.run_id), "runner@a")
     assert health(launcher, run) == (WorkerStatus.RUNNING, "")
-    database.claims.release(claim)
+    database.leases.release(lease)
 
     clock.sleep(IDLE_SECS)
     assert health(launcher, run) == (WorkerStatus.RUNNING, "nobody drives it at the moment")
@@ -329,10 +329,10 @@ def test_a_run_may_be_among_those_that_wait(
     assert reason == 'it may wait in queue "runs"'
 
 
-def test_a_message_that_is_postponed_for_as_long_as_another_run_lasts_hides_no_lost_run(
+def test_a_message_that_is_delayed_for_as_long_as_another_run_lasts_hides_no_lost_run(
     instance: DagsterInstance, launcher: CeleryRunLauncher, queues: dict[str, QueueState], clock: Clock
 ) -> None:
-    queues["runs.postponed"] = QueueState(ready=1, consumers=0)
+    queues["runs.delayed"] = QueueState(ready=1, consumers=0)
 
     assert health_later(launcher, launched(instance), clock)[0] == WorkerStatus.NOT_FOUND
 
@@ -342,9 +342,9 @@ def test_a_run_of_other_code_waits_for_its_runner_as_long_as_there_is_one(
     launcher: CeleryRunLauncher, queues: dict[str, QueueState], clock: Clock,
     monkeypatch: pytest.MonkeyPatch, is_there: bool,
 ) -> None:  # fmt: skip
-    """It is busy, and any other runner postpones the run's message; a new one would give it this process's code."""
+    """It is busy, and any other runner delays the run's message; a new one would give it this process's code."""
     there = {"0123456789ab": ["runner@ours"], "other": ["runner@theirs"] if is_there else []}
-    queues["runs.postponed"] = QueueState(ready=1, consumers=0)
+    queues["runs.delayed"] = QueueState(ready=1, consumers=0)
     monkeypatch.setattr(module, "workers_of", lambda _, queue, code: there[code])
     run = launched(launcher._instance)
     launcher._instance.add_run_tags(run.run_id, {tags.CODE: "other"})

@@ -126,7 +126,7 @@ def test_where_there_are_step_logs_alone_they_expire(keys: tuple[str, ...]) -> N
 
 
 def test_a_real_store_keeps_the_rules_of_others(s3_url: str) -> None:
-    from dagster_stack.storage.s3 import s3_client
+    from dagster_stack.objects.client import s3_client
     from tests.unit.seaweed import BUCKET
 
     client = s3_client(s3_url)

@@ -19,10 +19,10 @@ from dagster._core.definitions.reconstruct import ReconstructableRepository
 from dagster._core.origin import JobPythonOrigin
 
 from dagster_stack import project
-from dagster_stack.broker.task_names import STEP_TASK
+from dagster_stack.messaging.task_names import STEP_TASK
+from dagster_stack.pool import delivery, location_process
 from dagster_stack.project import locations
 from dagster_stack.tasks import register_tasks
-from dagster_stack.worker import delivery, location_process
 from tests.unit.deaths import Died, deaths
 from tests.unit.deliveries import memory_app
 from tests.unit.runs_by_hand import kinds, message, said

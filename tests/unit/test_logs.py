@@ -23,9 +23,9 @@ from dagster_stack.errors import SettingsError
 from dagster_stack.logs import lines
 from dagster_stack.logs.context import bound, current, in_context
 from dagster_stack.logs.service import configure
+from dagster_stack.objects.capture import captured
 from dagster_stack.patches.servers import without_handlers
 from dagster_stack.services import code_server
-from dagster_stack.storage.capture import captured
 from scripts.console import ROOT
 from tests.unit import step_jobs
 from tests.unit.runs_by_hand import execute, message, started_run

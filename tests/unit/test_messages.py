@@ -12,7 +12,7 @@ from dagster._core.execution.plan.state import KnownExecutionState, PastExecutio
 from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.execution.retries import RetryMode
 
-from dagster_stack.broker.messages import VERSION, RunMessage, StepMessage, step_message, step_task_id
+from dagster_stack.messaging.messages import VERSION, RunMessage, StepMessage, step_message, step_task_id
 from tests.unit import step_jobs
 
 RUN = "1f0c8e0a-7a4e-4f4c-9b5e-4a1d2c3b4e5f"

@@ -5,7 +5,7 @@ from threading import Timer
 import pytest
 
 from dagster_stack.monitoring.bucket import FIRST_SECS, Bucket, Listing
-from dagster_stack.storage.s3 import s3_client
+from dagster_stack.objects.client import s3_client
 from tests.unit.seaweed import BUCKET
 
 

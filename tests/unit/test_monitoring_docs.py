@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from dagster_stack.broker.management import QueueDepth
-from dagster_stack.broker.workers import Worker
+from dagster_stack.messaging.management import QueueDepth
+from dagster_stack.messaging.workers import Worker
 from dagster_stack.monitoring import queues
 from dagster_stack.monitoring.bucket import Bucket
-from dagster_stack.monitoring.figures import Figures
+from dagster_stack.monitoring.metrics import Figures
 from dagster_stack.monitoring.workers import Workers
-from dagster_stack.storage.database import pooled_engine
+from dagster_stack.store.connections import pooled_engine
 from scripts.console import ROOT
 
 TYPES = {"counter": "_total"}

@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dagster_stack.errors import UsageError
 from dagster_stack.monitoring.exporter import Exporter
-from dagster_stack.monitoring.figures import Figures, figures_of_stack
-from dagster_stack.monitoring.state import QUESTIONS
-from dagster_stack.storage.database import pooled_engine, url_from_environment
+from dagster_stack.monitoring.gauges import QUESTIONS
+from dagster_stack.monitoring.metrics import Figures, figures_of_stack
+from dagster_stack.store.connections import pooled_engine, url_from_environment
 from tests.unit.holders import Database
 from tests.waiting import wait_until
 
@@ -100,7 +100,7 @@ def test_a_client_that_leaves_early_is_one_line_in_the_log(
 def test_who_asks_while_others_wait_for_a_store_does_not_wait_for_ever(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dagster_stack.monitoring.figures.TURN_SECS", 0.05)
+    monkeypatch.setattr("dagster_stack.monitoring.metrics.TURN_SECS", 0.05)
     waits, goes_on = threading.Event(), threading.Event()
 
     def slow() -> list[Metric]:

@@ -18,8 +18,8 @@ from dagster._core.events import EngineEventData
 from prometheus_client import CollectorRegistry
 
 from dagster_stack.failure_reasons import Reason
-from dagster_stack.monitoring.history import FORGET_SECS, History
-from dagster_stack.worker.step_failure import report_failure
+from dagster_stack.monitoring.counters import FORGET_SECS, History
+from dagster_stack.step.step_failure import report_failure
 from tests.unit.holders import Database, entry
 
 KINDS = DagsterEventType
@@ -291,7 +291,7 @@ def test_a_log_that_was_replaced_by_an_older_one_is_read_on(log: Log) -> None:
 
 
 def test_more_than_a_page_is_read_at_once(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dagster_stack.monitoring.event_feed.PAGE", 3)
+    monkeypatch.setattr("dagster_stack.monitoring.event_reader.PAGE", 3)
     run = log.database.run()
     for at in range(100, 105):
         log.step(run, at)

@@ -7,7 +7,7 @@ import pytest
 from celery import Celery
 from prometheus_client.core import Metric
 
-from dagster_stack.broker.workers import Worker, ask
+from dagster_stack.messaging.workers import Worker, ask
 from dagster_stack.monitoring.workers import STALE_SECS, Workers, roll_calls
 from tests.unit.clock import Clock
 

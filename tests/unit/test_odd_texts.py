@@ -17,8 +17,8 @@ from dagster import (
 )
 from sqlalchemy import create_engine, text
 
-from dagster_stack.storage.error_chains import MOST_CAUSES
-from dagster_stack.storage.pickles import LocalIOManager
+from dagster_stack.objects.pickles import LocalIOManager
+from dagster_stack.store.error_chains import MOST_CAUSES
 from dagster_stack.texts import MOST_TEXT
 from tests.unit import odd_jobs
 from tests.unit.odd_jobs import FAILURES, ODD, SHOWN

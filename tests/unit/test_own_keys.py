@@ -2,8 +2,8 @@
 
 import pytest
 
+from dagster_stack.objects.client import s3_client
 from dagster_stack.settings import Settings
-from dagster_stack.storage.s3 import s3_client
 from tests.unit.seaweed import ACCESS_KEY, BUCKET, SECRET_KEY
 
 

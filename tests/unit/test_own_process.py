@@ -11,9 +11,10 @@ import pytest
 from dagster import DagsterInstance, DagsterRun
 
 from dagster_stack import tags
-from dagster_stack.storage.event_log import PooledEventLogStorage
-from dagster_stack.worker import child, own_process, shared_memory
-from dagster_stack.worker.step_execution import StepExecution
+from dagster_stack.pool import child, own_process
+from dagster_stack.step import shared_memory
+from dagster_stack.step.step_execution import StepExecution
+from dagster_stack.store.event_log import PooledEventLogStorage
 from tests.unit import own_process_jobs as jobs
 from tests.unit.deaths import Died, deaths
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
@@ -59,10 +60,10 @@ def test_each_step_finds_a_fresh_process_which_ends_with_it(postgres_instance: D
         told = [kind for kind in kinds(postgres_instance, run.run_id, "end") if kind.startswith("STEP_")]
         assert told == ["STEP_WORKER_STARTED", "STEP_START", "STEP_OUTPUT", "STEP_SUCCESS"]
         assert 'Executing step "end" on worker@here (process 1).' in said(postgres_instance, run.run_id)
-        # And the claim is given back
+        # And the lease is given back
         storage = postgres_instance.event_log_storage
         assert isinstance(storage, PooledEventLogStorage)
-        assert storage.claims.alive([run.run_id]) == set()
+        assert storage.leases.active([run.run_id]) == set()
 
     assert [each["state"] for each in found] == ["fresh", "fresh"]
     pids = {os.getpid(), *(each["pid"] for each in found)}

@@ -8,11 +8,11 @@ import amqp
 import pytest
 
 from dagster_stack.errors import ProvisionError
+from dagster_stack.objects.client import s3_client
 from dagster_stack.services import ownership
 from dagster_stack.services.ownership import own_places
 from dagster_stack.services.provision import provision
 from dagster_stack.settings import Settings
-from dagster_stack.storage.s3 import s3_client
 from tests.unit import conftest
 from tests.unit.holders import Database
 from tests.unit.seaweed import BUCKET

@@ -15,8 +15,8 @@ from prometheus_client.core import Metric
 
 from dagster_stack.monitoring.charts import Line, Window, ceiling, chart
 from dagster_stack.monitoring.exporter import Exporter, is_own_name
-from dagster_stack.monitoring.figures import Figures
-from dagster_stack.monitoring.markup import element, source_of
+from dagster_stack.monitoring.html import element, source_of
+from dagster_stack.monitoring.metrics import Figures
 from dagster_stack.monitoring.page_style import DARK, LIGHT, STYLE
 from dagster_stack.monitoring.prometheus import Prometheus
 from dagster_stack.monitoring.trends import TRENDS, amount, window

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from dagster_stack.broker.management import QueueDepth
 from dagster_stack.client.dagit import RunQueue
 from dagster_stack.client.progress import (
     ErrorReport,
@@ -16,6 +15,7 @@ from dagster_stack.client.progress import (
     summary,
     waiting_for,
 )
+from dagster_stack.messaging.management import QueueDepth
 
 Json = dict[str, Any]
 

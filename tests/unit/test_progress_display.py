@@ -7,7 +7,6 @@ import pytest
 from rich.console import Console
 from rich.spinner import Spinner
 
-from dagster_stack.broker.management import QueueDepth
 from dagster_stack.client.display import (
     PLAIN_INTERVAL_SECS,
     Frame,
@@ -18,6 +17,7 @@ from dagster_stack.client.display import (
     printable,
 )
 from dagster_stack.client.progress import PlanStep, Progress, StepState
+from dagster_stack.messaging.management import QueueDepth
 
 
 def running(done: int, total: int = 50, status: str = "STARTED", **more: Any) -> Progress:

@@ -11,10 +11,10 @@ from dagster import DagsterInstance, job, op
 from dagster._utils import backoff
 from dagster._utils.error import serializable_error_info_from_exc_info
 
+from dagster_stack.pool import scratch
 from dagster_stack.project import data, read_only
 from dagster_stack.project.read_only import explain
-from dagster_stack.storage import error_chains
-from dagster_stack.worker import scratch
+from dagster_stack.store import error_chains
 
 CURE = "Write below data/"
 

@@ -19,7 +19,7 @@ from dagster_stack.errors import ProvisionError
 from dagster_stack.services import provision
 from dagster_stack.services.provision import MinioRoot
 from dagster_stack.settings import LOG_EXPIRY_DAYS, S3Settings, Settings
-from dagster_stack.storage import database as database_module
+from dagster_stack.store import connections as database_module
 from dagster_stack.timing import PATIENCE_SECS
 from tests.unit import conftest
 from tests.unit.clock import Clock

@@ -12,14 +12,14 @@ from dagster._core.scheduler.instigation import TickData, TickStatus
 from dagster._daemon.types import DaemonHeartbeat
 from sqlalchemy.exc import InternalError
 
-from dagster_stack.storage import database as database_module
-from dagster_stack.storage.claims import Work
-from dagster_stack.storage.postgres import PooledPostgresStorage
+from dagster_stack.step.step_execution import execute_step
+from dagster_stack.store import connections as database_module
+from dagster_stack.store.instance_storage import PooledPostgresStorage
+from dagster_stack.store.leases import Work
 from dagster_stack.timing import PATIENCE_SECS, STALE_SECS
-from dagster_stack.worker.step_execution import execute_step
 from tests.unit import eventful_jobs
 from tests.unit.clock import Clock
-from tests.unit.deliveries import Delivery, buried, postponed
+from tests.unit.deliveries import Delivery, dead_letters, delayed
 from tests.unit.failover import Server
 from tests.unit.holders import Database, any_work, entry, materialization
 from tests.unit.postgres_server import PostgresServer
@@ -80,29 +80,29 @@ def tick(storage: PooledPostgresStorage, run: DagsterRun) -> None:
     storage.schedule_storage.create_tick(data)
 
 
-def claim(storage: PooledPostgresStorage, run: DagsterRun) -> None:
-    assert storage.event_log_storage.claims.take(Work(run.run_id, "another", 1), "b")
+def lease(storage: PooledPostgresStorage, run: DagsterRun) -> None:
+    assert storage.event_log_storage.leases.acquire(Work(run.run_id, "another", 1), "b")
 
 
 #: What of that is in the event log afterwards.
 EVENTS = {"event": ["STEP_START"], "event_of_an_asset": ["ASSET_MATERIALIZATION"]}
-WRITES = [event, event_of_an_asset, partition, run_tags, report, new_run, cursor, heartbeat, tick, claim]
+WRITES = [event, event_of_an_asset, partition, run_tags, report, new_run, cursor, heartbeat, tick, lease]
 
 
-@pytest.mark.parametrize("claimed", [True, False], ids=["of a step", "of a service"])
+@pytest.mark.parametrize("leased", [True, False], ids=["of a step", "of a service"])
 @pytest.mark.parametrize("write", WRITES, ids=lambda write: write.__name__)
 def test_whatever_is_written_waits_and_is_done_once(
     database: Database,
     server: Server,
     clock: Clock,
     write: Callable[[PooledPostgresStorage, DagsterRun], None],
-    claimed: bool,
+    leased: bool,
 ) -> None:
     run, storage = database.run(), database.process()
     log = storage.event_log_storage
     start = clock.now
-    if claimed:
-        with log.claimed(database.taken(Work(run.run_id, "step", 1), "a")):
+    if leased:
+        with log.holding(database.taken(Work(run.run_id, "step", 1), "a")):
             with server.read_only(clock, 30):
                 write(storage, run)
             log.store_event(entry(run.run_id, KINDS.STEP_SUCCESS))
@@ -168,12 +168,12 @@ def test_who_can_not_give_a_sign_of_life_counts_as_alive_meanwhile(
     work = any_work()
     database.taken(work, "a")
     gone = any_work()
-    database.claims.release(database.taken(gone, "b"))
+    database.leases.release(database.taken(gone, "b"))
     database.silence(work, STALE_SECS + 60)
-    assert database.claims.alive([work.run_id, gone.run_id]) == set()
+    assert database.leases.active([work.run_id, gone.run_id]) == set()
     server.set(True)
 
-    assert database.claims.alive([work.run_id, gone.run_id]) == {work}
+    assert database.leases.active([work.run_id, gone.run_id]) == {work}
 
 
 # --- a step ---------------------------------------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def test_a_step_whose_code_uses_the_instance_meanwhile_goes_on_when_it_is_over(
 
     assert "STEP_SUCCESS" in kinds(instance, run.run_id, "eventful")
     assert kinds(instance, run.run_id, "eventful").count("STEP_START") == 1
-    assert postponed() == buried() == []
+    assert delayed() == dead_letters() == []
     found = instance.get_run_by_id(run.run_id)
     assert found
     assert found.status == DagsterRunStatus.STARTED

@@ -23,11 +23,11 @@ from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from sqlalchemy.exc import DBAPIError
 
 from dagster_stack.errors import Refused
-from dagster_stack.storage.claims import STOPPED, Work
-from dagster_stack.worker.repetition import MOST_EXECUTIONS, MOST_STOPS
-from dagster_stack.worker.step_execution import execute_step
+from dagster_stack.step.repetition import MOST_EXECUTIONS, MOST_STOPS
+from dagster_stack.step.step_execution import execute_step
+from dagster_stack.store.leases import STOPPED, Work
 from tests.unit import eventful_jobs
-from tests.unit.deliveries import Delivery, buried, postponed
+from tests.unit.deliveries import Delivery, dead_letters, delayed
 from tests.unit.holders import Database, any_work, entry
 from tests.unit.runs_by_hand import events, kinds, message, started_run
 
@@ -58,9 +58,9 @@ def takes_no_bad_text(database: Database) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("takes_no_bad_text")
-@pytest.mark.parametrize("claimed", [True, False])
+@pytest.mark.parametrize("leased", [True, False])
 def test_a_line_that_is_refused_is_replaced_and_its_neighbours_are_stored(
-    database: Database, claimed: bool
+    database: Database, leased: bool
 ) -> None:
     work, storage = any_work(), database.process()
     log = storage.event_log_storage
@@ -72,8 +72,8 @@ def test_a_line_that_is_refused_is_replaced_and_its_neighbours_are_stored(
             log.store_event(line(work.run_id, "after"))
             log.store_event(entry(work.run_id, KINDS.STEP_SUCCESS))
 
-    if claimed:
-        with log.claimed(database.taken(work, "a")):
+    if leased:
+        with log.holding(database.taken(work, "a")):
             step()
     else:
         step()
@@ -90,7 +90,7 @@ def test_a_line_that_is_refused_is_replaced_and_its_neighbours_are_stored(
 def test_a_step_whose_event_is_refused_does_not_succeed_and_can_report_why(database: Database) -> None:
     work, storage = any_work(), database.process()
     log = storage.event_log_storage
-    with log.claimed(database.taken(work, "a")), log.batching():
+    with log.holding(database.taken(work, "a")), log.batching():
         log.store_event(entry(work.run_id, KINDS.STEP_START))
         log.store_event(entry(work.run_id, KINDS.STEP_OUTPUT, text="a bad text"))
         log.store_event(entry(work.run_id, KINDS.LOADED_INPUT))
@@ -152,7 +152,7 @@ def test_a_step_that_writes_what_postgres_refuses_fails_once_with_its_sentence(
     (told,) = failures(instance, run)
     assert says in told
     assert kinds(instance, run.run_id, "eventful").count("STEP_START") == 1
-    assert postponed() == buried() == []
+    assert delayed() == dead_letters() == []
 
 
 def test_a_run_whose_tags_are_refused_is_not_there_at_all(database: Database) -> None:
@@ -198,7 +198,7 @@ def test_a_run_whose_planned_assets_are_refused_never_starts(instance: DagsterIn
 
 def returned(database: Database, work: Work, reasons: list[str]) -> None:
     for number, reason in enumerate(reasons):
-        database.claims.release(database.taken(work, f"worker@{number}"), reason)
+        database.leases.release(database.taken(work, f"worker@{number}"), reason)
 
 
 def test_a_step_that_comes_to_no_end_again_and_again_fails_and_names_the_last_reasons(
@@ -223,7 +223,7 @@ def test_losses_and_returns_count_together(
     step = message(instance, run, "eventful")
     for number in range(2):
         database.taken(step.work, f"lost@{number}")
-        database.claims.lose(step.work, f"lost@{number}", "killed by SIGKILL")
+        database.leases.mark_lost(step.work, f"lost@{number}", "killed by SIGKILL")
     returned(database, step.work, ["without the database"] * (MOST_EXECUTIONS - 2))
 
     execute_step(Delivery(app), step.to_json())
@@ -238,7 +238,7 @@ def test_a_step_whose_workers_are_told_to_stop_often_is_executed_all_the_same(
     run = started_run(instance, eventful_jobs.with_an_event)
     step = message(instance, run, "eventful")
     for number in range(times):
-        database.claims.beat(database.taken(step.work, f"worker@{number}"), leaving=True)
+        database.leases.renew(database.taken(step.work, f"worker@{number}"), leaving=True)
 
     execute_step(Delivery(app), step.to_json())
 
@@ -248,7 +248,7 @@ def test_a_step_whose_workers_are_told_to_stop_often_is_executed_all_the_same(
 
 def test_a_reason_is_kept_whatever_it_says(database: Database) -> None:
     work = any_work()
-    database.claims.release(database.taken(work, "a"), "a\0b \udcff " + "c" * 5000)
+    database.leases.release(database.taken(work, "a"), "a\0b \udcff " + "c" * 5000)
 
     (found,) = database.taken(work, "b").before
     assert found.reason.startswith("a␀b \\udcff ccc")

@@ -57,4 +57,4 @@ def test_a_process_that_is_to_be_replaced_takes_no_further_task_and_none_is_lost
 
 
 def test_the_workers_of_the_stack_have_that_pool() -> None:
-    assert replaced_worker.app.conf.worker_pool == "dagster_stack.worker.replacement:Pool"
+    assert replaced_worker.app.conf.worker_pool == "dagster_stack.pool.replacement:Pool"

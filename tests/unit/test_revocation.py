@@ -15,7 +15,7 @@ from celery.backends.rpc import RPCBackend
 from celery.worker import state
 from celery.worker.control import Panel
 
-from dagster_stack.broker.task_names import STEP_TASK
+from dagster_stack.messaging.task_names import STEP_TASK
 from dagster_stack.worker import revocation
 from scripts.console import ROOT
 from tests.unit.looping_worker import FOLDER_VARIABLE, make_app

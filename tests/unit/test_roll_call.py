@@ -10,7 +10,7 @@ from celery import Celery
 from celery.worker import state as worker_state
 from celery.worker.control import Panel
 
-from dagster_stack.broker.workers import Activity, Worker
+from dagster_stack.messaging.workers import Activity, Worker
 from dagster_stack.worker import roll_call
 
 RUN = "1f0c8e0a-7a4e-4f4c-9b5e-4a1d2c3b4e5f"

@@ -14,20 +14,19 @@ from dagster._core.events import JobFailureData, RunFailureReason
 from dagster_shared.error import SerializableErrorInfo
 
 from dagster_stack import tags
-from dagster_stack.broker.messages import RunMessage, step_task_id
-from dagster_stack.broker.task_names import RUN_TASK
-from dagster_stack.executor import termination
+from dagster_stack.messaging.messages import RunMessage, step_task_id
+from dagster_stack.messaging.task_names import RUN_TASK
 from dagster_stack.project import defaults
-from dagster_stack.runner import run_execution
-from dagster_stack.runner.run_execution import LOSSES_SECS, MOST_LOSSES
-from dagster_stack.storage import claims as claims_module
-from dagster_stack.storage import life
-from dagster_stack.storage.claims import Work
+from dagster_stack.run import run_execution, termination
+from dagster_stack.run.run_execution import LOSSES_SECS, MOST_LOSSES
+from dagster_stack.store import lease_renewal
+from dagster_stack.store import leases as leases_module
+from dagster_stack.store.leases import Work
 from dagster_stack.timing import FOREIGN_CODE_SECS, STALE_SECS
 from tests.unit import default_jobs, eventful_jobs, step_jobs
 from tests.unit.clock import Clock
 from tests.unit.database_errors import AWAY, ask_warehouse
-from tests.unit.deliveries import Delivery, buried, empty_the_memory, memory_app, postponed
+from tests.unit.deliveries import Delivery, dead_letters, delayed, empty_the_memory, memory_app
 from tests.unit.driven_runs import Workers, announced
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import kinds, message, said, started_run
@@ -76,7 +75,7 @@ def runner(app: Celery, instance: DagsterInstance) -> Runner:
 # --- whether it is driven ------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_driven_to_its_end_and_its_claim_given_back(
+def test_a_run_is_driven_to_its_end_and_its_lease_given_back(
     instance: DagsterInstance, runner: Runner, workers: Workers, database: Database
 ) -> None:
     run = started_run(instance, step_jobs.linear, status=STARTING)
@@ -85,7 +84,7 @@ def test_a_run_is_driven_to_its_end_and_its_claim_given_back(
 
     assert runner.status(run) == DagsterRunStatus.SUCCESS
     assert workers.sent == [("one", 1), ("second", 1), ("third", 1)]
-    assert database.claims.alive([run.run_id]) == set()
+    assert database.leases.active([run.run_id]) == set()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_a_run_that_has_ended_is_left_as_it_is(
 
     assert runner.status(run) == status
     assert workers.sent == []
-    assert postponed("runs") == buried() == []
+    assert delayed("runs") == dead_letters() == []
 
 
 def test_a_run_that_a_living_runner_has_comes_again_later(
@@ -111,7 +110,7 @@ def test_a_run_that_a_living_runner_has_comes_again_later(
 
     runner.drives(run)
 
-    assert postponed("runs") == [RunMessage(run.run_id, "").to_json()]
+    assert delayed("runs") == [RunMessage(run.run_id, "").to_json()]
     assert workers.sent == []
     assert runner.status(run) == STARTED
 
@@ -170,7 +169,7 @@ def test_a_run_that_takes_its_runners_down_fails_and_names_them(
     run = started_run(instance, step_jobs.linear)
     for number in range(MOST_LOSSES):
         database.taken(Work(run.run_id), f"runner@{number}")
-        database.claims.lose(Work(run.run_id), f"runner@{number}", "killed (out of memory?)")
+        database.leases.mark_lost(Work(run.run_id), f"runner@{number}", "killed (out of memory?)")
 
     runner.drives(run)
 
@@ -189,7 +188,7 @@ def test_a_run_of_weeks_may_lose_more_runners_than_one_of_a_day(
     run = started_run(instance, step_jobs.linear)
     for number in range(MOST_LOSSES):
         database.taken(Work(run.run_id), f"runner@{number}")
-        database.claims.lose(Work(run.run_id), f"runner@{number}", "killed")
+        database.leases.mark_lost(Work(run.run_id), f"runner@{number}", "killed")
     database.execute(
         "UPDATE dagster_stack_claims SET losses = jsonb_set(losses, '{0,at}', to_jsonb(extract(epoch FROM now()) - :day))"
         " WHERE run_id = :run",
@@ -222,11 +221,11 @@ def test_a_run_of_another_executor_that_lost_its_runner_fails_with_that_reason(
 ) -> None:
     """Its steps were part of that process: nobody can go on with them."""
     run = started_run(instance, eventful_jobs.of_another_executor)
-    claim = database.taken(Work(run.run_id), "runner@b")
+    lease = database.taken(Work(run.run_id), "runner@b")
     if dies:
-        database.claims.lose(claim.work, "runner@b", "killed (out of memory?)")
+        database.leases.mark_lost(lease.work, "runner@b", "killed (out of memory?)")
     else:
-        database.claims.release(claim)
+        database.leases.release(lease)
 
     runner.drives(run)
 
@@ -276,7 +275,7 @@ def test_a_run_that_is_executed_here_by_its_config_is_not_resumed(
     """Its steps ended with the process that executed them."""
     defaults.use()
     run = started_run(instance, default_jobs.in_process_by_its_config)
-    database.claims.release(database.taken(Work(run.run_id), "runner@b"))
+    database.leases.release(database.taken(Work(run.run_id), "runner@b"))
 
     runner.drives(run)
 
@@ -315,8 +314,8 @@ def test_what_ended_a_run_is_told_in_its_log_unless_a_step_did(
 @pytest.fixture
 def quick_signs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Signs of life every few milliseconds: a test waits for what they bring."""
-    monkeypatch.setattr(life, "LOOK_SECS", 0.005)
-    monkeypatch.setattr(claims_module, "RUN_BEAT_SECS", 0.01)
+    monkeypatch.setattr(lease_renewal, "LOOK_SECS", 0.005)
+    monkeypatch.setattr(leases_module, "RUN_RENEWAL_SECS", 0.01)
 
 
 def while_it_waits(workers: Workers, happens: Callable[[], object]) -> None:
@@ -382,7 +381,7 @@ def test_a_runner_that_lost_its_run_ends_nothing(
     def is_taken_over() -> None:
         database.silence(Work(run.run_id), STALE_SECS + 1)
         # A sign of life may have come in between.
-        while not database.claims.take(Work(run.run_id), "runner@b"):
+        while not database.leases.acquire(Work(run.run_id), "runner@b"):
             database.silence(Work(run.run_id), STALE_SECS + 1)
 
     while_it_waits(workers, is_taken_over)
@@ -391,8 +390,8 @@ def test_a_runner_that_lost_its_run_ends_nothing(
 
     assert runner.status(run) == STARTED
     assert workers.revoked == []
-    assert Work(run.run_id) in database.claims.alive([run.run_id])
-    assert postponed("runs") == buried() == []
+    assert Work(run.run_id) in database.leases.active([run.run_id])
+    assert delayed("runs") == dead_letters() == []
 
 
 def test_without_the_database_a_run_goes_back_to_its_queue(
@@ -405,7 +404,7 @@ def test_without_the_database_a_run_goes_back_to_its_queue(
     run = started_run(instance, step_jobs.linear, status=STARTING)
 
     def away(timeout: float) -> NoReturn:
-        cast(Any, instance.event_log_storage)._tenure.given_up = True
+        cast(Any, instance.event_log_storage)._session.given_up = True
         raise AWAY
 
     workers.wait = away  # type: ignore[method-assign]
@@ -435,7 +434,7 @@ def test_a_run_of_other_code_is_handed_back(
 ) -> None:
     runner.drives(of_other_code)
 
-    (later,) = postponed("runs")
+    (later,) = delayed("runs")
     assert later["run_id"] == of_other_code.run_id
     assert later["refused_at"]
     assert runner.status(of_other_code) == STARTING
@@ -471,7 +470,7 @@ def test_a_run_whose_runner_is_busy_waits_for_it(
 
     runner.gets(late.to_json())
 
-    assert postponed("runs") == [late.to_json()]
+    assert delayed("runs") == [late.to_json()]
     assert runner.status(of_other_code) == STARTING
     assert workers.sent == []
 
@@ -494,7 +493,7 @@ def test_a_run_whose_runner_is_busy_waits_for_it(
 def test_a_message_that_names_no_run_is_put_aside(runner: Runner, wrong: dict[str, Any]) -> None:
     runner.gets({**RunMessage("a-run", "").to_json(), **wrong})
 
-    (letter,) = buried()
+    (letter,) = dead_letters()
     assert letter["reason"]
     assert (letter["queue"], letter["task"]) == ("runs", RUN_TASK)
 
@@ -505,8 +504,8 @@ def test_while_the_broker_takes_no_dead_letters_a_runs_message_goes_back_to_its_
     def refused(*_: Any) -> NoReturn:
         raise ConnectionResetError("refused")
 
-    monkeypatch.setattr("dagster_stack.worker.delivery.bury_task", refused)
-    monkeypatch.setattr("dagster_stack.worker.delivery.time", Clock())
+    monkeypatch.setattr("dagster_stack.pool.delivery.dead_letter_task", refused)
+    monkeypatch.setattr("dagster_stack.pool.delivery.time", Clock())
 
     with pytest.raises(Reject) as rejection:
         runner.gets({**RunMessage("a-run", "").to_json(), "version": 99})
@@ -529,7 +528,7 @@ def test_an_error_of_dagsters_is_told_by_the_run_or_else_by_a_dead_letter(
 
     runner.drives(run)
 
-    assert [("out of order" in letter["reason"]) for letter in buried()] == ([] if told else [True])
+    assert [("out of order" in letter["reason"]) for letter in dead_letters()] == ([] if told else [True])
 
 
 @pytest.mark.parametrize("ended", [True, False])
@@ -556,8 +555,8 @@ def test_a_run_that_is_handed_back_again_and_again_fails_with_the_reasons(
 ) -> None:
     run = started_run(instance, step_jobs.linear)
     for number in range(MOST_LOSSES):
-        claim = database.taken(Work(run.run_id), f"runner@{number}")
-        database.claims.release(claim, f"an error that it can't report ({number})")
+        lease = database.taken(Work(run.run_id), f"runner@{number}")
+        database.leases.release(lease, f"an error that it can't report ({number})")
 
     runner.drives(run)
 
@@ -579,7 +578,7 @@ def test_a_run_whose_job_is_gone_fails_and_its_message_is_put_aside(
 
     assert runner.status(run) == DagsterRunStatus.FAILURE
     assert any("Job linear can't be loaded by the runner." in line for line in said(instance, run.run_id))
-    (letter,) = buried()
+    (letter,) = dead_letters()
     assert "No module named 'pipelines.old'" in letter["reason"]
 
 
@@ -592,7 +591,7 @@ def test_a_database_of_user_codes_own_that_is_away_while_the_job_is_loaded_fails
     runner.drives(run)
 
     assert runner.status(run) == DagsterRunStatus.FAILURE
-    assert len(buried()) == 1
+    assert len(dead_letters()) == 1
 
 
 def test_a_database_that_goes_away_while_the_job_is_loaded_fails_no_run(
@@ -609,4 +608,4 @@ def test_a_database_that_goes_away_while_the_job_is_loaded_fails_no_run(
         runner.drives(run)
 
     assert runner.status(run) == STARTING
-    assert buried() == []
+    assert dead_letters() == []

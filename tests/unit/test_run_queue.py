@@ -6,7 +6,7 @@ import pytest
 from dagster._config import Field, process_config
 
 from dagster_stack.errors import SettingsError
-from dagster_stack.runner.queue import RunQueue
+from dagster_stack.launch.run_queue import RunQueue
 from scripts import preflight
 from scripts.console import Failure
 

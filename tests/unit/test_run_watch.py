@@ -7,13 +7,13 @@ from celery import Celery
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 
 from dagster_stack import tags
-from dagster_stack.broker.messages import step_task_id
-from dagster_stack.broker.queue_state import QueueState
 from dagster_stack.errors import BrokerUnreachable
-from dagster_stack.runner import watch as module
-from dagster_stack.runner.launcher import CeleryRunLauncher
-from dagster_stack.runner.watch import LOOK_SECS, RunWatch
-from dagster_stack.storage.claims import Work
+from dagster_stack.launch import run_watch as module
+from dagster_stack.launch.launcher import CeleryRunLauncher
+from dagster_stack.launch.run_watch import LOOK_SECS, RunWatch
+from dagster_stack.messaging.messages import step_task_id
+from dagster_stack.messaging.queue_state import QueueState
+from dagster_stack.store.leases import Work
 from dagster_stack.timing import IDLE_SECS
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
@@ -54,7 +54,7 @@ class Watch:
         """All looks of so many seconds."""
         until = self._clock.now + seconds
         while True:
-            self._watch.look(self._launcher, self.database.claims)
+            self._watch.look(self._launcher, self.database.leases)
             if self._clock.now >= until:
                 return
             self._clock.sleep(LOOK_SECS)
@@ -129,12 +129,12 @@ def test_while_a_message_waits_for_a_runner_no_run_is_sent_again(watch: Watch) -
     assert said(watch.instance, run.run_id) == []
 
 
-def test_a_message_that_is_postponed_for_as_long_as_another_run_lasts_keeps_no_run_waiting(
+def test_a_message_that_is_delayed_for_as_long_as_another_run_lasts_keeps_no_run_waiting(
     watch: Watch,
 ) -> None:
     """RabbitMQ restarted: a run of hours has its message delivered again and again, another one has none."""
     run = watch.run(STARTING)
-    watch.queues["runs.postponed"] = QueueState(ready=1, consumers=0)
+    watch.queues["runs.delayed"] = QueueState(ready=1, consumers=0)
 
     watch.looks(IDLE_SECS)
 
@@ -156,9 +156,9 @@ def test_it_is_said_again_when_a_runner_was_there_meanwhile(watch: Watch) -> Non
     run = watch.run(STARTING)
     watch.queues["runs"] = QueueState(ready=1, consumers=0)
     watch.looks(2 * IDLE_SECS)
-    claim = watch.database.taken(Work(run.run_id), "runner@a")
+    lease = watch.database.taken(Work(run.run_id), "runner@a")
     watch.looks(LOOK_SECS)
-    watch.database.claims.release(claim)
+    watch.database.leases.release(lease)
 
     watch.looks(2 * IDLE_SECS)
 
@@ -180,9 +180,9 @@ def test_a_run_that_comes_and_goes_is_not_idle_in_between(watch: Watch) -> None:
     run = watch.run(STARTING)
     for _ in range(3):
         watch.looks(IDLE_SECS - 2 * LOOK_SECS)
-        claim = watch.database.taken(Work(run.run_id), "runner@a")
+        lease = watch.database.taken(Work(run.run_id), "runner@a")
         watch.looks(LOOK_SECS)
-        watch.database.claims.release(claim)
+        watch.database.leases.release(lease)
 
     assert sent(run) == 0
 
@@ -275,11 +275,11 @@ def test_an_instance_without_the_stacks_launcher_is_not_watched() -> None:
         RunWatch(instance).run()
 
 
-def test_claims_of_runs_that_ended_are_forgotten_once_an_hour(
+def test_leases_of_runs_that_ended_are_forgotten_once_an_hour(
     watch: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forgotten: list[float] = []
-    monkeypatch.setattr(watch.database.claims, "forget", lambda: forgotten.append(watch._clock.now))
+    monkeypatch.setattr(watch.database.leases, "prune", lambda: forgotten.append(watch._clock.now))
 
     watch.looks(1500)
 

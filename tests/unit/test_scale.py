@@ -53,6 +53,6 @@ def test_more_workers_than_postgres_has_connections_for_are_refused_with_the_cur
 
 
 def test_the_budget_counts_with_what_a_process_keeps() -> None:
-    from dagster_stack.storage.database import DEFAULT_CONNECTIONS
+    from dagster_stack.store.connections import DEFAULT_CONNECTIONS
 
     assert connections.EACH == DEFAULT_CONNECTIONS

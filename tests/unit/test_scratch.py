@@ -14,12 +14,12 @@ from celery import Celery
 from dagster import DagsterInstance
 from dagster._utils.error import serializable_error_info_from_exc_info
 
-from dagster_stack.storage import error_chains
-from dagster_stack.worker import scratch as scratch_module
-from dagster_stack.worker import shared_memory, step_execution, step_folder
-from dagster_stack.worker.scratch import Scratch
+from dagster_stack.pool import scratch as scratch_module
+from dagster_stack.pool.scratch import Scratch
+from dagster_stack.step import shared_memory, step_execution, step_folder
+from dagster_stack.store import error_chains
 from tests.unit import step_jobs
-from tests.unit.deliveries import Delivery, buried, postponed
+from tests.unit.deliveries import Delivery, dead_letters, delayed
 from tests.unit.runs_by_hand import kinds, message, said, started_run
 
 #: Bytes of the scratch space of a test.
@@ -180,7 +180,7 @@ def in_use(space: Space, monkeypatch: pytest.MonkeyPatch) -> Space:
     return space
 
 
-def test_a_step_without_room_is_postponed_and_its_run_told_once(
+def test_a_step_without_room_is_delayed_and_its_run_told_once(
     instance: DagsterInstance, app: Celery, in_use: Space
 ) -> None:
     # Given a worker on which another step holds nearly all of the space
@@ -193,10 +193,10 @@ def test_a_step_without_room_is_postponed_and_its_run_told_once(
         step_execution.execute_step(Delivery(app), content)
 
     # Then it comes again, and the log says once what it waits for
-    assert len(postponed()) == 2
-    assert not buried()
+    assert len(delayed()) == 2
+    assert not dead_letters()
     assert [kind for kind in kinds(instance, run.run_id, "one") if kind.startswith("STEP_")] == []
-    (told,) = [line for line in said(instance, run.run_id) if "is postponed" in line]
+    (told,) = [line for line in said(instance, run.run_id) if "is delayed" in line]
     assert "has no room for it" in told
     assert "large.bin" not in told
     assert "4000000-1-1 95 MB" in told

@@ -7,9 +7,9 @@ import pytest
 import requests
 from sqlalchemy.exc import OperationalError
 
+from dagster_stack.monitoring.formatting import counted, number, percent, seconds, size
 from dagster_stack.monitoring.prometheus import Prometheus
 from dagster_stack.monitoring.snapshot import Alerting, Alerts, Snapshot, Verdict, store_of
-from dagster_stack.monitoring.words import counted, number, percent, seconds, size
 from tests.unit.figures_by_hand import CODE, WELL, Rows, figures
 from tests.unit.prometheus_stub import PrometheusStub, alert
 

@@ -6,9 +6,9 @@ import pytest
 import sqlalchemy
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError, TimeoutError
 
-from dagster_stack.storage import database as database_module
-from dagster_stack.storage.database import TRIES, noting_engine, patiently, pooled_engine
-from dagster_stack.storage.sqlstate import Kind, is_away, is_refusal, is_undone, kind_of, sentence
+from dagster_stack.store import connections as database_module
+from dagster_stack.store.connections import TRIES, noting_engine, patiently, pooled_engine
+from dagster_stack.store.sqlstate import Kind, is_away, is_refusal, is_undone, kind_of, sentence
 from tests.unit.clock import Clock
 from tests.unit.database_errors import ask_warehouse
 from tests.unit.holders import Database

@@ -14,11 +14,11 @@ from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunSta
 from dagster._core.execution.plan.outputs import StepOutputHandle
 from dagster._core.execution.plan.state import KnownExecutionState
 
-from dagster_stack.worker import planned_job, step_execution
-from dagster_stack.worker.isolation import undisturbed
+from dagster_stack.pool.isolation import undisturbed
+from dagster_stack.step import plan_cache, step_execution
 from tests.unit import step_jobs
 from tests.unit.database_errors import AWAY, ask_warehouse
-from tests.unit.deliveries import Delivery, buried
+from tests.unit.deliveries import Delivery, dead_letters
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
 
 
@@ -214,7 +214,7 @@ def test_a_step_of_a_deleted_run_is_put_aside(
 
     step_execution.execute_step(Delivery(app), content)
 
-    (letter,) = buried()
+    (letter,) = dead_letters()
     assert letter["reason"].startswith(f"nobody knows run {run.run_id}")
     assert json.loads(letter["body"]) == content
     assert woken == []
@@ -245,8 +245,8 @@ def test_code_that_can_not_be_loaded_is_the_steps_failure_with_its_reason(
     def lacking(*_: Any) -> None:
         raise ModuleNotFoundError("No module named 'pandas'")
 
-    planned_job._planned.clear()
-    monkeypatch.setattr(planned_job, "recon_job_from_origin", lacking)
+    plan_cache._planned.clear()
+    monkeypatch.setattr(plan_cache, "recon_job_from_origin", lacking)
 
     # When the step comes
     step_execution.execute_step(Delivery(app), step.to_json())
@@ -260,7 +260,7 @@ def test_code_that_can_not_be_loaded_is_the_steps_failure_with_its_reason(
     assert "No module named 'pandas'" in failure.step_failure_data.error.message
     assert woken == [(app, run.run_id)]
     # And its message is kept for whoever looks after the workers
-    (letter,) = buried()
+    (letter,) = dead_letters()
     assert "step one of job alone can't be loaded: No module named 'pandas'" in letter["reason"]
 
 
@@ -276,7 +276,7 @@ def test_a_step_that_the_workers_code_does_not_have_is_a_failure_and_put_aside(
     failure = events(instance, run.run_id)[-1]
     assert (failure.event_type_value, failure.step_key) == ("STEP_FAILURE", "new_step")
     assert woken == [(app, run.run_id)]
-    assert "step new_step of job alone can't be loaded" in buried()[0]["reason"]
+    assert "step new_step of job alone can't be loaded" in dead_letters()[0]["reason"]
 
 
 def test_a_resource_that_does_not_start_is_in_the_log_for_the_run_to_decide(
@@ -299,7 +299,7 @@ def test_a_run_whose_step_lacks_a_resource_is_woken(instance: DagsterInstance) -
     assert execute(message(instance, run, "needs_resource")) == ["woken"]
 
 
-@pytest.mark.parametrize("place", ["standing", "planned_job"])
+@pytest.mark.parametrize("place", ["ledger_of", "planned_job"])
 def test_without_the_database_a_message_goes_back_to_its_queue(
     instance: DagsterInstance,
     app: Celery,
@@ -343,13 +343,13 @@ def test_a_database_of_user_codes_own_that_is_away_fails_the_step(
 
     assert kinds(instance, run.run_id, "asks").count("STEP_FAILURE") == 1
     assert woken == [(app, run.run_id)]
-    assert len(buried()) == int(at_load)
+    assert len(dead_letters()) == int(at_load)
 
 
 def test_a_foreign_message_is_put_aside_and_says_why(app: Celery) -> None:
     step_execution.execute_step(Delivery(app), {"hello": "world"})
 
-    (letter,) = buried()
+    (letter,) = dead_letters()
     assert letter["reason"] == "a message of version None; this code reads 2"
     assert (letter["queue"], letter["worker"], letter["body"]) == (
         "dagster",

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from dagster_stack.worker import step_folder as module
-from dagster_stack.worker.step_folder import parent, remove, remove_dead, step_folder
+from dagster_stack.step import step_folder as module
+from dagster_stack.step.step_folder import parent, remove, remove_dead, step_folder
 from scripts.console import ROOT
 from tests.waiting import wait_until
 
@@ -179,7 +179,7 @@ def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
 def test_the_folder_of_a_process_that_was_killed_is_removed_before_the_next_step() -> None:
     # Given a process that is killed within its step, beside one that goes on
     program = (
-        "import time\nfrom dagster_stack.worker.step_folder import step_folder\n"
+        "import time\nfrom dagster_stack.step.step_folder import step_folder\n"
         "with step_folder() as folder:\n    print(folder, flush=True)\n    time.sleep(600)"
     )
     processes = [

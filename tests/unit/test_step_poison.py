@@ -9,12 +9,12 @@ from celery.exceptions import Reject
 from dagster import DagsterInstance
 from sqlalchemy.exc import DataError
 
-from dagster_stack.broker.messages import StepMessage
-from dagster_stack.worker import step_execution
-from dagster_stack.worker.step_execution import execute_step
+from dagster_stack.messaging.messages import StepMessage
+from dagster_stack.step import step_execution
+from dagster_stack.step.step_execution import execute_step
 from tests.unit import eventful_jobs
 from tests.unit.clock import Clock
-from tests.unit.deliveries import Delivery, buried, postponed
+from tests.unit.deliveries import Delivery, dead_letters, delayed
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import message, started_run
 
@@ -61,11 +61,11 @@ def test_a_message_that_nobody_can_use_is_put_aside_and_harms_nobody(
 
     execute_step(Delivery(app), content)
 
-    (letter,) = buried()
+    (letter,) = dead_letters()
     assert 0 < len(letter["reason"]) < 1100
     assert len(json.dumps(letter)) < 200_000
     assert (letter["queue"], letter["worker"], letter["task_id"]) == ("dagster", "worker@here", "a-task")
-    assert postponed() == []
+    assert delayed() == []
 
 
 @pytest.mark.parametrize("wrong", [{"run_id": "nobody's"}, {"version": 99}], ids=str)
@@ -75,8 +75,8 @@ def test_while_the_broker_takes_no_dead_letters_a_message_goes_back_to_its_queue
     def refused(*_: Any) -> NoReturn:
         raise ConnectionResetError("refused")
 
-    monkeypatch.setattr("dagster_stack.worker.delivery.bury_task", refused)
-    monkeypatch.setattr("dagster_stack.worker.delivery.time", Clock())
+    monkeypatch.setattr("dagster_stack.pool.delivery.dead_letter_task", refused)
+    monkeypatch.setattr("dagster_stack.pool.delivery.time", Clock())
 
     with pytest.raises(Reject) as rejection:
         execute_step(Delivery(app), {**step.to_json(), **wrong})
@@ -96,7 +96,7 @@ def test_an_error_that_nobody_foresaw_puts_the_message_aside_and_gives_the_step_
 
     execute_step(Delivery(app), step.to_json())
 
-    (letter,) = buried()
+    (letter,) = dead_letters()
     assert "integer out of range" in letter["reason"]
     # And who gets it next, when the run has sent it again, finds no dead worker
     assert Database(database_url).taken(step.work, "another").losses == ()

@@ -14,10 +14,10 @@ from botocore.exceptions import ClientError
 from dagster import FilesystemIOManager
 
 from dagster_stack import ObjectNotFound, ObjectStore, stack_resources
+from dagster_stack.objects.client import presigned_link, s3_client
+from dagster_stack.objects.io_manager import S3IOManager
+from dagster_stack.objects.object_store import UNFINISHED, LocalObjectStore, S3ObjectStore
 from dagster_stack.settings import S3Settings, Settings
-from dagster_stack.storage.io_manager import S3IOManager
-from dagster_stack.storage.objects import UNFINISHED, LocalObjectStore, S3ObjectStore
-from dagster_stack.storage.s3 import presigned_link, s3_client
 from tests.unit.seaweed import BUCKET
 
 

@@ -10,10 +10,10 @@ import pytest
 from celery import Celery, _state
 
 from dagster_stack import tasks
-from dagster_stack.broker.task_names import RUN_TASK, STEP_TASK, STOCK_TASKS
-from dagster_stack.runner import run_execution
+from dagster_stack.messaging.task_names import RUN_TASK, STEP_TASK, STOCK_TASKS
+from dagster_stack.run import run_execution
+from dagster_stack.step import step_execution
 from dagster_stack.tasks import register_tasks, stock_function
-from dagster_stack.worker import step_execution
 from scripts.console import ROOT
 
 #: Loads what a worker's main process loads, and says what that was.

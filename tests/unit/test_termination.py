@@ -7,10 +7,10 @@ from celery import Celery
 from dagster import DagsterInstance, DagsterRun
 from kombu.exceptions import OperationalError
 
-from dagster_stack.broker.messages import step_task_id
-from dagster_stack.executor import termination
-from dagster_stack.executor.termination import call_back
-from dagster_stack.storage.claims import Claim, Work
+from dagster_stack.messaging.messages import step_task_id
+from dagster_stack.run import termination
+from dagster_stack.run.termination import call_back
+from dagster_stack.store.leases import Lease, Work
 from dagster_stack.timing import GRACE_SECS, STALE_SECS
 from tests.unit import step_jobs
 from tests.unit.clock import Clock
@@ -44,20 +44,20 @@ class Termination:
         self.workers = Workers()
         self.ends_at: dict[str, float] = {}
         self._instance, self._database, self._clock = instance, database, clock
-        self._claims: dict[str, Claim] = {}
+        self._leases: dict[str, Lease] = {}
         clock_sleep = clock.sleep
 
         def sleep(seconds: float) -> None:
             clock_sleep(seconds)
             for key, at in self.ends_at.items():
                 if clock.now >= at:
-                    database.claims.release(self._claims[key])
+                    database.leases.release(self._leases[key])
 
         self.sleep = sleep
 
     def executes(self, *keys: str) -> None:
         for key in keys:
-            self._claims[key] = self._database.taken(Work(self.run.run_id, key, 1), "worker@a (process 1)")
+            self._leases[key] = self._database.taken(Work(self.run.run_id, key, 1), "worker@a (process 1)")
 
     def task(self, key: str) -> str:
         return step_task_id(self.run.run_id, key, 1)
@@ -68,7 +68,7 @@ class Termination:
         return call_back(checked, self._instance, self.run.run_id, [self.task(key) for key in keys])
 
     def beats(self, key: str) -> bool:
-        return self._database.claims.beat(self._claims[key]) is not None
+        return self._database.leases.renew(self._leases[key]) is not None
 
 
 @pytest.fixture
@@ -159,18 +159,18 @@ def test_a_process_that_only_seems_dead_is_killed(steps: Termination) -> None:
     assert steps.workers.told[1:] == [([steps.task("step_00")], "SIGKILL")]
 
 
-def test_the_runs_own_claim_and_other_runs_are_left_alone(steps: Termination) -> None:
+def test_the_runs_own_lease_and_other_runs_are_left_alone(steps: Termination) -> None:
     own = steps._database.taken(Work(steps.run.run_id), "runner@a")
     other = steps._database.taken(Work("another run", "step_00", 1), "worker@a")
     steps.executes("step_00")
 
     steps.call_back("step_00")
 
-    assert steps._database.claims.beat(own)
-    assert steps._database.claims.beat(other)
+    assert steps._database.leases.renew(own)
+    assert steps._database.leases.renew(other)
 
 
-def test_without_claims_steps_are_called_back_and_none_is_waited_for(
+def test_without_leases_steps_are_called_back_and_none_is_waited_for(
     instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The embedded mode: its worker interrupts what it executes."""

@@ -16,18 +16,19 @@ from dagster import DagsterEvent, DagsterInstance, OpExecutionContext, RetryRequ
 from dagster._core.execution.plan.execute_step import core_dagster_event_sequence_for_step
 
 from dagster_stack import tags
-from dagster_stack.broker.app_factory import make_app
-from dagster_stack.broker.messages import StepMessage
-from dagster_stack.broker.task_names import RUN_TASK, STEP_TASK
 from dagster_stack.errors import SettingsError
-from dagster_stack.executor.celery_executor import run_app
+from dagster_stack.messaging.app_factory import make_app
+from dagster_stack.messaging.messages import StepMessage
+from dagster_stack.messaging.task_names import RUN_TASK, STEP_TASK
+from dagster_stack.run.executor import run_app
 from dagster_stack.settings import CeleryConfig, Settings
-from dagster_stack.storage.claims import Work
+from dagster_stack.step import time_limit
+from dagster_stack.step.step_execution import StepExecution, execute_step
+from dagster_stack.step.time_limit import TimeLimit
+from dagster_stack.store.leases import Work
 from dagster_stack.tasks import register_tasks
-from dagster_stack.worker import request, time_limit
-from dagster_stack.worker.losses import KILLED_AT_LIMIT, LIMIT_SIGNAL, Causes
-from dagster_stack.worker.step_execution import StepExecution, execute_step
-from dagster_stack.worker.time_limit import TimeLimit
+from dagster_stack.worker import request
+from dagster_stack.worker.lost_processes import KILLED_AT_LIMIT, LIMIT_SIGNAL, DeathCauses
 from scripts.console import ROOT
 from tests.unit import eventful_jobs, step_jobs
 from tests.unit.deliveries import Delivery, waiting
@@ -243,7 +244,7 @@ def test_who_gets_the_message_of_a_killed_step_reports_its_failure(  # noqa: PLR
     # Given a step whose process the kernel has ended, as its worker has told
     step = limited(instance, getattr(eventful_jobs, job), key=key)
     database.taken(step.work, "worker@there (process 3)")
-    database.claims.lose(step.work, "worker@there (process 3)", KILLED_AT_LIMIT)
+    database.leases.mark_lost(step.work, "worker@there (process 3)", KILLED_AT_LIMIT)
 
     # When its message comes again
     execute_step(Delivery(app), step.to_json())
@@ -258,7 +259,7 @@ def test_who_gets_the_message_of_a_killed_step_reports_its_failure(  # noqa: PLR
 
 KEEPS_THE_LOCK = """
 import re, sys
-from dagster_stack.worker.time_limit import KernelTimer
+from dagster_stack.step.time_limit import KernelTimer
 timer = KernelTimer()
 timer.set(0.3)
 if sys.argv[1] == "in time":
@@ -287,7 +288,7 @@ def test_the_kernel_ends_a_process_that_keeps_pythons_global_lock_or_ignores_all
 
 
 def test_the_end_by_the_kernel_is_told_from_others() -> None:
-    assert Causes().of_exit(-LIMIT_SIGNAL) == KILLED_AT_LIMIT
+    assert DeathCauses().of_exit(-LIMIT_SIGNAL) == KILLED_AT_LIMIT
 
 
 def test_with_the_process_of_an_eager_run_its_step_is_lost(database: Database) -> None:
@@ -295,11 +296,11 @@ def test_with_the_process_of_an_eager_run_its_step_is_lost(database: Database) -
     for work, holder in ((run, "runner@a (process 1)"), (step, "runner@a (process 1)"), (other, "another")):
         database.taken(work, holder)
 
-    database.claims.lose(run, "runner@a (process 1)", KILLED_AT_LIMIT)
+    database.leases.mark_lost(run, "runner@a (process 1)", KILLED_AT_LIMIT)
 
     for work in (run, step):
         assert [loss.reason for loss in database.taken(work, "next").losses] == [KILLED_AT_LIMIT]
-    assert database.claims.take(other, "next") is None
+    assert database.leases.acquire(other, "next") is None
 
 
 # --- who says so ----------------------------------------------------------------------------------------------------
@@ -385,7 +386,7 @@ def test_celerys_limit_of_a_message_is_its_steps(instance: DagsterInstance, app:
     assert any("limit of 0.3 s (task_time_limit)" in text for text in texts(end(instance, step)))
 
 
-def test_a_message_that_is_postponed_keeps_its_limit(
+def test_a_message_that_is_delayed_keeps_its_limit(
     instance: DagsterInstance, database: Database, app: Celery
 ) -> None:
     step = message(instance, started_run(instance, eventful_jobs.with_an_event), "eventful")
@@ -395,7 +396,7 @@ def test_a_message_that_is_postponed_keeps_its_limit(
 
     execute_step(delivery, step.to_json())
 
-    (later,) = waiting("dagster.postponed")
+    (later,) = waiting("dagster.delayed")
     assert later["headers"]["timelimit"] == [60, 30]
 
 

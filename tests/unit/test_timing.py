@@ -20,14 +20,14 @@ OLD_HEARTBEAT_SECS = 30
 
 HOLDS = {
     "several signs of life fit into the silence that means death": (
-        3 * max(t.STEP_BEAT_SECS, t.RUN_BEAT_SECS) < t.STALE_SECS
+        3 * max(t.STEP_RENEWAL_SECS, t.RUN_RENEWAL_SECS) < t.STALE_SECS
     ),
     "a run is idle only once its holder counts as dead": t.IDLE_SECS > t.STALE_SECS,
-    "a postponed message is back before its run counts as idle": t.IDLE_SECS > t.POSTPONED_SECS,
+    "a delayed message is back before its run counts as idle": t.IDLE_SECS > t.DELAY_SECS,
     "a lost run is looked for at least as often as it may be idle": (
         MONITORING["poll_interval_seconds"] < t.IDLE_SECS
     ),
-    "a run's termination is noticed before an interrupted step is killed": t.RUN_BEAT_SECS < t.GRACE_SECS,
+    "a run's termination is noticed before an interrupted step is killed": t.RUN_RENEWAL_SECS < t.GRACE_SECS,
     "Dagster does not end a termination by itself before it can be over": (
         MONITORING["cancel_timeout_seconds"] > t.IDLE_SECS + t.GRACE_SECS
     ),
@@ -37,7 +37,7 @@ HOLDS = {
     "a step is not taken for lost while its holder may be alive": (
         t.MISSING_LOOKS * t.MISSING_LOOK_SECS > t.STALE_SECS
     ),
-    "a message that waits for foreign code is looked at often": 10 * t.POSTPONED_SECS < t.FOREIGN_CODE_SECS,
+    "a message that waits for foreign code is looked at often": 10 * t.DELAY_SECS < t.FOREIGN_CODE_SECS,
     "a question to a frozen broker does not look like a loop that hangs": (
         t.BROKER_ANSWER_SECS < t.LOOP_SILENCE_SECS
     ),

@@ -12,9 +12,10 @@ import pytest
 from celery import signals
 from dagster import DagsterInstance
 
+from dagster_stack.objects import client
+from dagster_stack.pool import warm
 from dagster_stack.project import found
-from dagster_stack.storage import s3
-from dagster_stack.worker import process, warm_up
+from dagster_stack.worker import warm_up
 from dagster_stack.worker.warm_up import code_modules, entries
 from scripts.console import ROOT
 
@@ -78,8 +79,8 @@ def test_a_process_loads_the_code_and_opens_the_instance(
     def get_runs(limit: int) -> None:
         asked.append(limit)
 
-    warm = SimpleNamespace(get_runs=get_runs, event_log_storage=None, inject_env_vars=lambda _: None)
-    monkeypatch.setattr(process, "warm_instance", lambda: warm)
+    instance = SimpleNamespace(get_runs=get_runs, event_log_storage=None, inject_env_vars=lambda _: None)
+    monkeypatch.setattr(warm, "warm_instance", lambda: instance)
 
     warm_up.warm_up()
 
@@ -99,8 +100,8 @@ def test_what_dagsters_secrets_loader_knows_is_there_when_the_code_is_loaded(
         asked.append(location)
         os.environ["TOKEN_OF_LOADER"] = "sesame"
 
-    warm = SimpleNamespace(get_runs=lambda **_: [], event_log_storage=None, inject_env_vars=inject)
-    monkeypatch.setattr(process, "warm_instance", lambda: warm)
+    instance = SimpleNamespace(get_runs=lambda **_: [], event_log_storage=None, inject_env_vars=inject)
+    monkeypatch.setattr(warm, "warm_instance", lambda: instance)
     (workspace.parent / "loaded_by_warm_up.py").write_text(
         "import os\nSEEN = os.environ['TOKEN_OF_LOADER']\n"
     )
@@ -141,7 +142,7 @@ def test_on_a_real_instance_warming_up_says_nothing(
     warm_up.warm_up()
 
     assert caplog.records == []
-    assert process.warm_instance() is instance
+    assert warm.warm_instance() is instance
 
 
 def test_code_that_does_not_load_is_only_logged(workspace: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -172,7 +173,7 @@ def test_a_database_that_is_away_is_only_logged(
     def away() -> None:
         raise ConnectionRefusedError("no database")
 
-    monkeypatch.setattr(process, "warm_instance", away)
+    monkeypatch.setattr(warm, "warm_instance", away)
 
     warm_up.warm_up()
 
@@ -185,7 +186,7 @@ def test_only_a_pool_of_several_processes_shares_what_is_loaded(
 ) -> None:
     """A pool of one has nobody to share with: its main process stays small."""
     clients: list[str | None] = []
-    monkeypatch.setattr(s3, "s3_client", clients.append)
+    monkeypatch.setattr(client, "s3_client", clients.append)
     loaded: list[str] = []
     monkeypatch.setattr(importlib, "import_module", loaded.append)
     monkeypatch.setattr(warm_up, "_worker", warm_up.Worker())
@@ -200,7 +201,7 @@ def test_only_a_pool_of_several_processes_shares_what_is_loaded(
 
 
 def test_without_a_bucket_no_client_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3, "s3_client", lambda _: pytest.fail("made a client"))
+    monkeypatch.setattr(client, "s3_client", lambda _: pytest.fail("made a client"))
     monkeypatch.setattr(importlib, "import_module", lambda _: None)
     monkeypatch.setattr(warm_up, "_worker", warm_up.Worker())
     monkeypatch.delenv("DAGSTER_STACK_S3_BUCKET", raising=False)

@@ -1,4 +1,4 @@
-"""What steps do to their processes, and how the next one sees it: a module for each of `dagster_stack/worker/isolation/`."""
+"""What steps do to their processes, and how the next one sees it: a module for each of `dagster_stack/pool/isolation/`."""
 
 import subprocess
 import sys

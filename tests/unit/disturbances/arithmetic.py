@@ -3,7 +3,7 @@
 import decimal
 from pathlib import Path
 
-from dagster_stack.worker.isolation import arithmetic
+from dagster_stack.pool.isolation import arithmetic
 from tests.unit.disturbances import disturbance
 
 

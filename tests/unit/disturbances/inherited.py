@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from dagster_stack.worker.isolation import inherited
+from dagster_stack.pool.isolation import inherited
 from tests.unit.disturbances import child, disturbance
 
 LIBC = ctypes.CDLL(None)

@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from dagster_stack.worker.isolation import interpreter
+from dagster_stack.pool.isolation import interpreter
 from tests.unit.disturbances import disturbance
 
 #: As user code sees them, which does not ask for types.

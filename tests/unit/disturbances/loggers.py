@@ -11,7 +11,7 @@ from tests.unit.disturbances import disturbance
 any_logging: Any = logging
 
 
-OF_THE_PLATFORM = logging.getLogger("dagster_stack.worker.isolation")
+OF_THE_PLATFORM = logging.getLogger("dagster_stack.pool.isolation")
 
 
 def logging_state() -> Any:

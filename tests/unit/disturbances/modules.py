@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from dagster_stack.worker.isolation import modules
+from dagster_stack.pool.isolation import modules
 from tests.unit.disturbances import disturbance
 
 #: As user code sees them, which does not ask for types.

@@ -7,7 +7,7 @@ import signal
 import threading
 from pathlib import Path
 
-from dagster_stack.worker.isolation import signals
+from dagster_stack.pool.isolation import signals
 from tests.unit.disturbances import disturbance
 
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dagster_stack.worker.isolation import streams
+from dagster_stack.pool.isolation import streams
 from tests.unit.disturbances import disturbance
 
 #: As user code sees them, which does not ask for types.

@@ -1,1 +1,0 @@
-"""The executor: which steps are ready, how they get to a queue, and what came of them."""

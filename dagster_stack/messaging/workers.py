@@ -1,0 +1,94 @@
+"""Who is there, with which code, doing what: the workers on a broker are asked, and `worker/roll_call` answers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.messaging.publishing import confirmed_producer
+from dagster_stack.messaging.run_connection import ANSWER_SECS
+
+#: The command's name on the wire.
+ROLL_CALL = "roll_call"
+#: Seconds that a worker gets besides which answered the last time: it may be slow on a machine that is busy.
+SECOND_ANSWER_SECS = 3
+#: What a worker does not say that does not know the question, such as one of another app.
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Activity:
+    """A task at work. Run and step are None when its arguments don't tell them."""
+
+    task: str
+    run_id: str | None
+    step: str | None
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One that answered. `busy`: messages that its processes work on; `done`: tasks since its start, `uptime` seconds ago."""
+
+    name: str
+    queues: tuple[str, ...]
+    processes: int | None
+    uptime: int | None
+    doing: tuple[Activity, ...]
+    done: int
+    code: str = UNKNOWN
+    busy: int = 0
+
+    @classmethod
+    def of(cls, name: str, answer: Mapping[str, Any]) -> "Worker":
+        """From its answer, of which an older worker leaves out some, and one of another app all."""
+        return cls(
+            name=name,
+            queues=tuple(answer.get("queues") or [UNKNOWN]),
+            processes=answer.get("processes"),
+            uptime=answer.get("uptime"),
+            doing=tuple(Activity(**each) for each in answer.get("doing", ())),
+            done=answer.get("done", 0),
+            code=answer.get("code") or UNKNOWN,
+            busy=answer.get("busy", 0),
+        )
+
+
+def ask(
+    app: Celery, connection: Any, known: Iterable[str] = (), timeout: float = ANSWER_SECS
+) -> list[Worker]:
+    """The workers that answer in time; those that are `known` by name get a second chance. Waits for it in full."""
+    answers = _asked(app, connection, timeout)
+    if missing := set(known) - {name for each in answers for name in each}:
+        answers += _asked(
+            app, connection, SECOND_ANSWER_SECS, destination=sorted(missing), limit=len(missing)
+        )
+    return [Worker.of(name, answer) for each in answers for name, answer in each.items()]
+
+
+def _asked(app: Celery, connection: Any, timeout: float, **options: Any) -> list[Any]:
+    return (
+        app.control.broadcast(ROLL_CALL, reply=True, timeout=timeout, connection=connection, **options) or []
+    )
+
+
+def workers_of(app: Celery, queue: str, code: str | None = None) -> list[str]:
+    """The workers that take from a queue, also those too busy now; with `code`, those that have it.
+
+    Waits for all answers, a second. Raises BrokerUnreachable.
+    """
+    with confirmed_producer(app) as producer:
+        found = ask(app, producer.connection)
+    return [each.name for each in found if queue in each.queues and code in (None, each.code)]
+
+
+def taken(app: Celery, task_ids: Sequence[str]) -> set[str]:
+    """Those of the tasks that some worker has taken. Raises BrokerUnreachable."""
+    try:
+        replies = app.control.inspect(timeout=ANSWER_SECS).query_task(*task_ids) or {}
+    except (OperationalError, OSError) as error:
+        # On a connection of the app's own, which may be dead while others stand.
+        raise BrokerUnreachable(f"Workers can't be asked: {error}") from error
+    return {task_id for tasks in replies.values() for task_id in tasks}

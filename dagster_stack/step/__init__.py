@@ -1,0 +1,1 @@
+"""A step is executed, in a process of a worker's pool."""

@@ -1,0 +1,158 @@
+"""What processes ask and tell the event log about work: who has it, how attempts ended, what is new.
+
+The stack's own storage knows leases. Any other (SQLite of `make dev`, Dagster's own) has one writer at a time and none.
+"""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+from dagster import DagsterEventType, DagsterInstance, DagsterRun
+from dagster._core.event_api import EventLogCursor
+
+from dagster_stack import tags
+from dagster_stack.store.event_log import ENDS, News, PooledEventLogStorage
+from dagster_stack.store.leases import Lease, Work
+
+
+class AttemptState(NamedTuple):
+    """A run as it is now, and how attempts of one of its steps ended."""
+
+    #: None: nobody knows it.
+    run: DagsterRun | None
+    #: The hash of the code that drives the run; None when nobody has said it.
+    code: str | None
+    ends: Counter[DagsterEventType]
+
+
+class Ledger(ABC):
+    """One of an instance's two kinds."""
+
+    #: What this process works for.
+    lease: Lease | None = None
+
+    @abstractmethod
+    def active(self, run_ids: list[str]) -> Collection[Work]:
+        """What of these runs somebody has who gives signs of life."""
+
+    @abstractmethod
+    def revoke_steps(self, run_id: str) -> list[Work]:
+        """Take a run's steps from whoever has them; returns these."""
+
+    @abstractmethod
+    def release(self, lease: Lease, reason: str) -> None:
+        """Let whoever gets the message next begin at once."""
+
+    @abstractmethod
+    def check_lease(self) -> None:
+        """Raise Fenced when what this process works for has gone to another."""
+
+    @abstractmethod
+    def batching(self) -> AbstractContextManager[Any]:
+        """Events of this process may be written together while it lasts."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Return when what was reported so far is stored."""
+
+    @abstractmethod
+    def news(
+        self, run_id: str, after: int, known: Iterable[int], kinds: set[DagsterEventType], limit: int
+    ) -> News:
+        """At most so many of a run's events of these kinds, after a row; `known` may be left out."""
+
+    @abstractmethod
+    def attempt_state(self, run_id: str, step_key: str) -> AttemptState:
+        """As it is now."""
+
+
+class StackLedger(Ledger):
+    """By the stack's storage, whose leases it knows."""
+
+    def __init__(self, storage: PooledEventLogStorage) -> None:
+        self._storage = storage
+        self.lease = storage.lease
+
+    def active(self, run_ids: list[str]) -> Collection[Work]:
+        return self._storage.leases.active(run_ids)
+
+    def revoke_steps(self, run_id: str) -> list[Work]:
+        return self._storage.leases.revoke_steps(run_id)
+
+    def release(self, lease: Lease, reason: str) -> None:
+        self._storage.leases.release(lease, reason)
+
+    def check_lease(self) -> None:
+        self._storage.check_lease()
+
+    def batching(self) -> AbstractContextManager[Any]:
+        return self._storage.batching()
+
+    def flush(self) -> None:
+        self._storage.flush()
+
+    def news(
+        self, run_id: str, after: int, known: Iterable[int], kinds: set[DagsterEventType], limit: int
+    ) -> News:
+        return self._storage.news(run_id, after, known, kinds, limit)
+
+    def attempt_state(self, run_id: str, step_key: str) -> AttemptState:
+        run, code, ends = self._storage.standing(run_id, step_key, [kind.value for kind in ENDS])
+        return AttemptState(
+            run, code, Counter({DagsterEventType(kind): count for kind, count in ends.items()})
+        )
+
+
+class PlainLedger(Ledger):
+    """By what any instance can: nobody has a lease, and each event is stored when it is reported."""
+
+    def __init__(self, instance: DagsterInstance) -> None:
+        self._instance = instance
+
+    def active(self, run_ids: list[str]) -> Collection[Work]:
+        return ()
+
+    def revoke_steps(self, run_id: str) -> list[Work]:
+        return []
+
+    def release(self, lease: Lease, reason: str) -> None:
+        pass
+
+    def check_lease(self) -> None:
+        pass
+
+    def batching(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def flush(self) -> None:
+        pass
+
+    def news(
+        self, run_id: str, after: int, known: Iterable[int], kinds: set[DagsterEventType], limit: int
+    ) -> News:
+        cursor = EventLogCursor.from_storage_id(after).to_string()
+        found = self._instance.get_records_for_run(run_id, cursor, of_type=kinds, limit=limit).records
+        # One writer at a time: all that is there is settled.
+        return News([(each.storage_id, each.event_log_entry.dagster_event) for each in found], 0, 0)
+
+    def attempt_state(self, run_id: str, step_key: str) -> AttemptState:
+        run = self._instance.get_run_by_id(run_id)
+        if run is None:
+            return AttemptState(None, None, Counter())
+        records = self._instance.get_records_for_run(run_id, of_type=ENDS).records
+        events = (record.event_log_entry.dagster_event for record in records)
+        ends = Counter(event.event_type for event in events if event and event.step_key == step_key)
+        return AttemptState(run, run.tags.get(tags.CODE), ends)
+
+
+def stack_storage(instance: DagsterInstance) -> PooledEventLogStorage | None:
+    """The stack's own storage, for what only that can do; None: the instance has another."""
+    storage = instance.event_log_storage
+    return storage if isinstance(storage, PooledEventLogStorage) else None
+
+
+def ledger_of(instance: DagsterInstance) -> Ledger:
+    storage = stack_storage(instance)
+    return StackLedger(storage) if storage else PlainLedger(instance)
