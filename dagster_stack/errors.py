@@ -138,3 +138,11 @@ class NoRoom(StackError):
 
 class AlreadyHeld(StackError):
     """Raised when a message names work that another living process does."""
+
+
+class AlreadyDone(StackError):
+    """Raised when a message names work that is done, or that is not to be done any more."""
+
+
+class HandedOver(StackError):
+    """Raised when a process that stops has let go of its work, and whoever gets the message next goes on with it."""

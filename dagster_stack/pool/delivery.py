@@ -1,28 +1,32 @@
-"""What becomes of a message whose work could not be done: it comes again, goes back, or is put aside."""
+"""One delivery of a message, of a run as of a step: parse it, admit its work, execute that, settle the message."""
 
 import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from celery import Celery, Task
 from celery.exceptions import Reject
 
+from dagster_stack.code_version import code_version
 from dagster_stack.errors import (
+    AlreadyDone,
     AlreadyHeld,
     BrokerUnreachable,
     Fenced,
     ForeignCode,
     GivenUp,
+    HandedOver,
     NoRoom,
     NoSuchJob,
     NoSuchRun,
     OldDefinitions,
 )
+from dagster_stack.logs.context import bound
 from dagster_stack.messaging.dead_letters import dead_letter_task
-from dagster_stack.messaging.delayed import delay
+from dagster_stack.messaging.delayed import delay, refused_for
 from dagster_stack.messaging.messages import RunMessage, StepMessage
 from dagster_stack.messaging.publishing import source_queue
 from dagster_stack.messaging.workers import workers_of
@@ -31,6 +35,7 @@ from dagster_stack.pool.warm import warm_instance
 from dagster_stack.store.leases import Lease
 from dagster_stack.store.ledger import ledger_of
 from dagster_stack.store.sqlstate import is_away
+from dagster_stack.timing import FOREIGN_CODE_SECS
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +45,51 @@ ANSWER_COUNTS_SECS = 15
 AWAY_PAUSE_SECS = 5
 
 
+class Execution(Protocol):
+    """The work of one message, on its way through this process."""
+
+    def run(self) -> None:
+        """Execute it if it is to be executed here, now; its end is stored then. Raises what `settled` knows."""
+
+    def hand_over(self, reason: str) -> None:
+        """Let whoever gets the message next begin at once."""
+
+    def skip(self) -> None:
+        """Do what is left of work that is done already."""
+
+
+Message = TypeVar("Message", RunMessage, StepMessage)
+
+
+def deliver(
+    task: Task, content: Any, kind: type[Message], execution_of: Callable[[Message], Execution]
+) -> None:
+    """One delivery of what a Celery task got. Returns once the work's end is stored, raises Reject else."""
+    try:
+        message = kind.from_json(content)
+    except ValueError as error:
+        put_aside(task, content, str(error))
+        return
+    execution = execution_of(message)
+    work = message.work
+    with (
+        bound(run=work.run_id, step=work.step_key, task=message.task_id),
+        settled(task, message, execution),
+    ):
+        execution.run()
+
+
 @contextmanager
-def handled(
-    task: Task, message: StepMessage | RunMessage, hand_over: Callable[[str], None]
-) -> Iterator[None]:
+def settled(task: Task, message: StepMessage | RunMessage, execution: Execution) -> Iterator[None]:
     """Do with a task's message what the error of its work asks for; raises Reject when it is to come again."""
+    hand_over = execution.hand_over
     try:
         yield
+    except AlreadyDone as done:
+        logger.warning("%s is skipped: %s", message.work, done, extra={"action": "message.skipped"})
+        execution.skip()
+    except HandedOver as error:
+        raise Reject(str(error), requeue=True) from error
     except (ForeignCode, AlreadyHeld, NoRoom) as error:
         logger.info("%s comes again: %s", message.work, error, extra={"action": "message.delayed"})
         hand_over(str(error))
@@ -88,6 +131,19 @@ def put_aside(task: Task, content: Any, reason: str) -> None:
     """Bury what a task got; while that fails it is not lost: raises Reject after a pause."""
     with back_to_queue_on_error():
         dead_letter_task(task, content, reason)
+
+
+def foreign_code(
+    message: StepMessage | RunMessage, theirs: str, has_worker_of: Callable[[str], bool]
+) -> ForeignCode | None:
+    """None: this process has the code of a message's work. Raises it while a worker that has it may come to the message."""
+    ours = code_version()
+    if not (theirs and ours and theirs != ours):
+        return None
+    found = ForeignCode(theirs, ours)
+    if refused_for(message) < FOREIGN_CODE_SECS or has_worker_of(theirs):
+        raise found
+    return found
 
 
 def has_worker_of(task: Task, code: str) -> bool:

@@ -4,6 +4,7 @@ Nothing goes through a broker. Each execution is leased and counted as on a work
 its process has one, decides what counts.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -16,7 +17,7 @@ from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 
-from dagster_stack.errors import AlreadyHeld
+from dagster_stack.errors import AlreadyDone, AlreadyHeld
 from dagster_stack.logs.context import bound
 from dagster_stack.messaging.messages import StepMessage
 from dagster_stack.messaging.queue_state import QueueState
@@ -26,6 +27,8 @@ from dagster_stack.step.step_execution import StepExecution
 from dagster_stack.store.ledger import ledger_of
 from dagster_stack.timing import DELAY_SECS
 from dagster_stack.worker.shutdown import is_leaving
+
+logger = logging.getLogger(__name__)
 
 #: Held while a step is executed: a runner that stops hands its run over between two steps.
 EXECUTING = Lock()
@@ -77,6 +80,8 @@ class EagerLink:
             try:
                 with bound(run=message.run_id, step=message.step_key, task=message.task_id):
                     execution.run()
+            except AlreadyDone as done:
+                logger.info("%s is skipped: %s", message.work, done, extra={"action": "message.skipped"})
             except AlreadyHeld:
                 # The process that drove the run before this one may be alive.
                 self._pause_ends = time.monotonic() + DELAY_SECS

@@ -1,4 +1,4 @@
-"""One delivery of a run message on a runner: lease the run and drive it, from its start or from where it is."""
+"""One delivery of a run message on a runner: acquire the lease of the run and drive it, from its start or from where it is."""
 
 import logging
 import os
@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from celery import Celery, Task
-from celery.exceptions import Reject
 from celery.result import allow_join_result
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.definitions.reconstruct import ReconstructableJob
@@ -23,13 +22,11 @@ from dagster._utils.interrupts import capture_interrupts
 
 from dagster_stack import definitions, tags
 from dagster_stack.code_version import code_version
-from dagster_stack.errors import AlreadyHeld, ForeignCode, NoSuchJob, NoSuchRun
+from dagster_stack.errors import AlreadyDone, AlreadyHeld, HandedOver, NoSuchJob, NoSuchRun
 from dagster_stack.forks import leave
-from dagster_stack.logs.context import bound
-from dagster_stack.messaging.delayed import refused_for
 from dagster_stack.messaging.messages import RunMessage
 from dagster_stack.objects.conditions import UNFENCED, Conditions, place_of
-from dagster_stack.pool.delivery import handled, has_worker_of, put_aside, release
+from dagster_stack.pool.delivery import deliver, foreign_code, has_worker_of, release
 from dagster_stack.pool.isolation.undisturbed import tell_left, undisturbed
 from dagster_stack.pool.scratch import has_room, see_to_room
 from dagster_stack.pool.warm import holder, warm_instance
@@ -47,7 +44,6 @@ from dagster_stack.step.step_folder import step_folder
 from dagster_stack.store.lease_renewal import LeaseRenewal
 from dagster_stack.store.leases import STOPPED, Lease, Renewal
 from dagster_stack.store.ledger import stack_storage
-from dagster_stack.timing import FOREIGN_CODE_SECS
 from dagster_stack.worker.lost_processes import KILLED_AT_LIMIT
 from dagster_stack.worker.shutdown import is_leaving
 
@@ -63,22 +59,15 @@ LOSSES_SECS = 24 * 3600
 
 
 def execute_run(task: Task, content: Any) -> None:
-    """RunLoop the run of a message that a Celery task got. Returns once it ended, raises Reject to hand it over."""
-    try:
-        message = RunMessage.from_json(content)
-    except ValueError as error:
-        put_aside(task, content, str(error))
-        return
-    execution = RunExecution(task, message, holder(task.request.hostname))
+    """Drive the run of a message that a Celery task got. Returns once it ended, raises Reject to hand it over."""
     # The stock executor, in a run of this stack, waits for its steps within this task.
-    with (
-        bound(run=message.run_id, task=message.task_id),
-        handled(task, message, execution.hand_over),
-        allow_join_result(),
-    ):
-        execution.run()
-    if execution.is_handed_over:
-        raise Reject("this runner stops", requeue=True)
+    with allow_join_result():
+        deliver(
+            task,
+            content,
+            RunMessage,
+            lambda message: RunExecution(task, message, holder(task.request.hostname)),
+        )
 
 
 class RunExecution:
@@ -96,23 +85,18 @@ class RunExecution:
         #: What this process has started for the run.
         self._started = Descendants()
         #: Whether this process stops, and has let go of the run.
-        self.is_handed_over = False
+        self._is_handed_over = False
 
     def run(self) -> None:
-        """RunLoop the run; how it ends stands in the event log.
+        """Drive the run; how it ends stands in the event log.
 
-        Raises AlreadyHeld while another process drives it, Fenced when one has taken it over meanwhile, and
-        ForeignCode, NoRoom, NoSuchRun.
+        Raises AlreadyDone, AlreadyHeld while another process drives it, Fenced when one has taken it over meanwhile,
+        HandedOver when this one stops, and ForeignCode, NoRoom, NoSuchRun.
         """
         instance = warm_instance()
         storage = stack_storage(instance)
         assert storage, "runners need the storage of this stack"
-        run = self._find(instance)
-        if run.is_finished:
-            if run.status == DagsterRunStatus.CANCELED:
-                # By force, with its runner dead, nobody has called its steps back.
-                call_back(self._task.app, instance, run.run_id, [])
-            return
+        run = self._admit(instance)
         if not has_room() and not defaults.uses_workers(
             loaded_job(instance, run).get_definition(), run.run_config
         ):
@@ -134,35 +118,49 @@ class RunExecution:
         ):
             self._is_interruptible = True
             try:
-                self._drive(instance, self._find(instance))
+                self._drive(instance, self._adopted(instance))
             finally:
                 self._is_interruptible = False
         if left:
             tell_left(instance, run, "The run", left)
         storage.leases.release(lease)
+        if self._is_handed_over:
+            raise HandedOver("this runner stops")
 
     def hand_over(self, reason: str) -> None:
         """Let the runner that gets the message next begin at once."""
         release(self._lease, reason)
 
-    def _find(self, instance: DagsterInstance) -> DagsterRun:
-        """The run as it is now, of this process's code."""
+    def skip(self) -> None:
+        """Call the steps of a canceled run back: when it was so by force, with its runner dead, nobody has."""
+        instance = warm_instance()
+        run = instance.get_run_by_id(self._message.run_id)
+        if run and run.status == DagsterRunStatus.CANCELED:
+            call_back(self._task.app, instance, run.run_id, [])
+
+    def _admit(self, instance: DagsterInstance) -> DagsterRun:
+        """The run as it is now. Raises AlreadyDone, NoSuchRun, ForeignCode, OldDefinitions."""
         run = instance.get_run_by_id(self._message.run_id)
         if run is None:
             raise NoSuchRun(
                 f"nobody knows {self._message.work}: it was deleted, or belongs to another database"
             )
+        if run.is_finished:
+            raise AlreadyDone(f"it is {run.status.value}")
+        foreign_code(self._message, run.tags.get(tags.CODE, ""), lambda code: has_worker_of(self._task, code))
+        definitions.require(instance, run)
+        definitions.compare(instance, run, lambda: planned_job(instance, run).definition)
+        return run
+
+    def _adopted(self, instance: DagsterInstance) -> DagsterRun:
+        """The same, of this process's code from now on."""
+        run = self._admit(instance)
         theirs, ours = run.tags.get(tags.CODE, ""), code_version()
-        if theirs and ours and theirs != ours and not run.is_finished:
-            if refused_for(self._message) < FOREIGN_CODE_SECS or has_worker_of(self._task, theirs):
-                raise ForeignCode(theirs, ours)
+        if theirs and ours and theirs != ours:
             instance.report_engine_event(
                 f"No runner with its code {theirs} is left: it goes on with {ours}.", run
             )
             instance.add_run_tags(run.run_id, {tags.CODE: ours})
-        if not run.is_finished:
-            definitions.require(instance, run)
-            definitions.compare(instance, run, lambda: planned_job(instance, run).definition)
         return run
 
     def _heard(self, sign: Renewal | None) -> None:
@@ -179,7 +177,7 @@ class RunExecution:
                 extra={"action": "run.handed_over"},
             )
             release(self._lease, STOPPED)
-            self.is_handed_over = True
+            self._is_handed_over = True
             sign = None
         status = DagsterRunStatus(sign.run_status) if sign and sign.run_status else None
         if status not in GOING_ON:
@@ -194,8 +192,6 @@ class RunExecution:
     def _drive(self, instance: DagsterInstance, run: DagsterRun) -> None:
         assert self._lease
         losses = self._lease.losses
-        if run.is_finished:
-            return
         if run.status == DagsterRunStatus.CANCELING:
             cancel(self._task.app, instance, run)
             return

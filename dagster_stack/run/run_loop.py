@@ -77,7 +77,7 @@ class RunLoop:
         self._is_to_end = False
 
     def events(self) -> Iterator[DagsterEvent]:
-        """RunLoop the run to its end; yields its events once they stand in the log."""
+        """Drive the run to its end; yields its events once they stand in the log."""
         if self._context.resume_from_failure:
             yield from self._resume()
         # Nothing is called back after an error: whether it ends the run is known when the run's end is stored.

@@ -1,10 +1,10 @@
-"""One delivery of a step message on a worker: lease the step, execute it, report, wake the run."""
+"""One delivery of a step message on a worker: acquire the lease of the step, execute it, report, wake the run."""
 
 import logging
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from celery import Task
 from dagster import (
@@ -22,14 +22,12 @@ from dagster._core.execution.plan.step import ExecutionStep
 
 from dagster_stack import definitions, tags
 from dagster_stack.code_version import code_version
-from dagster_stack.errors import AlreadyHeld, Fenced, ForeignCode, NoSuchJob, NoSuchRun
+from dagster_stack.errors import AlreadyDone, AlreadyHeld, Fenced, ForeignCode, NoSuchJob, NoSuchRun
 from dagster_stack.failure_reasons import Reason
 from dagster_stack.forks import leave
-from dagster_stack.logs.context import bound
-from dagster_stack.messaging.delayed import refused_for
 from dagster_stack.messaging.messages import StepMessage
 from dagster_stack.messaging.run_connection import wake_up
-from dagster_stack.pool.delivery import handled, has_worker_of, put_aside, release
+from dagster_stack.pool.delivery import deliver, foreign_code, has_worker_of, release
 from dagster_stack.pool.isolation.undisturbed import tell_left, undisturbed
 from dagster_stack.pool.own_process import Order, execute_apart
 from dagster_stack.pool.scratch import see_to_room
@@ -65,23 +63,24 @@ ENDED_BY_ITSELF = {DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE}
 
 def execute_step(task: Task, content: Any) -> None:
     """Execute the step of a message that a Celery task got. Returns once its end is stored, raises Reject else."""
-    try:
-        message = StepMessage.from_json(content)
-    except ValueError as error:
-        put_aside(task, content, str(error))
-        return
-    execution = StepExecution(
-        message,
-        holder(task.request.hostname),
-        wake_run=lambda: wake_up(task.app, message.run_id),
-        has_worker_of=lambda code: has_worker_of(task, code),
-        celery_limits=getattr(task.request, "timelimit", None),
-    )
-    with (
-        bound(run=message.run_id, step=message.step_key, task=message.task_id),
-        handled(task, message, execution.hand_over),
-    ):
-        execution.run()
+
+    def execution(message: StepMessage) -> StepExecution:
+        return StepExecution(
+            message,
+            holder(task.request.hostname),
+            wake_run=lambda: wake_up(task.app, message.run_id),
+            has_worker_of=lambda code: has_worker_of(task, code),
+            celery_limits=getattr(task.request, "timelimit", None),
+        )
+
+    deliver(task, content, StepMessage, execution)
+
+
+class Admitted(NamedTuple):
+    """A step that is to be executed: its run as it is now, and whether it has another code than this process."""
+
+    run: DagsterRun
+    foreign_code: ForeignCode | None
 
 
 class StepExecution:
@@ -122,18 +121,15 @@ class StepExecution:
         self.has_ended = False
         #: Whether it was interrupted from outside, or not begun since its run is to end.
         self.was_interrupted = False
-        self._foreign_code: ForeignCode | None = None
 
     def run(self) -> None:
-        """Execute the step unless the event log objects; how it ends stands in the event log.
+        """Execute the step; how it ends stands in the event log.
 
-        Raises AlreadyHeld while another process executes it, Fenced when one has taken it over meanwhile, and
+        Raises AlreadyDone where the event log objects, AlreadyHeld while another process executes it, Fenced when one has taken it over meanwhile, and
         ForeignCode, NoRoom, NoSuchRun, NoSuchJob.
         """
         instance = self._within[0] if self._within else warm_instance()
-        run = self._admitted(instance)
-        if run is None:
-            return
+        run, foreign = self._admit(instance)
         if not self._within:
             step = self._message.step_key
             see_to_room(
@@ -153,11 +149,9 @@ class StepExecution:
             raise AlreadyHeld(f"{self._message.work} is with another process, which is alive")
         if lease.epoch > 1:
             # It may have ended while this process asked for it.
-            run = self._admitted(instance)
-            if run is None:
-                return
+            run, foreign = self._admit(instance)
         with storage.holding(lease):
-            refusal = self._refusal(lease, storage)
+            refusal = self._refusal(foreign, lease, storage)
             if any(loss.reason == KILLED_AT_LIMIT for loss in lease.losses):
                 self._fail_at_limit(instance, run)
             elif refusal:
@@ -186,8 +180,14 @@ class StepExecution:
         """Let whoever gets the message next begin at once."""
         release(self._lease, reason)
 
-    def _admitted(self, instance: DagsterInstance) -> DagsterRun | None:
-        """The run as it is now; None when nothing is to be done for the message. Raises ForeignCode, NoSuchRun."""
+    def skip(self) -> None:
+        """Wake the run, which may have missed the step's end."""
+        # One that ends, or has ended, waits for nothing.
+        if not self.was_interrupted:
+            self._wake_run()
+
+    def _admit(self, instance: DagsterInstance) -> Admitted:
+        """Raises AlreadyDone, NoSuchRun, ForeignCode, OldDefinitions."""
         message = self._message
         found = ledger_of(instance).attempt_state(message.run_id, message.step_key)
         if found.run is None:
@@ -195,34 +195,24 @@ class StepExecution:
                 f"nobody knows run {message.run_id}: it was deleted, or belongs to another database"
             )
         if reason := objection(found, message.attempt):
-            logger.warning(
-                "step %s of run %s is skipped: %s",
-                message.step_key,
-                message.run_id,
-                reason,
-                extra={"action": "step.skipped"},
-            )
             self.was_interrupted = found.run.status in ENDED_RUN
-            if not self.was_interrupted:
-                self._wake_run()
-            return None
+            raise AlreadyDone(reason)
         if self._within:
-            return found.run
+            return Admitted(found.run, None)
         # What the run says wins: `init` gives a run that goes on after a deployment its new code.
-        theirs, ours = found.code or message.code, code_version()
-        self._foreign_code = ForeignCode(theirs, ours) if theirs and ours and theirs != ours else None
-        if self._foreign_code and (refused_for(message) < FOREIGN_CODE_SECS or self._has_worker_of(theirs)):
-            raise self._foreign_code
+        foreign = foreign_code(message, found.code or message.code, self._has_worker_of)
         definitions.require(instance, run := found.run)
         definitions.compare(instance, run, lambda: planned_job(instance, run).definition)
-        return run
+        return Admitted(run, foreign)
 
-    def _refusal(self, lease: Lease, storage: PooledEventLogStorage) -> Refusal | None:
+    def _refusal(
+        self, foreign: ForeignCode | None, lease: Lease, storage: PooledEventLogStorage
+    ) -> Refusal | None:
         """Why the step is not to be executed, if so."""
-        if self._foreign_code:
+        if foreign:
             return Refusal(
                 Reason.FOREIGN_CODE,
-                f"No worker with the code of its run has taken it for {FOREIGN_CODE_SECS} s. {self._foreign_code}",
+                f"No worker with the code of its run has taken it for {FOREIGN_CODE_SECS} s. {foreign}",
             )
         return repetition.refusal(lease, self._message.redeliver, storage)
 

@@ -15,6 +15,7 @@ from dagster._core.definitions.reconstruct import ReconstructableJob
 from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.retries import RetryMode
 
+from dagster_stack.errors import AlreadyDone
 from dagster_stack.messaging.messages import StepMessage, step_message
 from dagster_stack.step.plan_cache import planned_job
 from dagster_stack.step.step_execution import StepExecution
@@ -54,7 +55,11 @@ def message(
 def execute(step: StepMessage, holder: str = "worker@here") -> list[str]:
     """Execute a step as a worker's process does; returns when the run was woken: the last event by then."""
     woken: list[str] = []
-    StepExecution(step, holder, lambda: woken.append("woken")).run()
+    execution = StepExecution(step, holder, lambda: woken.append("woken"))
+    try:
+        execution.run()
+    except AlreadyDone:
+        execution.skip()
     return woken
 
 
