@@ -22,7 +22,7 @@ from dagster._utils.interrupts import capture_interrupts
 
 from dagster_stack import definitions, tags
 from dagster_stack.code_version import code_version
-from dagster_stack.errors import AlreadyDone, AlreadyHeld, HandedOver, NoSuchJob, NoSuchRun
+from dagster_stack.errors import AlreadyDone, AlreadyHeld, Fenced, HandedOver, NoSuchJob, NoSuchRun
 from dagster_stack.forks import leave
 from dagster_stack.messaging.messages import RunMessage
 from dagster_stack.objects.conditions import UNFENCED, Conditions, place_of
@@ -119,6 +119,10 @@ class RunExecution:
             self._is_interruptible = True
             try:
                 self._drive(instance, self._adopted(instance))
+            except Fenced as error:
+                if self._is_handed_over:
+                    raise HandedOver("this runner stops") from error
+                raise
             finally:
                 self._is_interruptible = False
         if left:

@@ -215,16 +215,16 @@ def kept_warm(instance: DagsterInstance) -> Iterator[DagsterInstance]:
 
 
 @pytest.fixture
-def instance(sqlite_instance: DagsterInstance) -> Iterator[DagsterInstance]:
-    """The instance of the embedded mode: no leases, events are written one by one."""
-    with kept_warm(sqlite_instance) as instance:
+def instance(opened_on_postgres: DagsterInstance) -> Iterator[DagsterInstance]:
+    """The instance of the stack."""
+    with kept_warm(opened_on_postgres) as instance:
         yield instance
 
 
 @pytest.fixture
-def postgres_instance(opened_on_postgres: DagsterInstance) -> Iterator[DagsterInstance]:
-    """The instance of the stack. Tests on it take it in place of `instance`, in modules of their own."""
-    with kept_warm(opened_on_postgres) as instance:
+def embedded_instance(sqlite_instance: DagsterInstance) -> Iterator[DagsterInstance]:
+    """The instance of the embedded mode: no leases, events are written one by one."""
+    with kept_warm(sqlite_instance) as instance:
         yield instance
 
 

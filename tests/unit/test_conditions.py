@@ -183,25 +183,25 @@ def test_what_is_deleted_while_it_is_replaced_is_written(store: Weaknesses, clie
 
 
 @pytest.fixture
-def facts(postgres_instance: DagsterInstance) -> Facts:
-    storage = postgres_instance.event_log_storage
+def facts(instance: DagsterInstance) -> Facts:
+    storage = instance.event_log_storage
     assert isinstance(storage, PooledEventLogStorage)
     return storage.facts
 
 
 def test_a_run_says_it_once_however_often_it_is_driven(
-    postgres_instance: DagsterInstance, facts: Facts, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, facts: Facts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DAGSTER_STACK_S3_BUCKET", BUCKET)
-    run = create_run_for_test(postgres_instance)
+    run = create_run_for_test(instance)
     for kept, texts in ((True, 0), (False, 1), (False, 1)):
         note(facts, place_of(BUCKET, None), {Write.PUT: kept, Write.MULTIPART: True})
-        say_unfenced(postgres_instance, run)
-        assert len(said(postgres_instance, run.run_id)) == texts
+        say_unfenced(instance, run)
+        assert len(said(instance, run.run_id)) == texts
 
     # Nor does a step of it, which finds out by itself
     assert not Conditions(place_of(BUCKET, None), facts).to_be_told(run.run_id)
-    assert "may overwrite that one's output" in said(postgres_instance, run.run_id)[0]
+    assert "may overwrite that one's output" in said(instance, run.run_id)[0]
 
 
 def test_what_was_found_of_another_store_does_not_count(facts: Facts) -> None:

@@ -49,13 +49,13 @@ def process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def instance(postgres_instance: DagsterInstance) -> Iterator[DagsterInstance]:
+def instance(instance: DagsterInstance) -> Iterator[DagsterInstance]:
     """Without a reload so far; all tests share its database."""
-    storage = postgres_instance.event_log_storage
+    storage = instance.event_log_storage
     assert isinstance(storage, PooledEventLogStorage)
     for facts in (definitions.RELOADS, definitions.DIFFERS):
         storage.facts.forget(facts, 0)
-    yield postgres_instance
+    yield instance
     for facts in (definitions.RELOADS, definitions.DIFFERS):
         storage.facts.forget(facts, 0)
 

@@ -322,11 +322,11 @@ def test_a_broker_that_was_away_may_have_lost_what_it_had_confirmed(
 
 @pytest.fixture
 def driven_in_the_stack(
-    postgres_instance: DagsterInstance, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, broker: Broker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Driven]:
     monkeypatch.setenv("CELERY_BROKER_URL", "memory://")
     with ExitStack() as stack:
-        yield Driven(postgres_instance, broker, step_jobs.prioritized, stack)
+        yield Driven(instance, broker, step_jobs.prioritized, stack)
 
 
 def test_a_step_whose_process_gives_signs_of_life_is_not_missing_and_no_worker_is_asked(

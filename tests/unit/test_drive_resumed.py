@@ -23,12 +23,6 @@ from tests.unit.holders import pool_of_one
 from tests.unit.runs_by_hand import execute, message, started_run
 
 
-@pytest.fixture
-def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
-    """Runs go on in the stack alone: the embedded mode has no runner."""
-    return postgres_instance
-
-
 def test_a_resumed_run_sends_what_is_open_and_nothing_twice(
     instance: DagsterInstance, workers: Workers
 ) -> None:

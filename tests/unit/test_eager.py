@@ -39,9 +39,9 @@ CONFIG = {"execution": {"config": EAGER}}
 
 
 @pytest.fixture
-def instance(postgres_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> DagsterInstance:
+def instance(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> DagsterInstance:
     monkeypatch.setattr(eventful_jobs, "happenings", {})
-    return postgres_instance
+    return instance
 
 
 @pytest.fixture(autouse=True)

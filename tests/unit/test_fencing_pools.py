@@ -21,9 +21,9 @@ POOL = "database"
 
 
 @pytest.fixture
-def log(postgres_instance: DagsterInstance) -> Iterator[PooledEventLogStorage]:
+def log(instance: DagsterInstance) -> Iterator[PooledEventLogStorage]:
     """The event log of the process that has the run at first; its pool has one slot."""
-    storage = postgres_instance.event_log_storage
+    storage = instance.event_log_storage
     assert isinstance(storage, PooledEventLogStorage)
     with pool_of_one(storage, POOL):
         yield storage
@@ -39,7 +39,7 @@ def taken_over(database: Database, run: DagsterRun) -> None:
 
 
 def test_a_runner_that_lost_its_run_takes_no_slot_for_it(
-    database: Database, log: PooledEventLogStorage, postgres_instance: DagsterInstance
+    database: Database, log: PooledEventLogStorage, instance: DagsterInstance
 ) -> None:
     """Its successor has seen the step's end by now: nobody would give the slot back."""
     run = database.run()
@@ -47,7 +47,7 @@ def test_a_runner_that_lost_its_run_takes_no_slot_for_it(
     def goes_on() -> None:
         with (
             log.holding(database.taken(Work(run.run_id), "runner@a")),
-            InstanceConcurrencyContext(postgres_instance, run) as slots,
+            InstanceConcurrencyContext(instance, run) as slots,
         ):
             taken_over(database, run)
             slots.claim(POOL, "step")
@@ -60,7 +60,7 @@ def test_a_runner_that_lost_its_run_takes_no_slot_for_it(
 
 
 def test_a_runner_that_lost_its_run_gives_no_slot_of_its_successor_back(
-    database: Database, log: PooledEventLogStorage, postgres_instance: DagsterInstance
+    database: Database, log: PooledEventLogStorage, instance: DagsterInstance
 ) -> None:
     # Given a runner whose step waits for a slot that another run has
     run, other = database.run(), database.run()
@@ -69,7 +69,7 @@ def test_a_runner_that_lost_its_run_gives_no_slot_of_its_successor_back(
     def goes_on() -> None:
         with (
             log.holding(database.taken(Work(run.run_id), "runner@a")),
-            InstanceConcurrencyContext(postgres_instance, run) as slots,
+            InstanceConcurrencyContext(instance, run) as slots,
         ):
             assert not slots.claim(POOL, "step")
             # When it is paused, and its successor gets the slot

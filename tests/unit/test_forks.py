@@ -20,11 +20,6 @@ from tests.unit.runs_by_hand import events, execute, kinds, message, started_run
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
 
-@pytest.fixture
-def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
-    return postgres_instance
-
-
 @pytest.fixture(autouse=True)
 def _nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eventful_jobs, "happenings", {})

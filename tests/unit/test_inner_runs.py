@@ -104,13 +104,13 @@ class Stack:
 
 @pytest.fixture
 def stack(
-    postgres_instance: DagsterInstance, database: Database, app: Celery, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, database: Database, app: Celery, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Stack]:
     database.execute("DELETE FROM runs")
     database.execute("DELETE FROM dagster_stack_claims")
     with DagsterInstance.get() as daemons:
         monkeypatch.setattr(daemons.run_launcher, "_app", app)
-        yield Stack(postgres_instance, daemons, database, monkeypatch)
+        yield Stack(instance, daemons, database, monkeypatch)
 
 
 def in_process(context: OpExecutionContext) -> None:

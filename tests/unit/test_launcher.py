@@ -29,11 +29,6 @@ STARTING, STARTED = DagsterRunStatus.STARTING, DagsterRunStatus.STARTED
 
 
 @pytest.fixture
-def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
-    return postgres_instance
-
-
-@pytest.fixture
 def launcher(instance: DagsterInstance, app: Celery, monkeypatch: pytest.MonkeyPatch) -> CeleryRunLauncher:
     """The instance's, of code that has a version."""
     launcher = instance.run_launcher

@@ -163,16 +163,16 @@ def kept() -> dict[str, int]:
 
 
 def test_no_module_path_or_variable_of_one_location_meets_another(
-    postgres_instance: DagsterInstance, two_locations: Path
+    instance: DagsterInstance, two_locations: Path
 ) -> None:
     seen: dict[str, list[dict[str, Any]]] = {name: [] for name in NAMES}
     for name in [*NAMES, *NAMES]:
-        run, step = begun(postgres_instance, two_locations, name)
+        run, step = begun(instance, two_locations, name)
         execute(step)
-        seen[name].append(told(postgres_instance, run))
+        seen[name].append(told(instance, run))
         # Its holder bears the name of the pool's process, which its worker knows
         holder = f"worker@here (process {os.getpid()})"
-        assert f'Executing step "tell" on {holder}.' in said(postgres_instance, run.run_id)
+        assert f'Executing step "tell" on {holder}.' in said(instance, run.run_id)
 
     for name, found in seen.items():
         for each in found:
@@ -188,10 +188,10 @@ def test_no_module_path_or_variable_of_one_location_meets_another(
 
 
 def test_the_location_of_a_run_is_that_of_its_messages(
-    postgres_instance: DagsterInstance, two_locations: Path
+    instance: DagsterInstance, two_locations: Path
 ) -> None:
-    by_hand, step = begun(postgres_instance, two_locations, "first")
-    of_other, _ = begun(postgres_instance, two_locations, "second")
+    by_hand, step = begun(instance, two_locations, "first")
+    of_other, _ = begun(instance, two_locations, "second")
 
     # Code in no location, as of a script, is in none of the others' processes
     assert locations.location_of(by_hand).startswith("code ")
@@ -201,35 +201,35 @@ def test_the_location_of_a_run_is_that_of_its_messages(
 
 
 def test_what_its_process_dies_of_the_pools_dies_of(
-    postgres_instance: DagsterInstance, two_locations: Path, died: list[int]
+    instance: DagsterInstance, two_locations: Path, died: list[int]
 ) -> None:
-    run, step = begun(postgres_instance, two_locations, "first", "killed")
+    run, step = begun(instance, two_locations, "first", "killed")
 
     with pytest.raises(Died):
         execute(step)
 
     assert died == [-signal.SIGKILL]
-    assert "STEP_START" in kinds(postgres_instance, run.run_id, "tell")
+    assert "STEP_START" in kinds(instance, run.run_id, "tell")
 
 
 def test_one_that_died_before_it_got_anything_is_replaced(
-    postgres_instance: DagsterInstance, two_locations: Path, died: list[int]
+    instance: DagsterInstance, two_locations: Path, died: list[int]
 ) -> None:
-    _, step = begun(postgres_instance, two_locations, "first")
+    _, step = begun(instance, two_locations, "first")
     execute(step)
     psutil.Process(kept()["first"]).kill()
 
-    run, step = begun(postgres_instance, two_locations, "first")
+    run, step = begun(instance, two_locations, "first")
     execute(step)
 
-    assert told(postgres_instance, run)["helpers"] == "first"
+    assert told(instance, run)["helpers"] == "first"
     assert died == []
 
 
 def test_one_whose_code_ends_it_while_it_is_loaded_ends_the_pools_so_that_it_counts(
-    postgres_instance: DagsterInstance, two_locations: Path, died: list[int]
+    instance: DagsterInstance, two_locations: Path, died: list[int]
 ) -> None:
-    _, step = begun(postgres_instance, two_locations, "first")
+    _, step = begun(instance, two_locations, "first")
     (two_locations / "first" / "jobs.py").write_text("import os\nos._exit(7)\n")
 
     with pytest.raises(Died):
@@ -239,20 +239,20 @@ def test_one_whose_code_ends_it_while_it_is_loaded_ends_the_pools_so_that_it_cou
 
 
 def test_one_with_what_can_not_be_put_back_is_replaced(
-    postgres_instance: DagsterInstance, two_locations: Path
+    instance: DagsterInstance, two_locations: Path
 ) -> None:
-    _, step = begun(postgres_instance, two_locations, "first", "with a thread")
+    _, step = begun(instance, two_locations, "first", "with a thread")
     execute(step)
     assert kept() == {}
 
-    run, step = begun(postgres_instance, two_locations, "first")
+    run, step = begun(instance, two_locations, "first")
     execute(step)
 
-    assert told(postgres_instance, run)["helpers"] == "first"
+    assert told(instance, run)["helpers"] == "first"
 
 
 def test_together_they_have_no_more_memory_than_a_process_of_the_pool(
-    postgres_instance: DagsterInstance, two_locations: Path, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, two_locations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That of the location that was used last stays, if it is not too large by itself."""
     sizes = {"first": 0.7, "second": 0.7}
@@ -263,11 +263,11 @@ def test_together_they_have_no_more_memory_than_a_process_of_the_pool(
 
     monkeypatch.setattr(location_process, "has_more", has_more)
     for name in NAMES:
-        execute(begun(postgres_instance, two_locations, name)[1])
+        execute(begun(instance, two_locations, name)[1])
     assert [*kept()] == ["second"]
 
     sizes["second"] = 1.1
-    execute(begun(postgres_instance, two_locations, "second")[1])
+    execute(begun(instance, two_locations, "second")[1])
     assert kept() == {}
 
 
@@ -287,14 +287,12 @@ def test_what_processes_share_is_nobodys_own() -> None:
 
 
 def test_an_interrupt_of_the_pools_process_reaches_the_step(
-    postgres_instance: DagsterInstance, two_locations: Path
+    instance: DagsterInstance, two_locations: Path
 ) -> None:
-    run, step = begun(postgres_instance, two_locations, "first", "for ever")
+    run, step = begun(instance, two_locations, "first", "for ever")
 
     def interrupt() -> None:
-        wait_until(
-            lambda: "STEP_START" in kinds(postgres_instance, run.run_id, "tell"), 60, "the step's start"
-        )
+        wait_until(lambda: "STEP_START" in kinds(instance, run.run_id, "tell"), 60, "the step's start")
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = Thread(target=interrupt)
@@ -303,28 +301,28 @@ def test_an_interrupt_of_the_pools_process_reaches_the_step(
     execute(step)
     thread.join()
 
-    assert "STEP_FAILURE" in kinds(postgres_instance, run.run_id, "tell")
+    assert "STEP_FAILURE" in kinds(instance, run.run_id, "tell")
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_message_that_comes_again_after_a_pause_is_executed_too(
-    postgres_instance: DagsterInstance, two_locations: Path
+    instance: DagsterInstance, two_locations: Path
 ) -> None:
     """RabbitMQ says in a header when it was put aside, as a time."""
-    run, step = begun(postgres_instance, two_locations, "first")
+    run, step = begun(instance, two_locations, "first")
 
     execute(step, headers={"x-death": [{"time": datetime.now(UTC), "count": 1}]}, timelimit=[None, None])
 
-    assert told(postgres_instance, run)["helpers"] == "first"
+    assert told(instance, run)["helpers"] == "first"
 
 
 def test_a_message_goes_back_to_its_queue_while_no_process_can_be_forked(
-    postgres_instance: DagsterInstance, two_locations: Path, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, two_locations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused() -> NoReturn:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    _, step = begun(postgres_instance, two_locations, "first")
+    _, step = begun(instance, two_locations, "first")
     monkeypatch.setattr(os, "fork", refused)
     monkeypatch.setattr(delivery, "AWAY_PAUSE_SECS", 0)
 
@@ -336,18 +334,16 @@ def test_a_message_goes_back_to_its_queue_while_no_process_can_be_forked(
 
 
 def test_an_error_in_the_middle_ends_the_step_as_nobody_would_hear_its_end(
-    postgres_instance: DagsterInstance, two_locations: Path, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, two_locations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As Celery's soft time limit raises one, for tasks of dagster-celery."""
-    run, step = begun(postgres_instance, two_locations, "first", "for ever")
+    run, step = begun(instance, two_locations, "first", "for ever")
 
     def late(*_: Any) -> NoReturn:
         raise SoftTimeLimitExceeded
 
     def pass_limit() -> None:
-        wait_until(
-            lambda: "STEP_START" in kinds(postgres_instance, run.run_id, "tell"), 60, "the step's start"
-        )
+        wait_until(lambda: "STEP_START" in kinds(instance, run.run_id, "tell"), 60, "the step's start")
         os.kill(os.getpid(), signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, late)
@@ -373,15 +369,15 @@ def test_what_a_task_rejects_is_rejected_and_its_error_is_an_error(two_locations
     assert (outcome.rejected, outcome.is_requeued, outcome.error) == ("not now", True, None)
 
 
-def test_one_ends_with_the_pools_process(postgres_instance: DagsterInstance, two_locations: Path) -> None:
-    run, step = begun(postgres_instance, two_locations, "first", "for ever")
+def test_one_ends_with_the_pools_process(instance: DagsterInstance, two_locations: Path) -> None:
+    run, step = begun(instance, two_locations, "first", "for ever")
     pool = os.fork()
     if pool == 0:
         try:
             execute(step)
         finally:
             os._exit(99)
-    wait_until(lambda: "STEP_START" in kinds(postgres_instance, run.run_id, "tell"), 60, "the step's start")
+    wait_until(lambda: "STEP_START" in kinds(instance, run.run_id, "tell"), 60, "the step's start")
     (own,) = psutil.Process(pool).children()
 
     os.kill(pool, signal.SIGKILL)

@@ -25,11 +25,6 @@ from tests.unit.odd_jobs import FAILURES, ODD, SHOWN
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
 
 
-@pytest.fixture
-def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
-    return postgres_instance
-
-
 def run_of(instance: DagsterInstance, job: Any, step: str, **more: Any) -> DagsterRun:
     run = started_run(instance, job, **more)
     assert execute(message(instance, run, step)) == ["woken"]

@@ -49,19 +49,19 @@ def pid_of(instance: DagsterInstance, run: DagsterRun, key: str) -> int:
     return int(str(found.engine_event_data.metadata["pid"].value))
 
 
-def test_each_step_finds_a_fresh_process_which_ends_with_it(postgres_instance: DagsterInstance) -> None:
+def test_each_step_finds_a_fresh_process_which_ends_with_it(instance: DagsterInstance) -> None:
     found = []
     for _ in range(2):
-        run = begun(postgres_instance, "well")
-        woken = execute(message(postgres_instance, run, "end"), holder="worker@here (process 1)")
+        run = begun(instance, "well")
+        woken = execute(message(instance, run, "end"), holder="worker@here (process 1)")
         assert set(woken) == {"woken"}
-        found.append(output(postgres_instance, run, "end"))
+        found.append(output(instance, run, "end"))
         # Its events are those of a step, and say who holds it
-        told = [kind for kind in kinds(postgres_instance, run.run_id, "end") if kind.startswith("STEP_")]
+        told = [kind for kind in kinds(instance, run.run_id, "end") if kind.startswith("STEP_")]
         assert told == ["STEP_WORKER_STARTED", "STEP_START", "STEP_OUTPUT", "STEP_SUCCESS"]
-        assert 'Executing step "end" on worker@here (process 1).' in said(postgres_instance, run.run_id)
+        assert 'Executing step "end" on worker@here (process 1).' in said(instance, run.run_id)
         # And the lease is given back
-        storage = postgres_instance.event_log_storage
+        storage = instance.event_log_storage
         assert isinstance(storage, PooledEventLogStorage)
         assert storage.leases.active([run.run_id]) == set()
 
@@ -82,14 +82,14 @@ def test_it_is_so_in_the_embedded_mode(instance: DagsterInstance) -> None:
     assert pid_of(instance, run, "end") != os.getpid()
 
 
-def test_a_run_or_job_can_ask_for_it_and_an_ops_own_tag_wins(postgres_instance: DagsterInstance) -> None:
-    run = started_run(postgres_instance, jobs.all_apart)
+def test_a_run_or_job_can_ask_for_it_and_an_ops_own_tag_wins(instance: DagsterInstance) -> None:
+    run = started_run(instance, jobs.all_apart)
 
     for key in ("plain", "warm"):
-        execute(message(postgres_instance, run, key))
+        execute(message(instance, run, key))
 
-    assert pid_of(postgres_instance, run, "plain") != os.getpid()
-    assert pid_of(postgres_instance, run, "warm") == os.getpid()
+    assert pid_of(instance, run, "plain") != os.getpid()
+    assert pid_of(instance, run, "warm") == os.getpid()
 
 
 @pytest.mark.parametrize(
@@ -107,27 +107,27 @@ def test_what_the_tag_says(step: dict[str, str], run: dict[str, str], expected: 
 
 
 @pytest.mark.parametrize("how", ["by an error", "by exit"])
-def test_an_error_is_the_steps_failure(postgres_instance: DagsterInstance, died: list[int], how: str) -> None:
-    run = begun(postgres_instance, how)
+def test_an_error_is_the_steps_failure(instance: DagsterInstance, died: list[int], how: str) -> None:
+    run = begun(instance, how)
 
-    execute(message(postgres_instance, run, "end"))
+    execute(message(instance, run, "end"))
 
-    assert "STEP_FAILURE" in kinds(postgres_instance, run.run_id, "end")
+    assert "STEP_FAILURE" in kinds(instance, run.run_id, "end")
     assert died == []
 
 
 @pytest.mark.parametrize(("how", "code"), [("by a signal", -9), ("by a code", 7)])
 def test_what_it_dies_of_its_parent_dies_of(
-    postgres_instance: DagsterInstance, died: list[int], how: str, code: int
+    instance: DagsterInstance, died: list[int], how: str, code: int
 ) -> None:
     """So that its worker tells of the loss, and the step is executed again, as without a process of its own."""
-    run = begun(postgres_instance, how)
+    run = begun(instance, how)
 
     with pytest.raises(Died):
-        execute(message(postgres_instance, run, "end"))
+        execute(message(instance, run, "end"))
 
     assert died == [code]
-    assert "STEP_START" in kinds(postgres_instance, run.run_id, "end")
+    assert "STEP_START" in kinds(instance, run.run_id, "end")
 
 
 @pytest.mark.parametrize(
@@ -141,37 +141,35 @@ def test_a_process_dies_likewise(code: int) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) == code
 
 
-def test_a_step_that_closes_all_descriptors_is_no_riddle(
-    postgres_instance: DagsterInstance, died: list[int]
-) -> None:
-    run = begun(postgres_instance, "with all closed")
+def test_a_step_that_closes_all_descriptors_is_no_riddle(instance: DagsterInstance, died: list[int]) -> None:
+    run = begun(instance, "with all closed")
 
     with pytest.raises(Died):
-        execute(message(postgres_instance, run, "end"))
+        execute(message(instance, run, "end"))
 
     assert len(died) == 1
 
 
 def test_what_it_leaves_in_shared_memory_goes_with_it(
-    postgres_instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not know what was there before; its holder does."""
     monkeypatch.setattr(shared_memory, "FOLDER", tmp_path)
     monkeypatch.setattr(shared_memory, "_worker", shared_memory.Worker(frozenset()))
-    run = begun(postgres_instance, "with a file", **{"test/file": str(tmp_path / "torch_1_2")})
+    run = begun(instance, "with a file", **{"test/file": str(tmp_path / "torch_1_2")})
 
-    execute(message(postgres_instance, run, "end"))
+    execute(message(instance, run, "end"))
 
-    assert "STEP_SUCCESS" in kinds(postgres_instance, run.run_id, "end")
+    assert "STEP_SUCCESS" in kinds(instance, run.run_id, "end")
     assert shared_memory.names() == frozenset()
 
 
 def test_an_interrupt_is_forwarded_and_ends_it(
-    postgres_instance: DagsterInstance, tmp_path: Path, died: list[int]
+    instance: DagsterInstance, tmp_path: Path, died: list[int]
 ) -> None:
     # Given a step that works on
     file = tmp_path / "pid"
-    run = begun(postgres_instance, "by no end", **{"test/file": str(file)})
+    run = begun(instance, "by no end", **{"test/file": str(file)})
 
     def interrupt() -> None:
         wait_until(lambda: file.exists() and file.read_text(), 60, "the step")
@@ -182,22 +180,22 @@ def test_an_interrupt_is_forwarded_and_ends_it(
     before = signal.getsignal(signal.SIGINT)
 
     # When its holder is interrupted, as `terminate` does
-    execution = StepExecution(message(postgres_instance, run, "end"), "worker@here", lambda: None)
+    execution = StepExecution(message(instance, run, "end"), "worker@here", lambda: None)
     execution.run()
 
     # Then it ends, with its failure in the log, and its holder goes on
     thread.join()
-    assert "STEP_FAILURE" in kinds(postgres_instance, run.run_id, "end")
+    assert "STEP_FAILURE" in kinds(instance, run.run_id, "end")
     assert execution.was_interrupted
     assert died == []
     assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_an_interrupt_that_comes_before_it_can_notice_one_is_not_lost(
-    postgres_instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died: list[int]
+    instance: DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died: list[int]
 ) -> None:
     # Given an interrupt while the process is started, and a step that would work on
-    run = begun(postgres_instance, "by no end", **{"test/file": str(tmp_path / "pid")})
+    run = begun(instance, "by no end", **{"test/file": str(tmp_path / "pid")})
     start = subprocess.Popen
 
     def interrupted(command: list[str], **options: Any) -> Any:
@@ -207,37 +205,37 @@ def test_an_interrupt_that_comes_before_it_can_notice_one_is_not_lost(
     monkeypatch.setattr(subprocess, "Popen", interrupted)
 
     # When it is executed
-    execution = StepExecution(message(postgres_instance, run, "end"), "worker@here", lambda: None)
+    execution = StepExecution(message(instance, run, "end"), "worker@here", lambda: None)
     execution.run()
 
     # Then it ends by that
     assert execution.was_interrupted
-    assert "STEP_SUCCESS" not in kinds(postgres_instance, run.run_id, "end")
+    assert "STEP_SUCCESS" not in kinds(instance, run.run_id, "end")
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_a_process_that_can_not_be_started_is_the_steps_failure_and_its_holder_as_before(
-    postgres_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+    instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(*_: Any, **__: Any) -> NoReturn:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
-    run, before = begun(postgres_instance, "well"), signal.getsignal(signal.SIGINT)
+    run, before = begun(instance, "well"), signal.getsignal(signal.SIGINT)
     monkeypatch.setattr(subprocess, "Popen", refused)
 
-    assert execute(message(postgres_instance, run, "end")) == ["woken"]
+    assert execute(message(instance, run, "end")) == ["woken"]
 
-    (failed,) = (event for event in events(postgres_instance, run.run_id) if event.is_step_failure)
+    (failed,) = (event for event in events(instance, run.run_id) if event.is_step_failure)
     assert failed.step_failure_data.error
     assert "Resource temporarily unavailable" in failed.step_failure_data.error.to_string()
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_it_ends_with_its_parent(postgres_instance: DagsterInstance, tmp_path: Path) -> None:
+def test_it_ends_with_its_parent(instance: DagsterInstance, tmp_path: Path) -> None:
     """Whatever that dies of, a kill above all."""
     file = tmp_path / "pid"
-    run = begun(postgres_instance, "by no end", **{"test/file": str(file)})
-    step = message(postgres_instance, run, "end")
+    run = begun(instance, "by no end", **{"test/file": str(file)})
+    step = message(instance, run, "end")
     parent = os.fork()
     if parent == 0:
         # Connections are its own: warm ones are forgotten by a fork.

@@ -413,16 +413,16 @@ def code_of(instance: DagsterInstance, run: DagsterRun) -> str | None:
     "status", [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 )
 def test_a_run_that_is_on_its_way_goes_on_with_the_code_of_this_deployment(
-    postgres_instance: DagsterInstance, status: DagsterRunStatus
+    instance: DagsterInstance, status: DagsterRunStatus
 ) -> None:
     """The new workers would refuse its steps."""
-    run = coded_run(postgres_instance, status, "old")
+    run = coded_run(instance, status, "old")
 
     for _ in range(2):
-        provision.give_runs_this_code(postgres_instance)
+        provision.give_runs_this_code(instance)
 
-    assert code_of(postgres_instance, run) == "new"
-    assert said(postgres_instance, run.run_id) == ["Goes on with code new; so far it was old."]
+    assert code_of(instance, run) == "new"
+    assert said(instance, run.run_id) == ["Goes on with code new; so far it was old."]
 
 
 @pytest.mark.usefixtures("new_code")
@@ -430,31 +430,29 @@ def test_a_run_that_is_on_its_way_goes_on_with_the_code_of_this_deployment(
     "status", [DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED]
 )
 def test_a_run_that_has_ended_keeps_the_code_that_it_ran_with(
-    postgres_instance: DagsterInstance, status: DagsterRunStatus
+    instance: DagsterInstance, status: DagsterRunStatus
 ) -> None:
-    run = coded_run(postgres_instance, status, "old")
+    run = coded_run(instance, status, "old")
 
-    provision.give_runs_this_code(postgres_instance)
+    provision.give_runs_this_code(instance)
 
-    assert code_of(postgres_instance, run) == "old"
+    assert code_of(instance, run) == "old"
 
 
 @pytest.mark.usefixtures("new_code")
 @pytest.mark.parametrize("code", ["new", None])
-def test_a_run_of_the_same_or_of_no_code_stays_as_it_is(
-    postgres_instance: DagsterInstance, code: str | None
-) -> None:
-    run = coded_run(postgres_instance, DagsterRunStatus.STARTED, code)
+def test_a_run_of_the_same_or_of_no_code_stays_as_it_is(instance: DagsterInstance, code: str | None) -> None:
+    run = coded_run(instance, DagsterRunStatus.STARTED, code)
 
-    provision.give_runs_this_code(postgres_instance)
+    provision.give_runs_this_code(instance)
 
-    assert code_of(postgres_instance, run) == code
-    assert said(postgres_instance, run.run_id) == []
+    assert code_of(instance, run) == code
+    assert said(instance, run.run_id) == []
 
 
-def test_without_a_version_of_its_own_a_deployment_changes_no_run(postgres_instance: DagsterInstance) -> None:
-    run = coded_run(postgres_instance, DagsterRunStatus.STARTED, "old")
+def test_without_a_version_of_its_own_a_deployment_changes_no_run(instance: DagsterInstance) -> None:
+    run = coded_run(instance, DagsterRunStatus.STARTED, "old")
 
-    provision.give_runs_this_code(postgres_instance)
+    provision.give_runs_this_code(instance)
 
-    assert code_of(postgres_instance, run) == "old"
+    assert code_of(instance, run) == "old"

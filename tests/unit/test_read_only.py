@@ -179,11 +179,6 @@ def test_who_can_not_give_a_sign_of_life_counts_as_alive_meanwhile(
 # --- a step ---------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
-    return postgres_instance
-
-
 def test_a_step_whose_code_uses_the_instance_meanwhile_goes_on_when_it_is_over(
     instance: DagsterInstance, app: Celery, server: Server, clock: Clock
 ) -> None:

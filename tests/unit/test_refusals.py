@@ -36,11 +36,6 @@ KINDS = DagsterEventType
 LONG = "".join(random.Random(1).choices(string.ascii_letters + string.digits, k=8000))
 
 
-@pytest.fixture
-def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
-    return postgres_instance
-
-
 def line(run_id: str, text: str) -> EventLogEntry:
     """A line that user code logs."""
     return entry(run_id, KINDS.STEP_START)._replace(dagster_event=None, user_message=text)

@@ -16,6 +16,7 @@ from dagster_shared.error import SerializableErrorInfo
 from dagster_stack import tags
 from dagster_stack.messaging.messages import RunMessage, step_task_id
 from dagster_stack.messaging.task_names import RUN_TASK
+from dagster_stack.pool import delivery as delivery_module
 from dagster_stack.project import defaults
 from dagster_stack.run import run_execution, termination
 from dagster_stack.run.run_execution import LOSSES_SECS, MOST_LOSSES
@@ -35,9 +36,9 @@ STARTING, STARTED = DagsterRunStatus.STARTING, DagsterRunStatus.STARTED
 
 
 @pytest.fixture
-def instance(postgres_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> DagsterInstance:
+def instance(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> DagsterInstance:
     monkeypatch.setattr(eventful_jobs, "happenings", {})
-    return postgres_instance
+    return instance
 
 
 @pytest.fixture
@@ -423,7 +424,8 @@ def test_without_the_database_a_run_goes_back_to_its_queue(
 
 @pytest.fixture
 def of_other_code(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> DagsterRun:
-    monkeypatch.setattr(run_execution, "code_version", lambda: "ours")
+    for module in (run_execution, delivery_module):
+        monkeypatch.setattr(module, "code_version", lambda: "ours")
     run = started_run(instance, step_jobs.linear, status=STARTING)
     instance.add_run_tags(run.run_id, {tags.CODE: "theirs"})
     return run

@@ -24,10 +24,10 @@ from tests.unit.runs_by_hand import execute, kinds, message, started_run
 
 
 @pytest.fixture
-def instance(postgres_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> DagsterInstance:
+def instance(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> DagsterInstance:
     monkeypatch.setattr(eventful_jobs, "happenings", {})
     monkeypatch.setattr(eventful_jobs, "yields", [])
-    return postgres_instance
+    return instance
 
 
 class Deaths:

@@ -28,9 +28,9 @@ AGAIN = "No runner has this run: it is handed over again."
 
 
 @pytest.fixture
-def instance(postgres_instance: DagsterInstance, database_url: str) -> DagsterInstance:
+def instance(instance: DagsterInstance, database_url: str) -> DagsterInstance:
     Database(database_url).execute("UPDATE runs SET status = 'SUCCESS'")
-    return postgres_instance
+    return instance
 
 
 class Watch:

@@ -21,6 +21,7 @@ from dagster import (
 
 from dagster_stack import tags
 from dagster_stack.messaging.messages import StepMessage
+from dagster_stack.pool import delivery
 from dagster_stack.pool.delivery import _has_worker_of
 from dagster_stack.step import interruption, step_execution
 from dagster_stack.step.step_execution import StepExecution, execute_step
@@ -38,11 +39,6 @@ from tests.unit.deliveries import Delivery, dead_letters, delayed, waiting
 from tests.unit.holders import Database, entry
 from tests.unit.runs_by_hand import events, kinds, message, started_run
 from tests.waiting import wait_until
-
-
-@pytest.fixture
-def instance(postgres_instance: DagsterInstance) -> DagsterInstance:
-    return postgres_instance
 
 
 @pytest.fixture
@@ -473,7 +469,8 @@ def test_a_step_that_can_not_report_goes_back_to_its_queue_and_never_fails(
 
 @pytest.fixture
 def other_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(step_execution, "code_version", lambda: "ours")
+    for module in (step_execution, delivery):
+        monkeypatch.setattr(module, "code_version", lambda: "ours")
 
 
 @pytest.mark.usefixtures("other_code")

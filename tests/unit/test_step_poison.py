@@ -20,9 +20,9 @@ from tests.unit.runs_by_hand import message, started_run
 
 
 @pytest.fixture
-def step(postgres_instance: DagsterInstance) -> StepMessage:
-    run = started_run(postgres_instance, eventful_jobs.with_an_event)
-    return message(postgres_instance, run, "eventful")
+def step(instance: DagsterInstance) -> StepMessage:
+    run = started_run(instance, eventful_jobs.with_an_event)
+    return message(instance, run, "eventful")
 
 
 @pytest.mark.parametrize(

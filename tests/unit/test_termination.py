@@ -72,11 +72,9 @@ class Termination:
 
 
 @pytest.fixture
-def steps(
-    postgres_instance: DagsterInstance, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> Termination:
+def steps(instance: DagsterInstance, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Termination:
     clock = Clock()
-    made = Termination(postgres_instance, Database(database_url), clock)
+    made = Termination(instance, Database(database_url), clock)
     monkeypatch.setattr(clock, "sleep", made.sleep)
     monkeypatch.setattr(termination, "time", clock)
     return made

@@ -40,9 +40,9 @@ LIMIT = "limit of 0.3 s (tag dagster-stack/timeout of the run)"
 
 
 @pytest.fixture
-def instance(postgres_instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> DagsterInstance:
+def instance(instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> DagsterInstance:
     monkeypatch.setattr(eventful_jobs, "happenings", {})
-    return postgres_instance
+    return instance
 
 
 def limited(
