@@ -18,8 +18,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from dagster_stack.client.progress import Progress, StepState, clock
+from dagster_stack.client.progress import Progress, StepState
 from dagster_stack.messaging.management import QueueDepth
+from dagster_stack.monitoring.formatting import seconds
 
 #: Seconds between two plain lines, at least: a log that somebody reads later must not be flooded.
 PLAIN_INTERVAL_SECS = 2.0
@@ -212,7 +213,7 @@ def queue_line(depth: QueueDepth) -> str:
 def plain_line(frame: Frame) -> str:
     """One frame as a line of a log."""
     progress = frame.progress
-    parts = [f"[{clock(frame.elapsed)}] {progress.status}"]
+    parts = [f"[{seconds(frame.elapsed, exact=True)}] {progress.status}"]
     if progress.plan:
         parts.append(f"{steps_of(progress)} done, " + ", ".join(words for _, words in counts(progress)))
         if frame.rate:
@@ -241,7 +242,7 @@ def picture(frame: Frame, elapsed: float, spinner: Spinner) -> RenderableType:
         Text(steps_of(progress), style="bold", no_wrap=True),
         one_line("  ", "").join(Text(words, style=style) for style, words in counts(progress)),
         Text(f"{frame.rate:.1f} steps/s", no_wrap=True),
-        Text(clock(elapsed), style="dim", no_wrap=True),
+        Text(seconds(elapsed, exact=True), style="dim", no_wrap=True),
     )
     lines: list[RenderableType] = [bar]
     if not progress.finished:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dagster_stack.client.dagit import RunQueue
 from dagster_stack.messaging.management import QueueDepth
+from dagster_stack.monitoring.formatting import seconds
 
 #: Statuses after which nothing more happens.
 FINISHED = frozenset({"SUCCESS", "FAILURE", "CANCELED"})
@@ -317,20 +318,10 @@ def summary(progress: Progress, elapsed: float) -> str:
         parts.append(f"{failed} failed")
     if progress.finished and (rest := progress.total - progress.done - failed) > 0:
         parts.append(f"{rest} not finished")
-    seconds = progress.duration if progress.duration is not None else elapsed
-    if progress.status == "SUCCESS" and seconds > 0:
-        parts.append(f"{progress.done / seconds:.1f} steps/s")
-    return f"{progress.status} in {clock(seconds)}: {', '.join(parts)}"
-
-
-def clock(seconds: float) -> str:
-    """A duration for people: `12.3 s`, `4 min 05 s`, `1 h 02 min`."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
+    taken = progress.duration if progress.duration is not None else elapsed
+    if progress.status == "SUCCESS" and taken > 0:
+        parts.append(f"{progress.done / taken:.1f} steps/s")
+    return f"{progress.status} in {seconds(taken, exact=True)}: {', '.join(parts)}"
 
 
 #: Failed steps whose error is printed; the others are named only.

@@ -9,9 +9,10 @@ import requests
 from dagster_stack.client.dagit import Dagit, RunQueue
 from dagster_stack.client.display import Frame, View
 from dagster_stack.client.interrupts import SIGNALS, Interrupts
-from dagster_stack.client.progress import Progress, Rate, clock, failure_report, summary, waiting_for
+from dagster_stack.client.progress import Progress, Rate, failure_report, summary, waiting_for
 from dagster_stack.errors import DagitError, DagitUnreachable, ExitCode
 from dagster_stack.messaging.management import BrokerApi, QueueDepth
+from dagster_stack.monitoring.formatting import seconds
 
 #: Seconds between two questions to Dagit: a step's end shows soon, and an answer costs Dagit some 20 ms.
 POLL_INTERVAL_SECS = 0.5
@@ -126,7 +127,7 @@ class Watch:
         if lost_at is not None:
             note = (
                 "Dagit does not answer: the run goes on, waiting for Dagit"
-                f" for at most {clock(OUTAGE_LIMIT_SECS)}."
+                f" for at most {seconds(OUTAGE_LIMIT_SECS, exact=True)}."
             )
         else:
             if not progress.finished:

@@ -11,10 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dagster_stack.client.display import printable
-from dagster_stack.client.progress import clock
 from dagster_stack.errors import ExitCode
 from dagster_stack.messaging.connection import connected
 from dagster_stack.messaging.workers import Activity, Worker, ask
+from dagster_stack.monitoring.formatting import seconds
 from dagster_stack.settings import BROKER_VARIABLE
 
 #: Seconds for the answers, waited for in full as nobody knows how many there will be. A busy worker's takes some 50 ms.
@@ -67,7 +67,7 @@ def table(workers: Sequence[Worker]) -> Table:
             Text(printable(worker.name)),
             Text(", ".join(worker.queues) or "?"),
             Text("?" if worker.processes is None else str(worker.processes)),
-            Text("?" if worker.uptime is None else clock(worker.uptime)),
+            Text(seconds(worker.uptime)),
             Text(str(worker.done)),
             Text(printable("\n".join(map(described, worker.doing))) or "idle"),
         )

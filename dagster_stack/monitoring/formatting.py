@@ -11,12 +11,12 @@ def counted(value: float | None, noun: str) -> str:
     return f"{number(value)} {noun}{'' if value == 1 else 's'}"
 
 
-def seconds(value: float | None) -> str:
-    """`0.4 s`, `12 s`, `4 min 05 s`, `1 h 02 min`, `3 d 04 h`."""
+def seconds(value: float | None, exact: bool = False) -> str:
+    """`0.4 s`, `12 s`, `4 min 05 s`, `1 h 02 min`, `3 d 04 h`; `exact`: `12.3 s`."""
     if value is None:
         return "?"
     if value < 60:
-        return f"{value:.1f} s" if value < 9.95 else f"{value:.0f} s"
+        return f"{value:.1f} s" if exact or value < 9.95 else f"{value:.0f} s"
     minutes, rest = divmod(int(value), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"

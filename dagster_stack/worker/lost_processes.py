@@ -6,7 +6,6 @@ program, this module tells of the loss that it is given.
 
 import json
 import logging
-import os
 import re
 import subprocess
 import sys
@@ -14,17 +13,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from signal import SIGRTMAX, Signals
 from threading import Lock, Thread
-from typing import TYPE_CHECKING
 
+from dagster_stack.errors import UsageError
 from dagster_stack.logs.context import bound, in_context
 from dagster_stack.logs.service import configure
 from dagster_stack.step import shared_memory
 from dagster_stack.step.descendants import own_child
 from dagster_stack.timing import TELL_SECS
 from dagster_stack.worker.memory import CGROUPS, Memory
-
-if TYPE_CHECKING:
-    from sqlalchemy import URL
 
 logger = logging.getLogger(__name__)
 
@@ -135,14 +131,14 @@ def main(argument: str) -> None:
     """The lease first, without Dagster: who gets the step next waits for it."""
     lost = LostProcess(**json.loads(argument))
     configure("worker")
-    url = database_url(Path(os.environ["DAGSTER_HOME"]))
+    url = database()
     with bound(run=lost.run_id, step=lost.step_key):
         if url:
             mark_lost(lost, url)
         report(lost)
 
 
-def mark_lost(lost: LostProcess, url: "URL") -> None:
+def mark_lost(lost: LostProcess, url: str) -> None:
     import sqlalchemy
 
     from dagster_stack.store.connections import noting_engine
@@ -165,28 +161,14 @@ def report(lost: LostProcess) -> None:
             logger.warning("nobody knows run %s", lost.run_id, extra={"action": "loss.of_nobody"})
 
 
-def database_url(home: Path) -> "URL | None":
-    """The database that `dagster.yaml` names; None without Postgres, as in the embedded mode."""
-    import yaml
-    from sqlalchemy import URL
+def database() -> str | None:
+    """The address of Dagster's database, with its password; None without Postgres, as in the embedded mode."""
+    from dagster_stack.store.connections import url_from_environment
 
     try:
-        storage = yaml.safe_load((home / "dagster.yaml").read_text(encoding="utf-8"))["storage"]["custom"]
-        fields = storage["config"]["postgres_db"]
-    except (OSError, KeyError, TypeError):
+        return url_from_environment()
+    except UsageError:
         return None
-    found = {
-        name: os.environ.get(value["env"], "") if isinstance(value, dict) else str(value)
-        for name, value in fields.items()
-    }
-    return URL.create(
-        "postgresql",
-        found["username"],
-        found.get("password"),
-        found["hostname"],
-        int(found.get("port") or 5432),
-        found["db_name"],
-    )
 
 
 if __name__ == "__main__":

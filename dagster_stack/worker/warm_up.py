@@ -3,7 +3,6 @@
 import gc
 import importlib
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from dagster_stack.project.locations import several
 from dagster_stack.settings import Settings
 from dagster_stack.step.descendants import adopt_orphans
 from dagster_stack.worker import prefork_pool
-from dagster_stack.worker.lost_processes import database_url
+from dagster_stack.worker.lost_processes import database
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +118,7 @@ def sweep() -> None:
     from dagster_stack.store.leases import Leases
 
     try:
-        if url := database_url(Path(os.environ["DAGSTER_HOME"])):
+        if url := database():
             leases = Leases(noting_engine(url, poolclass=sqlalchemy.NullPool))
             leases.mark_lost_of_worker(_worker.name, _worker.started_at)
     except Exception:

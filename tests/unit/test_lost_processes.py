@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import yaml
 from billiard.common import human_status
 from billiard.einfo import ExceptionInfo
 from celery import Celery, _state
@@ -17,13 +18,15 @@ from celery.exceptions import Reject, Terminated, WorkerLostError
 from celery.worker import state
 from dagster import DagsterInstance, DagsterRun
 from kombu.message import Message
+from sqlalchemy import make_url
 
 from dagster_stack.messaging.app_factory import make_app
 from dagster_stack.messaging.task_names import RUN_TASK, STEP_TASK
 from dagster_stack.settings import CeleryConfig, Settings
+from dagster_stack.store import connections
 from dagster_stack.tasks import register_tasks
 from dagster_stack.worker import lost_processes, request
-from dagster_stack.worker.lost_processes import ENDED_ITSELF, DeathCauses, LostProcess, database_url
+from dagster_stack.worker.lost_processes import ENDED_ITSELF, DeathCauses, LostProcess, database
 from dagster_stack.worker.memory import Memory
 from dagster_stack.worker.request import Request
 from scripts.console import ROOT
@@ -316,22 +319,17 @@ def test_a_stock_task_is_not_told(app: Celery, told: list[LostProcess]) -> None:
 # --- the process that tells ----------------------------------------------------------------------------------------
 
 
-def test_the_lease_is_lost_before_dagster_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lease_is_lost_before_dagster_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever gets the step next waits for it."""
     done: list[Any] = []
-    (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
-    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
-    monkeypatch.setenv("DAGSTER_POSTGRES_PORT", "5432")
-    monkeypatch.setattr(
-        lost_processes, "mark_lost", lambda lost, url: done.append(("lease", lost, url.database))
-    )
+    monkeypatch.setattr(lost_processes, "database", lambda: "postgresql://")
+    monkeypatch.setattr(lost_processes, "mark_lost", lambda lost, url: done.append(("lease", lost, url)))
     monkeypatch.setattr(lost_processes, "report", lambda lost: done.append(("run", lost)))
-    monkeypatch.setenv("DAGSTER_POSTGRES_DB", "dagster")
 
     lost_processes.main(json.dumps({"worker": "dagster@host", "pid": 17, "reason": "x", "run_id": "r"}))
 
     lost = LostProcess("dagster@host", 17, "x", "r")
-    assert done == [("lease", lost, "dagster"), ("run", lost)]
+    assert done == [("lease", lost, "postgresql://"), ("run", lost)]
 
 
 def test_losing_a_lease_needs_no_dagster() -> None:
@@ -361,21 +359,20 @@ def test_the_run_says_it_on_its_step(instance: DagsterInstance, caplog: pytest.L
     assert "nobody knows run unknown" in caplog.text
 
 
-def test_the_database_is_the_one_that_dagster_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "dagster.yaml").write_text((ROOT / "dagster.yaml").read_text())
+def test_the_database_is_the_one_that_dagster_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the variables that dagster.yaml names."""
+    fields = yaml.safe_load((ROOT / "dagster.yaml").read_text())["storage"]["custom"]["config"]["postgres_db"]
+    assert sorted(each["env"] for each in fields.values()) == sorted(connections.VARIABLES)
     for name, value in {"HOST": "pg", "PORT": "5433", "DB": "d", "USER": "u", "PASSWORD": "p@/:"}.items():
         monkeypatch.setenv(f"DAGSTER_POSTGRES_{name}", value)
 
-    url = database_url(tmp_path)
+    url = make_url(database() or "")
 
-    assert url
     assert (url.host, url.port, url.database, url.username, url.password) == ("pg", 5433, "d", "u", "p@/:")
 
 
-def test_without_postgres_there_is_no_lease_to_lose(tmp_path: Path) -> None:
-    assert database_url(tmp_path) is None
-    (tmp_path / "dagster.yaml").write_text("telemetry: {enabled: false}\n")
-    assert database_url(tmp_path) is None
+def test_without_postgres_there_is_no_lease_to_lose() -> None:
+    assert database() is None
 
 
 def test_telling_that_fails_is_logged_and_harms_nobody(

@@ -10,12 +10,12 @@ from dagster_stack.client.progress import (
     Progress,
     Rate,
     StepState,
-    clock,
     failure_report,
     summary,
     waiting_for,
 )
 from dagster_stack.messaging.management import QueueDepth
+from dagster_stack.monitoring import formatting
 
 Json = dict[str, Any]
 
@@ -313,4 +313,4 @@ def test_rate_is_that_of_the_last_ten_seconds() -> None:
     ("seconds", "text"), [(0.04, "0.0 s"), (12.34, "12.3 s"), (245, "4 min 05 s"), (3725, "1 h 02 min")]
 )
 def test_durations_are_written_for_people(seconds: float, text: str) -> None:
-    assert clock(seconds) == text
+    assert formatting.seconds(seconds, exact=True) == text
