@@ -215,10 +215,16 @@ def kept_warm(instance: DagsterInstance) -> Iterator[DagsterInstance]:
 
 
 @pytest.fixture
-def instance(opened_on_postgres: DagsterInstance) -> Iterator[DagsterInstance]:
+def stack_instance(opened_on_postgres: DagsterInstance) -> Iterator[DagsterInstance]:
     """The instance of the stack."""
     with kept_warm(opened_on_postgres) as instance:
         yield instance
+
+
+@pytest.fixture
+def instance(stack_instance: DagsterInstance) -> DagsterInstance:
+    """The stack's, unless a module has another one."""
+    return stack_instance
 
 
 @pytest.fixture
@@ -226,6 +232,13 @@ def embedded_instance(sqlite_instance: DagsterInstance) -> Iterator[DagsterInsta
     """The instance of the embedded mode: no leases, events are written one by one."""
     with kept_warm(sqlite_instance) as instance:
         yield instance
+
+
+@pytest.fixture(params=["stack_instance", "embedded_instance"])
+def either_instance(request: pytest.FixtureRequest) -> DagsterInstance:
+    """For what both ledgers promise."""
+    found: DagsterInstance = request.getfixturevalue(request.param)
+    return found
 
 
 @pytest.fixture

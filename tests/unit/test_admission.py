@@ -29,6 +29,11 @@ ENDED_RUNS = [
 ]
 
 
+@pytest.fixture
+def instance(either_instance: DagsterInstance) -> DagsterInstance:
+    return either_instance
+
+
 def objection(
     attempt: int, *ends: DagsterEventType, run: DagsterRunStatus = DagsterRunStatus.STARTED
 ) -> str | None:

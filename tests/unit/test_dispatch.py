@@ -18,6 +18,11 @@ from tests.unit.runs_by_hand import events
 # --- sending ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def instance(either_instance: DagsterInstance) -> DagsterInstance:
+    return either_instance
+
+
 def test_a_step_is_announced_before_it_is_sent(driven: Driven, broker: Broker) -> None:
     """A process that dies in between leaves a trace of what it was about to do."""
     driven.launch("one")

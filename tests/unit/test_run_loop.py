@@ -21,6 +21,11 @@ from tests.unit.runs_by_hand import events, kinds, said
 # --- plans of every shape -----------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def instance(either_instance: DagsterInstance) -> DagsterInstance:
+    return either_instance
+
+
 def test_a_chain_is_sent_step_by_step_and_its_run_succeeds(
     instance: DagsterInstance, workers: Workers
 ) -> None:

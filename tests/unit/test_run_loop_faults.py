@@ -26,6 +26,11 @@ from tests.unit.runs_by_hand import said
 # --- messages and events that are lost, late or doubled ----------------------------------------------------------
 
 
+@pytest.fixture
+def instance(either_instance: DagsterInstance) -> DagsterInstance:
+    return either_instance
+
+
 def stored_again(instance: DagsterInstance, run_id: str, step_key: str) -> None:
     """Copy all rows of a step to the end of the log, as a second execution of the same attempt reports them."""
     for entry in instance.all_logs(run_id):

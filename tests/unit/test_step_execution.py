@@ -22,6 +22,11 @@ from tests.unit.deliveries import Delivery, dead_letters
 from tests.unit.runs_by_hand import events, execute, kinds, message, said, started_run
 
 
+@pytest.fixture
+def instance(either_instance: DagsterInstance) -> DagsterInstance:
+    return either_instance
+
+
 def outputs(*keys: str) -> KnownExecutionState:
     return KnownExecutionState(ready_outputs={StepOutputHandle(key, "result") for key in keys})
 
