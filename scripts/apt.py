@@ -90,7 +90,7 @@ def mirror(suite_suffix: str = "") -> str | None:
 
 
 def pin_suite(suite: str) -> None:
-    """Make a later suite available from the machine's own mirror, and take nothing from it unasked."""
+    """Make a later suite available from the machine's own mirror; only packages asked for by name come from it."""
     if any(source.suite == suite for source in sources()):
         return
     uri = mirror()
@@ -125,7 +125,7 @@ def update() -> None:
     try:
         run_logged("Reading package lists", ["apt-get", "update"], environment=NONINTERACTIVE)
     except Failure:
-        # One broken third-party archive must not stop us: what it lacks, the install will say.
+        # One broken third-party archive must not stop us: the install names packages that are missing.
         warn(f"some package lists could not be read, going on with the others (see {LOG_FOLDER})")
 
 

@@ -12,12 +12,12 @@ from scripts.engine import answers, docker
 PUBLIC_IMAGE = "debian:trixie-slim"
 LOCAL_IMAGE = "dagster-celery-stack-base:trixie"
 SUITE = "trixie"
-#: Seconds after which a registry that does not answer counts as none.
+#: Seconds after which a registry that does not answer counts as absent.
 PULL_TIMEOUT_SECS = 90
 
 
 def ensure() -> None:
-    """See to it that the image that BASE_IMAGE names is here; choose it when none is named."""
+    """Make or pull the image that BASE_IMAGE names; choose one when it names none."""
     named = env_file.settings().get("BASE_IMAGE")
     image = named or PUBLIC_IMAGE
     if not named and is_here(LOCAL_IMAGE):

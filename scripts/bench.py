@@ -36,12 +36,12 @@ from scripts.up import make_readable
 
 #: How often each executor gets a work, unless ROUNDS says otherwise; slow ones get it less often.
 ROUNDS = 5
-#: Everything that was measured, for whoever wants to see more than the pages show.
+#: All measurements, for readers who want more than the pages show.
 RAW = BUILD_FOLDER / "bench.json"
 DOCS = ROOT / "docs"
 #: The pages there that show tables and pictures.
 PAGES = ("performance.md", "where-a-step-goes.md")
-#: Workers with which memory is looked at: the difference is what a further one takes.
+#: Numbers of workers at which memory is measured: the difference is what a further one takes.
 FEW, MANY = 2, 8
 #: Enough for as many processes of runs as there are places with runners.
 STOCK_MEMORY = "6g"
@@ -55,7 +55,7 @@ def bench() -> int:
     rounds = count(os.environ.get("ROUNDS", ""))
     everything = chosen == [*WORKS, *PARTS]
     if everything:
-        # Half an hour later is too late to learn that a table has no place.
+        # Check first that each table has a place: the measurement takes half an hour.
         with_tables(dict.fromkeys(TABLES, ""))
     services = Services(require_up())
     make_readable(CODE)
@@ -92,7 +92,7 @@ def measure(chosen: list[str], rounds: int, results: dict[str, Any], services: S
     """Everything that was chosen, into `results` as it comes."""
     if MEMORY in chosen:
         measure_memory(results, services)
-    # From the next scaling on: none is made anew more than once.
+    # It takes effect at the next scaling, so no service is made anew twice.
     services.needs_code = not {*WORKS, LAUNCH, BACKFILL}.isdisjoint(chosen)
     for workers in sorted({work.workers for work in WORKS.values()}, reverse=True):
         names = [name for name, work in WORKS.items() if name in chosen and work.workers == workers]
@@ -103,7 +103,7 @@ def measure(chosen: list[str], rounds: int, results: dict[str, Any], services: S
             try:
                 merge(results, ask("runs", name, "--rounds", str(rounds)))
             except Failure as failure:
-                # The others are worth their time.
+                # The other works go on: they were expensive.
                 warn(str(failure))
                 results["notes"].append({"work": name, "variant": "", "note": str(failure), "failed": True})
     services.scale(FEW)

@@ -11,17 +11,17 @@ from scripts.console import ROOT, run_logged
 from scripts.scale import make
 from scripts.up import start_made, wait_until_healthy
 
-#: The code that measures. It is in no image: services get it by this file, beside those that Compose reads anyway.
+#: Mounts the benchmark's code, which is in no image, into services; Compose reads this file beside its usual ones.
 CODE = ROOT / "bench"
 MOUNT = CODE / "compose.yaml"
-#: What Compose reads beside compose.yaml unless it is told which files: the first of these that is there.
+#: Compose reads the first of these that exists beside compose.yaml, unless it is told which files to read.
 OVERRIDES = (
     "compose.override.yml",
     "compose.override.yaml",
     "docker-compose.override.yml",
     "docker-compose.override.yaml",
 )
-#: Who loads that code for the steps of what is measured; and who else for launches.
+#: Services that load the benchmark's code for its steps; and further ones for launches.
 EXECUTE_STEPS, LAUNCH_RUNS = ("worker", "worker-heavy"), ("dagit", "daemon", "runner")
 
 
@@ -31,7 +31,7 @@ NUMBERS = {"worker": "WORKERS", "worker-heavy": "HEAVY_WORKERS"}
 
 @dataclass
 class Services:
-    """How many containers each service had before; whether workers need the benchmark's code, and who may have it."""
+    """How many containers each service had before; whether workers need the benchmark's code, and which services have it."""
 
     before: Counter[str]
     needs_code: bool = False
@@ -54,7 +54,7 @@ class Services:
             self._unmount("Taking the jobs out of Dagit", LAUNCH_RUNS)
 
     def restore(self) -> None:
-        """As many workers as before; nobody has the code."""
+        """As many workers as before, and no service with the benchmark's code."""
         if self.with_code:
             self._unmount("Taking the benchmark's code out of the services", sorted(self.with_code))
         else:

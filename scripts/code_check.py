@@ -43,7 +43,7 @@ def ask() -> dict[str, Any]:
 
 
 def excused(name: str, found: dict[str, Any]) -> bool:
-    """Whether code that did not load asked a store of a stack that is not up yet: Dagit tells later."""
+    """Whether code failed to load because it asked a store of a stack that is not up yet: Dagit tells later."""
     if any(each.service == "dagit" and each.state == "running" for each in compose.containers()):
         return False
     (report,) = (each for each in found["reports"] if each["name"] == name)

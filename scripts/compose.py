@@ -35,7 +35,7 @@ class Container:
 
     @property
     def is_abandoned(self) -> bool:
-        """Made to take another's place by a Compose that was interrupted before it did: it has a name of its own."""
+        """A replacement that an interrupted Compose made and did not yet rename: its name is not the usual one."""
         return self.state == "created" and re.match("[0-9a-f]{12}_", self.name) is not None
 
     @property

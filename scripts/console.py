@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD_FOLDER = ROOT / ".build"
 LOG_FOLDER = BUILD_FOLDER / "logs"
 
-#: Seconds between signs of life where lines can't be rewritten.
+#: Seconds between progress lines on a terminal that can't rewrite them.
 QUIET_INTERVAL_SECS = 15
-#: Characters of what a long part is at that are shown.
+#: Characters of a progress line's detail that are shown.
 DETAIL_WIDTH = 100
 #: Lines of a failed command's log that are printed.
 LOG_TAIL_LINES = 30
@@ -30,7 +30,7 @@ class Failure(Exception):
 
 
 def attended() -> bool:
-    """Whether somebody is there to answer (`make clean | tee log` has somebody too)."""
+    """Whether a person can answer questions (also with `make clean | tee log`)."""
     return sys.stdin.isatty() and not os.environ.get("CI")
 
 
@@ -75,7 +75,7 @@ def main(entry: Callable[[], int | None]) -> NoReturn:
         print("\n  interrupted; what is running goes on, `make down` ends it", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:
-        # The reader of our output has gone (`make up | head`): nobody to tell.
+        # The reader of our output has gone (`make up | head`).
         os._exit(141)
     except OSError as error:
         if error.errno != errno.EROFS:

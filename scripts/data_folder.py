@@ -11,7 +11,7 @@ from scripts.console import ROOT, Failure, done
 from scripts.preflight import Finding
 
 VARIABLE = "DATA_DIR"
-#: Whom user code runs as in its containers.
+#: The user that user code runs as in its containers.
 USER = 10000
 #: What root of a container needs for that.
 AS_OWNER = ("--cap-add", "CHOWN", "--cap-add", "FOWNER", "--cap-add", "DAC_OVERRIDE", "--cap-add", "FSETID")
@@ -29,7 +29,7 @@ rm -f "$file"
 
 
 def findings() -> list[Finding]:
-    """Whether the settings can be what they say, before anything is made."""
+    """Check the settings before anything is made."""
     settings, file = env_file.settings(), env_file.env_path().name
     text = settings.get(VARIABLE, "")
     try:
@@ -45,7 +45,7 @@ def findings() -> list[Finding]:
         elif Path(text) in SYSTEM or Path(text).resolve() in {*SYSTEM, Path.home()}:
             cure = f"{VARIABLE} in {file} is a folder of the system, which is never given to containers: name one below it"
         elif reason := no_owners():
-            cure = f"with {reason}, {VARIABLE} has no effect that can be relied on: leave it empty in {file}, a volume is used"
+            cure = f"{VARIABLE} is unreliable with {reason}: leave it empty in {file}, a volume is used"
     else:
         required = "a volume, or a folder of this host"
     return [Finding("files of user code", required, found, cure)]
@@ -84,7 +84,7 @@ def ensure() -> None:
             f" it: sudo install -d -o {USER} -g {USER} {folder}"
         ) from None
     if is_free:
-        # As root of a container, who may do that also where this user is not root.
+        # As root of a container, who may do that even if this user is not root.
         # Whoever owns this checkout may put files there.
         group = ROOT.stat().st_gid or USER
         in_container(folder, f"chown {USER}:{group} /data && chmod 2775 /data", "--user", "0", *AS_OWNER)

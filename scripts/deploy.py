@@ -21,8 +21,8 @@ HOW = ("wait", "hand-over")
 WAIT_MINUTES = 30
 #: Seconds between two looks at the runs that are waited for.
 LOOK_SECS = 2
-#: Seconds that runs get to start. One whose message was lost, which nobody looks after while the daemon stands, never
-#: does; and none of them has executed anything: they start with the new code.
+#: Seconds that runs get to start. One whose message was lost never starts, as the daemon that would send it again is
+#: stopped. None of them has executed anything, so they start with the new code.
 START_SECS = 60
 #: Runs that are named while they are waited for.
 NAMED_RUNS = 3
@@ -112,7 +112,7 @@ def queue_stopped() -> Iterator[None]:
 
 
 def wait_for_runs(minutes: int) -> None:
-    """Until all runs under way have ended; after so many minutes those that go on are handed over.
+    """Wait until all runs under way have ended; after so many minutes those that go on are handed over.
 
     Runs that do not start are waited for START_SECS.
     """
@@ -129,7 +129,7 @@ def wait_for_runs(minutes: int) -> None:
     if not found:
         done(f"no run is under way ({waited})")
     elif only_starting:
-        warn(f"{described(found)} not started yet: left to the new code")
+        warn(f"{described(found)} not started yet: they start with the new code")
     else:
         warn(f"after {minutes} min {described(found)} still going on: handed over to the new code")
 

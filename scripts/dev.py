@@ -43,7 +43,7 @@ nux: {enabled: false}
 instance_class: {module: dagster_stack.project.defaults, class: StackInstance}
 """
 
-#: What would turn the embedded mode into a half of the stack.
+#: Variables of the stack that would mix it with the embedded mode.
 FOREIGN_VARIABLES = ("DAGSTER_STACK_S3_BUCKET", "CELERY_BROKER_URL", "AWS_ENDPOINT_URL_S3")
 
 
@@ -52,9 +52,9 @@ def dev() -> int:
     port = os.environ.get("DAGIT_PORT") or "3000"
     require_free_port(port)
     prepare()
-    # As the image's build does it: what `dagster dev` makes itself is renewed by it anyway.
+    # Only absent manifests, as in the image's build: `dagster dev` renews those that it makes itself.
     run("dagster_stack.project.manifests", "absent", str(folder()))
-    # As `make up` names them; the rest of that would load the code once more.
+    # Only variables that are not set: the other checks of `make up` would load the code once more.
     run("dagster_stack.project.check", "unset")
     name_other_data()
     make_databases()
@@ -151,7 +151,7 @@ def make_databases() -> None:
 
 
 def name_other_data() -> None:
-    """Say so where the stack's data is in another place than that of the embedded mode, as with `dg dev`."""
+    """Say so when the stack keeps its data in another folder than the embedded mode, which uses the project's."""
     named, own = env_file.settings().get(data_folder.VARIABLE, ""), folder() / DATA
     if named and Path(named).resolve() != own.resolve():
         warn(f"{data_folder.VARIABLE}={named} is the stack's: here files under {DATA}/ are in {own}")
@@ -186,7 +186,7 @@ def with_variables() -> list[str]:
 
 
 def run(module: str, *arguments: str) -> None:
-    """A module of the platform that says of the project what is to be known, with the project's variables."""
+    """Run a module of the platform that reports on the project, with the project's variables."""
     command = [*with_variables(), str(python()), "-m", module, *arguments]
     subprocess.run(command, cwd=ROOT, env=environment(), check=False)
 
@@ -220,13 +220,13 @@ def environment() -> dict[str, str]:
         or env_file.read(env_file.env_path()).get("EXECUTOR", ""),
         # Dagster itself lets the project's .env win.
         VARIABLE: variables.found([*reversed(variables.sources())]),
-        # They lie where Dagster's own loader may read them.
+        # Dagster's own loader may read these files where they lie.
         OF_LOCATIONS: json.dumps(
             {name: str(file.parent) for name, file in variables.sources_of_locations().items()}
         ),
         PROJECT: str(project.folder()),
         "PYTHONPATH": os.pathsep.join(dict.fromkeys([str(ROOT), *path()])),
-        # All is on this host: nothing of it may go through a company's proxy.
+        # All is on this host: no request may go through a company's proxy.
         **{
             name: ",".join(filter(None, ["127.0.0.1,localhost", kept.get(name)]))
             for name in ("no_proxy", "NO_PROXY")

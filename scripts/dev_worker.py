@@ -32,7 +32,7 @@ class DevWorker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "DevWorker":
-        # Messages of an earlier time would start steps of runs that nobody drives any more.
+        # Old messages would start steps of runs that no process drives any more.
         shutil.rmtree(self._broker, ignore_errors=True)
         LOG.parent.mkdir(parents=True, exist_ok=True)
         LOG.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ PACKAGES = ["docker.io", "docker-cli", "docker-buildx", "docker-compose"]
 #: Ubuntu names its Compose and Buildx packages otherwise.
 UBUNTU_PACKAGES = ["docker.io", "docker-buildx", "docker-compose-v2"]
 
-#: Where Debian's client and engine are, for users and services that have them not on PATH.
+#: Where Debian's client and engine are, for users and services whose PATH lacks them.
 SYSTEM_FOLDERS = ["/usr/bin", "/usr/sbin", "/usr/local/sbin"]
 #: What an engine is recognized by, and by its plugins the client that can do what is needed here.
 SOCKET = Path("/var/run/docker.sock")
@@ -59,7 +59,7 @@ def docker() -> str:
 
 
 def what_is_missing() -> str:
-    """A sentence that says what of client, plugins and engine is not here."""
+    """A sentence that names the missing ones of client, plugins and engine."""
     found = clients()
     if not found:
         return "There is no Docker engine on this machine."
@@ -112,7 +112,7 @@ def has_plugins() -> bool:
 
 
 def engine_is_here() -> bool:
-    """Whether this machine has an engine, be it stopped or closed to this user (who has no sbin on PATH)."""
+    """Whether this machine has an engine, even one that is stopped or closed to this user (whose PATH lacks sbin)."""
     return SOCKET.exists() or bool(everywhere("dockerd"))
 
 

@@ -161,7 +161,7 @@ def kept_on_failure(untouched: str) -> Iterator[None]:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Give the name of Dagster's image back to the one that has it now: what is built in here is only looked at."""
+    """Afterwards the image that has Dagster's name now has it again: images built meanwhile are only inspected."""
     before = base_image.image_id(dagster().name)
     try:
         yield

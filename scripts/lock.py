@@ -14,7 +14,7 @@ from dagster_stack.packages import explain, locks
 from scripts import uv
 from scripts.console import ROOT, Failure, done, main, run_logged, say, warn
 
-#: Where they are resolved, below ROOT, from what is whole of the present ones.
+#: Where they are resolved, below ROOT, starting from the undamaged entries of the present locks.
 SCRATCH = ".build/locks"
 #: The oldest Python that the embedded mode supports; the locks hold for all later ones too.
 OLDEST_PYTHON = "3.11"
@@ -117,7 +117,7 @@ def conflict(log: str) -> str:
 
 
 def bind_dagster(program: str, options: list[str]) -> None:
-    """Resolve again where a library of Dagster's came out in a version of another Dagster.
+    """Resolve again when a library of Dagster's was resolved to a version for another Dagster.
 
     Its early releases name no Dagster, so a resolver takes them when the right one conflicts with something. Packages
     of others that are named dagster-… have no such version, and stay. Raises Failure that names the conflict.

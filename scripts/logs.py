@@ -64,7 +64,7 @@ class RunLog:
     def read(self, printed: Iterable[str]) -> list[Line]:
         """What was printed so far about the run, in the order of time; raises Failure when it is not to be found."""
         kept = [line for line in map(self._new, printed) if line and self.wanted in line.text]
-        # Of a whole id it need not be said that it is a run's own.
+        # A whole id is unmistakable, so any line with it counts.
         whole = {self.wanted} if kept and len(self.wanted) == LONGEST else set()
         found = whole or {run for line in kept if (run := line.run) and run.startswith(self.wanted)}
         if not found:
@@ -92,7 +92,7 @@ class RunLog:
 
 
 def logs() -> int:
-    """Show what the variables ask for; until it is interrupted, if somebody looks on."""
+    """Show what the variables ask for; on a terminal until it is interrupted."""
     compose.require_env_file()
     options = ["--since", os.environ["SINCE"]] if os.environ.get("SINCE") else []
     services = os.environ.get("SERVICE", "").replace(",", " ").split()
@@ -110,7 +110,7 @@ def logs() -> int:
         say(readable(line))
     if os.environ.get("FOLLOW") != "no" and sys.stdout.isatty():
         try:
-            # From before all of that was read, by whichever clock is behind; what was seen is not shown again.
+            # From before the first read, by the clock that is behind; lines that were shown are not shown again.
             since = min(started, max(log.seen.values()))
             for line in log.follow(printed_lines(["--follow", "--since", since, *services])):
                 say(readable(line))
@@ -141,7 +141,7 @@ def printed_lines(options: Sequence[str]) -> Iterator[str]:
 
 
 def readable(line: Line) -> str:
-    """A line for people: JSON as text, and what was of several lines is so again on a terminal."""
+    """A line for people: JSON as text, and on a terminal the line ends of tracebacks restored."""
     text = of_json(line.text) if line.text.startswith("{") else line.text
     if sys.stdout.isatty():
         text = text.replace(NEW_LINE, "\n    ")

@@ -59,7 +59,7 @@ class Finding:
 
 
 def machine() -> list[Finding]:
-    """Cores and memory: too little is said, and left to the user."""
+    """Cores and memory: too little is a warning."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = total_memory_gb()
     return [
@@ -75,7 +75,7 @@ def machine() -> list[Finding]:
 
 
 def disk() -> list[Finding]:
-    """Room where the engine keeps images; less is needed once they are built. Nothing for one elsewhere."""
+    """Room where the engine keeps images; less is needed once they are built. Empty for an engine elsewhere."""
     if engine.is_elsewhere():
         return []
     built = env_file.env_path().exists() and all(images.built_from(image) for image in images.wanted())
@@ -84,7 +84,7 @@ def disk() -> list[Finding]:
     free = free_gb(folder)
     cure = (
         f"make room in {folder}: `docker system df` shows what lies there, `docker builder prune` and"
-        " `docker image prune` remove what nobody uses (REQUIRED_DISK_GB=… asks for less, at your risk)"
+        " `docker image prune` remove what is unused (REQUIRED_DISK_GB=… asks for less, at your risk)"
     )
     return [Finding("free disk", f"{required} GB", f"{free:.1f} GB", cure if free < required else "")]
 
@@ -98,7 +98,7 @@ def free_gb(folder: Path) -> float:
 
 
 def engine_kind() -> list[Finding]:
-    """What kind of engine it is: what does not work there, and what was never tried, is said before anything starts."""
+    """The kind of engine: refuses what does not work, and names what was never tried, before anything starts."""
     info = engine.info()
     security = {option.partition(",")[0] for option in info.get("SecurityOptions") or []}
     kinds = [
@@ -150,7 +150,7 @@ def limited(info: dict[str, Any]) -> list[str]:
     if unlimited := [what for what, name in missing.items() if info.get(name) is False]:
         cures.append(
             f"it can't limit {' and '.join(unlimited)} of containers (no such cgroup; rootless engines need cgroup 2"
-            " and systemd's delegation): a step that takes too much takes it from everybody"
+            " and systemd's delegation): a step that takes too much slows or kills the others"
         )
     if "Docker Desktop" in info.get("OperatingSystem", ""):
         cures.append("this stack was not tried on Docker Desktop: please report what does not work")
@@ -198,7 +198,7 @@ def versions() -> list[Finding]:
 
 
 def runs_at_once() -> list[Finding]:
-    """The daemon would refuse to start runs for which there is no place with a runner."""
+    """MAX_CONCURRENT_RUNS against the places of runners: with more, the daemon would not start."""
     runners, each = env_file.number("RUNNERS", 2), env_file.number("RUNNER_CONCURRENCY", 4)
     places, wanted = runners * each, env_file.number("MAX_CONCURRENT_RUNS", 0)
     file = env_file.env_path().name

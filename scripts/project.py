@@ -48,7 +48,7 @@ STATES = ("--others", "--ignored", "--", f":(glob)**/{STATE}/**")
 
 
 def folder() -> Path:
-    """The project's folder, as PROJECT names it; raises Failure for what is none."""
+    """The folder that PROJECT names; raises Failure if it is no folder."""
     named = env_file.settings().get(VARIABLE) or DEFAULT
     found = Path(os.path.abspath(ROOT / Path(named).expanduser()))
     if not found.is_dir():
@@ -72,7 +72,7 @@ def context() -> Path:
 
 
 def stage() -> Path:
-    """Bring the build context up to date and look what is in it; raises Failure where no code location is found."""
+    """Bring the build context up to date and find the code locations in it; raises Failure when there is none."""
     source = folder()
     staged = context() / source.name
     for other in context().glob("*"):
@@ -82,7 +82,7 @@ def stage() -> Path:
     size = copy(source, staged)
     if size > LARGE:
         warn(
-            f"{size >> 20} MB of {source} go into the image: name what is no code in {source.name}/.dockerignore"
+            f"{size >> 20} MB of {source} go into the image: name the files that are not code in {source.name}/.dockerignore"
         )
     warn_of_data(source, staged)
     try:
@@ -96,7 +96,7 @@ def stage() -> Path:
 
 
 def warn_of_data(source: Path, staged: Path) -> None:
-    """Say that files of this host alone are not on the volume, where the project keeps its data."""
+    """Warn of files in the project's data folders that only this host has, and not the volume."""
     settings = env_file.settings()
     if settings.get("DATA_DIR"):
         return
@@ -134,7 +134,7 @@ def names(source: Path) -> list[str]:
         return sorted(
             os.path.relpath(os.path.join(place, name), source)
             for place, folders, files in os.walk(source)
-            # A link to a folder is not gone into.
+            # Links to folders are not followed.
             for name in [*files, *(each for each in folders if os.path.islink(os.path.join(place, each)))]
         )
     result = dict.fromkeys(
@@ -151,7 +151,7 @@ def names(source: Path) -> list[str]:
 
 
 def listed(source: Path) -> list[str] | None:
-    """What git lists in a folder; where that is no part of a repository, what its .gitignore files leave over."""
+    """What git lists in a folder; outside a repository the files that its .gitignore files do not name."""
     if not shutil.which(GIT[0]):
         return None
     inside = git(source, "rev-parse", "--is-inside-work-tree") == "true"
@@ -174,7 +174,7 @@ def split(output: str | None) -> list[str] | None:
 
 def git(place: Path, *arguments: str) -> str | None:
     """What git says in a folder; None where it fails."""
-    # As a git hook sets them they are another repository's.
+    # A git hook sets variables that name another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     result = subprocess.run(
         [*GIT, *arguments],
@@ -330,7 +330,7 @@ def is_same(file: Path, place: Path, status: os.stat_result) -> bool:
 
 
 def make_way(place: Path, target: Path) -> None:
-    """Let a file be made at `place`, whatever is there or, below `target`, in place of its folders."""
+    """Make room for a file at `place`: remove what is there, and what stands where its folders below `target` go."""
     for parent in reversed(place.parents):
         if parent != target and parent.is_relative_to(target) and (parent.is_symlink() or parent.is_file()):
             remove(parent)

@@ -19,12 +19,12 @@ from scripts.console import BUILD_FOLDER, ROOT, Failure, done, run_logged, warn
 FOLDER = BUILD_FOLDER / "packages"
 LOCK = venv.REQUIREMENTS / "stack.lock"
 UV = venv.FOLDER / "bin" / "uv"
-#: In a project's folder below FOLDER: what was asked for when its environment was whole.
+#: In a project's folder below FOLDER: the request that its complete environment was made for.
 STAMP = "stamp"
 
 
 def python(project: Path) -> Path:
-    """The Python that has a project's packages; the platform's own where it asks for none, or before `ensure`."""
+    """The Python that has a project's packages; the platform's own if it needs none, or before `ensure`."""
     own = FOLDER / project.name
     return own / "venv" / "bin" / "python" if (own / STAMP).exists() else venv.PYTHON
 

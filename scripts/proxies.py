@@ -21,7 +21,7 @@ PROXIES = {
     "ALL_PROXY": "allProxy",
 }
 NAMES = {**PROXIES, "NO_PROXY": "noProxy"}
-#: What never goes through a proxy, where there is one and where there is none.
+#: Hosts that are never asked through a proxy.
 OWN_HOSTS_FILE = ROOT / "docker" / "no-proxy.env"
 #: The engine's own proxies, as JSON.
 ENGINE_FORMAT = (
@@ -141,7 +141,7 @@ def reachable(proxies: dict[str, str], place: str) -> dict[str, str]:
             closed.add(without_login(value))
     for value in sorted(closed):
         warn(
-            f"proxy {value}, from {place}: to builds and containers that address is they themselves, so they get no"
+            f"proxy {value}, from {place}: in builds and containers that address is the container itself, so they get no"
             " proxy. Let it listen on the address of Docker's bridge too, or name another in .env (HTTP_PROXY)"
         )
     return found

@@ -1,4 +1,4 @@
-"""`make test`: lint, types and every test; what it needs is installed first, what can't be is said."""
+"""`make test`: lint, types and every test; installs what it needs first, and names what it can't install."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ DRILLS = ["tests/faults", "-m", "quick"]
 
 
 def test() -> int:
-    """Everything. Without an engine what needs none, and what was left out is named; in CI that fails."""
+    """All tests. Without an engine only those that need none; it names the others, and fails in CI."""
     python = str(venv.ensure("dev"))
     try:
         engine.ensure()

@@ -46,13 +46,13 @@ def up() -> None:
             code_check.check()
     say("Starting")
     start()
-    # Before anybody is told what to do next.
+    # Before the user is told what to do next.
     check_code_location()
     addresses()
 
 
 def prepare() -> None:
-    """See to all that images and containers need: engine, settings, base image."""
+    """Make all that images and containers need: engine, settings, base image."""
     say("Looking at this machine")
     preflight.report(preflight.machine())
     engine.ensure()
@@ -129,7 +129,7 @@ def start_made() -> None:
 
 
 class Awaited:
-    """What Compose is at, from the lines that it prints: what is waited for may be told before what came later."""
+    """What Compose does now, from the lines that it prints; these need not be in the order of events."""
 
     def __init__(self) -> None:
         self._containers: set[str] = set()
@@ -145,15 +145,15 @@ def cure(log: str) -> str:
     """What to do about a start that failed, where Compose says why."""
     if "IPv4 address pool" in log or "Pool overlaps" in log:
         return (
-            "\n\nThe engine has no addresses left for the stack's networks. `docker network ls` shows whose there are"
-            " (`docker network prune` removes those that nobody uses); default-address-pools in /etc/docker/daemon.json"
+            "\n\nThe engine has no addresses left for the stack's networks. `docker network ls` lists all"
+            " (`docker network prune` removes unused ones); default-address-pools in /etc/docker/daemon.json"
             " gives it more, where a VPN takes the usual ones as well."
         )
     return ""
 
 
 def remove_replaced_stores() -> None:
-    """Remove containers of stores for which .env names outside ones by now: to Compose they are no orphans."""
+    """Remove the containers of stores that .env replaces by outside ones: Compose does not see them as orphans."""
     replaced = sorted({container.service for container in compose.containers()} & STORES - started_services())
     if replaced:
         title = f"Removing the containers of {', '.join(replaced)}: outside ones now, data stays"

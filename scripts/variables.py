@@ -1,4 +1,4 @@
-"""The project's own variables, from its `.env` and SECRETS_FILE, handed to all that executes its code, and to nobody else."""
+"""The project's own variables, from its `.env` and SECRETS_FILE, handed only to services that execute its code."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,14 +34,14 @@ def sources() -> list[Path]:
             )
         if secrets.resolve() in of_stack:
             raise Failure(
-                f"{SETTING}={named} has the stack's own passwords, for nobody's code: name another file."
+                f"{SETTING}={named} has the stack's own passwords, which no code may get: name another file."
             )
         found.append(secrets)
     return found
 
 
 def sources_of_locations() -> dict[str, Path]:
-    """The `.env` of each project of a workspace, by the name of its code location: nobody else gets it, as with `dg dev`."""
+    """The `.env` of each project of a workspace, by its code location; only that one gets it, as with `dg dev`."""
     try:
         found = members(user_project.folder())
     except ProjectError as error:
@@ -60,7 +60,7 @@ def checked(source: Path) -> str:
         raise Failure(f"{source} is no text: it holds a NUL.")
     if refused := [f"{name}: {cure}" for name in dict.fromkeys(found) if (cure := objection(name))]:
         lines = "\n".join(f"    {line}" for line in refused)
-        raise Failure(f"{source} sets what would change the stack, and nothing was started:\n{lines}")
+        raise Failure(f"{source} sets variables that would change the stack; nothing was started:\n{lines}")
     if broken:
         warn(f"{source}: line {', '.join(map(str, broken))} sets no variable, `dg dev` leaves it out as well")
     return text

@@ -53,7 +53,7 @@ def newest(name: str, range_: str) -> str:
 
 
 def latest(name: str, range_: str) -> str:
-    """Any later release, but for what is excluded with a reason of its own."""
+    """Any later release, except those that have an exclusion of their own."""
     lower = LOWER.search(range_)
     return f"{name}>={lower['version']}" if lower else name + range_
 

@@ -175,7 +175,7 @@ def test_runs_that_do_not_start_are_left_to_the_new_code_when_all_others_have_en
 
     # Then it is waited for no longer than the one that had started
     assert clock.now - START == deploy.START_SECS + 10
-    assert "1 run (nightly 00000002) not started yet: left to the new code" in capsys.readouterr().out
+    assert "1 run (nightly 00000002) not started yet: they start with the new code" in capsys.readouterr().out
     assert told(docker, "up", "init")
 
 

@@ -284,7 +284,7 @@ def test_one_that_listens_on_loopback_alone_is_said_and_left_out(
 
     assert proxies.recorded() == {}
     said = capsys.readouterr().out
-    assert "they themselves" in said
+    assert "the container itself" in said
     assert "secret" not in said
 
 
