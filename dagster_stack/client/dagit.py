@@ -422,7 +422,7 @@ def launch_error(job: str, answer: Mapping[str, Any]) -> DagitError:
         case "RunConflict":
             error, lines = DagitError, [f"Dagit has such a run already: {message}"]
         case "UnauthorizedError":
-            error, lines = DagitError, [f"This Dagit lets nobody launch runs (is it read-only?): {message}"]
+            error, lines = DagitError, [f"This Dagit allows no launches (is it read-only?): {message}"]
         case _:
             causes = [cause["message"].strip() for cause in answer.get("causes") or []]
             lines = [f"Dagit can't launch the job {job!r}: {message or kind}"]

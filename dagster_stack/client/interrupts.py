@@ -41,7 +41,7 @@ class Interrupts:
             os.close(end)
 
     def wait(self, seconds: float) -> None:
-        """Return after `seconds`, at once when a signal has come that was not yet forgotten."""
+        """Return after `seconds`, or at once when a signal has come that was not yet forgotten."""
         select.select([self._pipe[0]], [], [], seconds)
 
     def wait_for_input(self, stream: TextIO) -> None:

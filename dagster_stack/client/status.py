@@ -19,14 +19,14 @@ from dagster_stack.monitoring.snapshot import Alerts, Snapshot
 
 #: Seconds between two looks at the stores.
 INTERVAL_SECS = 2.0
-#: Seconds that one look may take before it is said that a store does not answer; a refused connection is told at once.
+#: Seconds that one look may take before a store counts as not answering; a refused connection is reported at once.
 PATIENCE_SECS = 15.0
 
 Families = Callable[[], list[Metric]]
 
 
 class Watcher(threading.Thread):
-    """Looks at the stores again and again. In a thread: who watches must be able to leave while a store hangs."""
+    """Looks at the stores again and again, in a thread: the user must be able to leave while a store hangs."""
 
     def __init__(self, look: Callable[[], Snapshot], interval: float = INTERVAL_SECS) -> None:
         super().__init__(name="status", daemon=True)
@@ -54,7 +54,7 @@ class Watcher(threading.Thread):
 
 
 def hanging(snapshot: Snapshot | None, now: float) -> Snapshot:
-    """What is known while a store lets everybody wait."""
+    """What is known while a store does not answer."""
     alerts = snapshot.alerts if snapshot else Alerts()
     return Snapshot.of((), now, alerts, away="A store")
 

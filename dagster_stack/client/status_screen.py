@@ -25,7 +25,7 @@ BAR_WIDTH = 20
 
 @dataclass(frozen=True)
 class Screen:
-    """A snapshot to print; `fitted` cuts it to the height of the terminal and says so."""
+    """A snapshot to print; `fitted` cuts it to the height of the terminal, with a line that says so."""
 
     snapshot: Snapshot
     fitted: bool = False

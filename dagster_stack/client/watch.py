@@ -1,4 +1,4 @@
-"""A run from its launch to its end, with somebody watching."""
+"""Follows a run from its launch to its end on the terminal."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -137,7 +137,7 @@ class Watch:
         self._view.show(Frame(progress, now - self._launched_at, rate, self._backlog, note))
 
     def _look_at_queues(self, progress: Progress, now: float) -> None:
-        """Refresh what is waited for, where it is time. It is an extra: its errors stop nothing."""
+        """Refresh what the run waits for, if it is time. That is an extra: its errors stop nothing."""
         if self._broker and now >= self._backlog_due:
             try:
                 self._backlog = self._broker.read()

@@ -1,4 +1,4 @@
-"""Who is alive, on which queue, doing what: as a table or JSON."""
+"""The workers that are alive, their queues and their tasks: as a table or JSON."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from dagster_stack.messaging.workers import Activity, Worker, ask
 from dagster_stack.monitoring.formatting import seconds
 from dagster_stack.settings import BROKER_VARIABLE
 
-#: Seconds for the answers, waited for in full as nobody knows how many there will be. A busy worker's takes some 50 ms.
+#: Seconds for the answers. Their number is not known, so it waits in full. A busy worker's takes some 50 ms.
 ANSWER_TIMEOUT_SECS = 1.5
 #: Characters of a run's id: as Dagit shows it.
 SHORT_RUN_ID = 8
@@ -43,13 +43,13 @@ def show_workers(out: TextIO, as_json: bool, environment: Mapping[str, str] = os
 
 
 def ask_workers(broker: str | None) -> list[Worker]:
-    """Everybody who answers on this broker, by name. Raises UsageError or BrokerUnreachable."""
+    """All workers that answer on this broker, by name. Raises UsageError or BrokerUnreachable."""
     with connected(broker) as (app, connection):
         return sorted(ask(app, connection, timeout=ANSWER_TIMEOUT_SECS), key=lambda each: each.name)
 
 
 def described(activity: Activity) -> str:
-    """Run and step, as Dagit shows them; the task where nobody knows these."""
+    """Run and step, as Dagit shows them; the task when these are not known."""
     parts = ((activity.run_id or "")[:SHORT_RUN_ID], activity.step)
     return " ".join(part for part in parts if part) or activity.task
 
