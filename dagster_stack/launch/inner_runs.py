@@ -1,4 +1,4 @@
-"""Runs that steps execute by themselves, and that are left: the execution that they are part of is over."""
+"""Inner runs that are left over: steps executed them, and these executions are over."""
 
 import logging
 
@@ -19,7 +19,7 @@ GOING_ON = [DagsterRunStatus.STARTED, DagsterRunStatus.CANCELING]
 
 
 def end_left(instance: DagsterInstance, leases: Leases) -> None:
-    """End those that nobody can go on with: as failed, or as canceled where that was wanted."""
+    """End those that no process can go on with: as failed, or as canceled if that was wanted."""
     found = instance.get_runs(RunsFilter(statuses=GOING_ON))
     executed_by = {run.run_id: lease for run in found if (lease := lease_of(run))}
     lost = set(leases.lost(executed_by.values()))
@@ -35,8 +35,8 @@ def _text(lease: Lease, leases: Leases) -> str:
     end = leases.end_of(lease)
     why = f"that execution is lost: {end}" if end else f"that execution, by {lease.holder}, is over"
     return (
-        f"This run was executed within {lease.work}, and {why}. Nobody can go on with it; if that step is executed again,"
-        " it begins a new run. To have a run that outlives the step that wants it, launch it (a RunRequest, or"
+        f"This run was executed within {lease.work}, and {why}. It can't go on; when that step is executed again, it"
+        " begins a new run. For a run that outlives its step, launch it (a RunRequest, or"
         " DagsterGraphQLClient)."
     )
 

@@ -39,12 +39,12 @@ logger = logging.getLogger(__name__)
 
 
 class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
-    """Hands a run to the `runner` service. A run that could not be handed over stays STARTING; see `RunWatch`."""
+    """Hands a run to the `runner` service. A run that could not be handed over stays STARTING: see `RunWatch`."""
 
     def __init__(self, inst_data: ConfigurableClassData | None = None) -> None:
         self._inst_data = inst_data
         self._app: Celery | None = None
-        #: When a run that has STARTED was first seen without anybody who drives it, on the monotonic clock.
+        #: When a run that has STARTED was first seen without a runner, on the monotonic clock.
         self._idle_since: dict[str, float] = {}
         super().__init__()  # type: ignore[no-untyped-call]
 
@@ -118,7 +118,7 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
             logger.info("run %s is in queue %s", run.run_id, RUN_QUEUE, extra={"action": "run.sent"})
 
     def terminate(self, run_id: str) -> bool:
-        """Ask for a run's end: whoever drives it sees it within seconds. False when there is nothing to end."""
+        """Ask for a run's end: its runner sees it within seconds. False when there is nothing to end."""
         run = self._instance.get_run_by_id(run_id)
         if run is None or run.is_finished:
             return False
@@ -163,7 +163,7 @@ class CeleryRunLauncher(RunLauncher[DagsterInstance], ConfigurableClass):
         except BrokerUnreachable as error:
             # Not known is not dead.
             return CheckRunHealthResult(WorkerStatus.RUNNING, f"unknown: {error}")
-        # It gets the same time again: a message more a while, at most.
+        # It gets the same time again, so at most one more message is sent in that time.
         self._idle_since[run.run_id] = now
         return CheckRunHealthResult(
             WorkerStatus.NOT_FOUND,

@@ -1,4 +1,4 @@
-"""Looks after runs that nobody drives: sends what was lost again, ends what was to be stopped, says what is missing."""
+"""Looks after runs without a runner: hands over lost ones again, ends canceled ones, reports missing runners."""
 
 import logging
 import threading
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds between two looks.
 LOOK_SECS = 5
-#: Seconds after which a run that was made and not submitted counts as forgotten: between the two nothing is waited for.
+#: Seconds after which a run that was made and not submitted counts as forgotten: the two follow each other at once.
 FORGOTTEN_SECS = 60
 #: Seconds between two looks for what can be forgotten.
 FORGET_SECS = 3600
@@ -38,7 +38,7 @@ class RunWatch(threading.Thread):
     def __init__(self, instance: DagsterInstance) -> None:
         super().__init__(name="run-watch", daemon=True)
         self._instance = instance
-        #: When a run was first seen without anybody who drives it, on the monotonic clock.
+        #: When a run was first seen without a runner, on the monotonic clock.
         self._idle_since: dict[str, float] = {}
         #: Runs whose log says that no runner is there.
         self._told: set[str] = set()
@@ -62,7 +62,7 @@ class RunWatch(threading.Thread):
                 )
 
     def look(self, launcher: CeleryRunLauncher, leases: Leases) -> None:
-        """One look; raises BrokerUnreachable when runs have nobody and it can't be said whether messages wait."""
+        """One look; raises BrokerUnreachable when runs have no runner and it is unknown whether their messages wait."""
         now = time.monotonic()
         if now >= self._forget_at:
             leases.prune()
@@ -76,25 +76,25 @@ class RunWatch(threading.Thread):
     def _care_for(self, launcher: CeleryRunLauncher, run: DagsterRun, now: float) -> None:
         if run.status == DagsterRunStatus.CANCELING:
             logger.warning(
-                "run %s is being canceled and nobody drives it: ended",
+                "run %s is being canceled and has no runner: ended",
                 run.run_id,
                 extra={"action": "run.canceled"},
             )
             cancel(launcher.app, self._instance, run)
         elif self._is_lost(launcher, run):
             logger.warning(
-                "run %s is with nobody: handed over again", run.run_id, extra={"action": "run.sent_again"}
+                "run %s has no runner: handed over again", run.run_id, extra={"action": "run.sent_again"}
             )
             self._instance.report_engine_event("No runner has this run: it is handed over again.", run)
             launcher.hand_over(run)
             self._idle_since[run.run_id] = now
 
     def _submit_forgotten(self) -> None:
-        """Put into the run queue what was made for it, when whoever made it died before it did so itself."""
+        """Put runs into the run queue whose maker died before it submitted them."""
         before = datetime.now(UTC) - timedelta(seconds=FORGOTTEN_SECS)
         unsubmitted = RunsFilter(statuses=[DagsterRunStatus.NOT_STARTED], created_before=before)
         for run in self._instance.get_runs(unsubmitted):
-            # Those without an origin in a workspace are executed by hand, by whoever made them.
+            # A run without an origin in a workspace is executed by hand, by its maker.
             if run.remote_job_origin:
                 with bound(run=run.run_id):
                     logger.warning(
@@ -105,7 +105,7 @@ class RunWatch(threading.Thread):
                 self._instance.report_dagster_event(DagsterEvent.job_enqueue(run), run.run_id)
 
     def _due(self, leases: Leases, now: float) -> list[DagsterRun]:
-        """Runs that nobody has driven for a while."""
+        """Runs that have had no runner for a while."""
         runs = [run for run in self._instance.get_runs(RunsFilter(statuses=WATCHED)) if is_launched(run)]
         driven = leases.active([run.run_id for run in runs])
         idle = {run.run_id: run for run in runs if Work(run.run_id) not in driven}
@@ -124,8 +124,8 @@ class RunWatch(threading.Thread):
                 self._told.add(run.run_id)
                 self._instance.report_engine_event(
                     f'The run waits in queue "{RUN_QUEUE}" and no runner consumes it. `docker compose up -d runner`'
-                    " starts one; `docker compose logs runner` tells why there is none. One that lost the broker"
-                    " while it was busy takes the run when another one has ended.",
+                    " starts one; `docker compose logs runner` says why there is none. A runner that lost the"
+                    " broker while it was busy takes the run when one of its runs has ended.",
                     run,
                 )
             return False
