@@ -29,7 +29,7 @@ from dagster_stack.timing import MISSING_LOOK_SECS, MISSING_LOOKS, WAITING_LOOKS
 
 logger = logging.getLogger(__name__)
 
-#: Seconds between looks at the queues of steps that nobody has ended yet.
+#: Seconds between looks at the queues of steps that have not ended.
 QUEUE_LOOK_SECS = 2
 #: Steps that one question names: 60 bytes each, to every worker.
 QUESTION_SIZE = 2000
@@ -109,7 +109,7 @@ class Dispatch:
         return sent
 
     def go_on_with(self, step_key: str) -> None:
-        """A step that an earlier process of the run sent has not ended: its worker ends it, or `look_after` finds out."""
+        """Wait for a step that an earlier process of the run sent: its worker ends it, or `look_after` finds it lost."""
 
     def send(self, context: PlanOrchestrationContext) -> None:
         """Send what is announced. While the broker is away it waits here, and the run's log says so."""
@@ -129,7 +129,7 @@ class Dispatch:
             report(context, "The broker is back: all steps that were ready are sent.")
 
     def look_after(self, context: PlanOrchestrationContext) -> bool:
-        """Tell of queues without consumer, send lost steps again; whether any seems lost so far."""
+        """Report queues without a consumer and send lost steps again; returns whether any step seems lost so far."""
         now = time.monotonic()
         try:
             if now >= self._next_queue_look:
@@ -195,7 +195,7 @@ class Dispatch:
         queues = {sent.queue for sent in silent}
         ready = {queue for queue in queues if self.link.queue_state(queue).ready}
         delaying = {queue for queue in queues if self.link.queue_state(delayed(queue)).ready}
-        # What the broker has confirmed may simply wait, as thousands do; but one that was away may have lost its disk.
+        # A confirmed message may simply wait, as thousands do; but a broker that was away may have lost its disk.
         suspects = [
             sent for sent in silent if sent.queue not in ready or sent.connection != self.link.connections
         ]
@@ -211,7 +211,7 @@ class Dispatch:
         return any(sent.is_lost for sent in suspects)
 
     def send_missing_again(self, context: PlanOrchestrationContext) -> None:
-        """Send the steps that nobody has. Had one ended meanwhile, its worker would skip it."""
+        """Send lost steps again. If one has ended meanwhile, its worker skips it."""
         lost = [sent for sent in self.in_flight.values() if sent.is_lost]
         unsure = [sent for sent in lost if sent.may_wait]
         if unsure:

@@ -88,7 +88,7 @@ class EagerLink:
                 return False
         self._waiting.remove(message)
         if execution.was_interrupted:
-            # Whoever interrupted the step's process meant the run.
+            # An interrupt of the step's process is meant for the run.
             signal.raise_signal(signal.SIGINT)
         return True
 
@@ -98,7 +98,7 @@ class EagerLink:
 
 
 class EagerDispatch(Dispatch):
-    """Sends the steps of an eager run to itself: nobody else has them."""
+    """Sends the steps of an eager run to itself: no other process has them."""
 
     def __init__(self, app: Celery, run: DagsterRun, link: EagerLink, retry_mode: RetryMode) -> None:
         super().__init__(app, run, link, retry_mode)
@@ -109,7 +109,7 @@ class EagerDispatch(Dispatch):
         return False
 
     def go_on_with(self, step_key: str) -> None:
-        """An earlier process of the run began it at most: it is this one's now."""
+        """An earlier process of the run may have begun it: now this one executes it."""
         self._outbox.append(self.in_flight[step_key])
 
     def _called_back(self) -> list[str]:

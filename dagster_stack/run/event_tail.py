@@ -36,7 +36,7 @@ class EventTail:
 
     def read(self) -> Iterator[DagsterEvent]:
         """The events that are new since the last call."""
-        # However long a transaction of somebody else takes, a read goes back no further than a look back.
+        # However long another transaction takes, a read goes back no further than a look back.
         yield from self._pages(max(self._settled, self._marks[0]))
 
     def look_back(self) -> Iterator[DagsterEvent]:

@@ -81,7 +81,7 @@ CONFIG_SCHEMA = {
 
 
 class Limits(NamedTuple):
-    """What a job says of when its steps may run."""
+    """A job's limits on when its steps may run."""
 
     #: Steps of a run; None: as many as there are workers.
     at_once: int | None
@@ -146,21 +146,21 @@ class CeleryExecutor(Executor):
 
 
 class WithinStep(InProcessExecutor):
-    """For a run that a step executes: with all workers at such steps, none would be left for the run's own."""
+    """For an inner run: when such steps occupy all workers, none would be left for the inner run's steps."""
 
     def execute(
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
     ) -> Iterator[DagsterEvent]:
         report(
             plan_context,
-            "This run is executed by a step of another one: its steps are executed in that step's process, since they could"
-            " wait for the very worker that waits for them. A run that is launched instead has workers of its own.",
+            "A step of another run executes this run. So its steps are executed in that step's process: on workers they could"
+            " wait for the worker that waits for them. To have them on workers, launch the run instead.",
         )
         yield from super().execute(plan_context, execution_plan)
 
 
 def warn_of_foreign_priorities(context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
-    """Dagster's own priority tag says nothing to a Celery queue: tell whoever set it."""
+    """Warn that Dagster's own priority tag has no effect on a Celery queue."""
     keys = [
         key
         for key in plan.step_keys_to_execute
@@ -175,7 +175,7 @@ def warn_of_foreign_priorities(context: PlanOrchestrationContext, plan: Executio
 
 
 def warn_of_wrong_timeouts(context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
-    """A time limit that counts as not set must not be missed when it is needed."""
+    """Warn of a time limit that is ignored."""
     owners = {f'step "{key}"': plan.get_step_by_key(key).tags or {} for key in plan.step_keys_to_execute}
     for owner, found in {"the run": context.dagster_run.tags, **owners}.items():
         text = found.get(tags.TIMEOUT)
@@ -187,7 +187,7 @@ def warn_of_wrong_timeouts(context: PlanOrchestrationContext, plan: ExecutionPla
 
 
 def warn_of_unknown_isolation(context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
-    """A step that relies on a process of its own must not go without unnoticed."""
+    """Warn of an isolation tag that is ignored."""
     owners = {f'step "{key}"': plan.get_step_by_key(key).tags or {} for key in plan.step_keys_to_execute}
     for owner, found in {"the run": context.dagster_run.tags, **owners}.items():
         value = found.get(tags.ISOLATION)

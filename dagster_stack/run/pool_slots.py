@@ -7,7 +7,7 @@ from dagster_stack.run.resumed import ResumedRun
 
 
 class PoolSlots(InstanceConcurrencyContext):
-    """Claims slots for what is to be executed; what has ended needs none, however full its pool is."""
+    """Claims slots for steps that are to be executed; steps that have ended need none, however full the pool is."""
 
     def __init__(self, instance: DagsterInstance, run: DagsterRun, resumed: ResumedRun) -> None:
         super().__init__(instance, run)

@@ -1,4 +1,4 @@
-"""What a run that goes on with another process has behind it."""
+"""What the earlier processes of a run have sent and heard."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class ResumedRun:
-    """What an earlier process sent, and what steps said that this one has not come to. Nothing, of a run that starts."""
+    """Steps that an earlier process sent, and their events that this one has not used yet. Empty for a run that starts."""
 
     def __init__(self, sent: Mapping[str, str] = NOTHING) -> None:
         #: Step keys by the ids of their tasks.
@@ -32,7 +32,7 @@ class ResumedRun:
         return step_key in self._keys
 
     def hear(self, event: DagsterEvent) -> None:
-        """Keep what a step said that this process has not come to yet."""
+        """Keep a step's event for the time when this process comes to that step."""
         assert event.step_key
         self._said[event.step_key].append(event)
 

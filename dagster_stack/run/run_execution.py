@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 #: A run in these states goes on.
 GOING_ON = {DagsterRunStatus.STARTING, DagsterRunStatus.STARTED}
 
-#: Runners that a run may lose in so many seconds before it counts as the cause of their deaths: one of weeks outlives
+#: Runners that a run may lose in so many seconds before it counts as the cause of their deaths. A run of weeks outlives
 #: many restarts of a machine.
 MOST_LOSSES = 10
 LOSSES_SECS = 24 * 3600
@@ -132,11 +132,11 @@ class RunExecution:
             raise HandedOver("this runner stops")
 
     def hand_over(self, reason: str) -> None:
-        """Let the runner that gets the message next begin at once."""
+        """Release the lease, so the runner that gets the message next begins at once."""
         release(self._lease, reason)
 
     def skip(self) -> None:
-        """Call the steps of a canceled run back: when it was so by force, with its runner dead, nobody has."""
+        """Call the steps of a canceled run back: after a termination by force, with its runner dead, nobody has done so."""
         instance = warm_instance()
         run = instance.get_run_by_id(self._message.run_id)
         if run and run.status == DagsterRunStatus.CANCELED:
@@ -157,7 +157,7 @@ class RunExecution:
         return run
 
     def _adopted(self, instance: DagsterInstance) -> DagsterRun:
-        """The same, of this process's code from now on."""
+        """The same run, which goes on with this process's code."""
         run = self._admit(instance)
         theirs, ours = run.tags.get(tags.CODE, ""), code_version()
         if theirs and ours and theirs != ours:
@@ -246,7 +246,7 @@ class RunExecution:
         except Exception as error:
             if goes_on_elsewhere(error) or not self._has_ended(instance):
                 raise
-            # Dagster has failed the run, and its log says of what. Now nobody goes on with it.
+            # Dagster has failed the run, with the reason in its log. Now no process goes on with it.
             logger.exception("%s failed", self._message.work, extra={"action": "run.failed"})
             call_back(self._task.app, instance, run.run_id, list(sent_before(instance, run.run_id)))
 
@@ -294,7 +294,7 @@ def loaded_job(instance: DagsterInstance, run: DagsterRun) -> ReconstructableJob
 
 
 def tell_error(instance: DagsterInstance, run: DagsterRun, event: DagsterEvent) -> None:
-    """Say in the run's log what ended it, if it was no step: of that failure Dagit shows only that there was an error."""
+    """Write a failure that came from no step into the run's log: Dagit shows of it only that there was an error."""
     if event.event_type == DagsterEventType.PIPELINE_FAILURE:
         failure = event.job_failure_data
         if failure.error and failure.failure_reason != RunFailureReason.STEP_FAILURE:
@@ -303,6 +303,6 @@ def tell_error(instance: DagsterInstance, run: DagsterRun, event: DagsterEvent) 
 
 
 def cancel(app: Celery, instance: DagsterInstance, run: DagsterRun) -> None:
-    """End a run that was to be stopped, and whose driving process is gone."""
+    """End a run that was to be stopped and has lost its runner."""
     call_back(app, instance, run.run_id, list(sent_before(instance, run.run_id)))
     instance.report_run_canceled(run)

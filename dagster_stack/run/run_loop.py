@@ -1,4 +1,4 @@
-"""One run being driven: reads what happened, says what follows, sends what is ready, waits."""
+"""Drives one run: reads what happened, decides what follows, sends ready steps, waits."""
 
 import time
 from collections import defaultdict
@@ -73,7 +73,7 @@ class RunLoop:
         self._failed_resources: set[tuple[str, int]] = set()
         self._read_at = 0.0
         self._poll_at = 0.0
-        #: Whether somebody has ended the run, or wants to.
+        #: Whether the run was ended from outside, or is to be.
         self._is_to_end = False
 
     def events(self) -> Iterator[DagsterEvent]:
@@ -114,7 +114,7 @@ class RunLoop:
             yield event
 
     def _account(self, event: DagsterEvent) -> None:
-        """Tell Dagster's bookkeeping, which expects each thing once, what it does not know yet."""
+        """Tell Dagster's bookkeeping the events that it does not know yet; it expects each once."""
         key = event.step_key
         if key is None:
             return
@@ -165,7 +165,7 @@ class RunLoop:
         self._poll_at = 0
 
     def _is_to_end_by_hand(self) -> bool:
-        """Of a run that somebody executes by hand: whether it was terminated in Dagit. A runner hears that with its lease."""
+        """Whether a run that is executed by hand was terminated in Dagit. A runner learns that when it renews its lease."""
         if ledger_of(self._context.instance).lease:
             return False
         run = self._context.instance.get_run_by_id(self._context.run_id)
@@ -215,8 +215,8 @@ class RunLoop:
             return False
 
     def _interrupt(self) -> Iterator[DagsterEvent]:
-        """Call back what waits and what runs; what does not end within its grace period is killed."""
-        # Not by a user, but because another process has the run now: its steps are not to be touched.
+        """Call back steps that wait or run; those that do not end within their grace period are killed."""
+        # Another process has the run now, and its steps must not be touched.
         ledger_of(self._context.instance).check_lease()
         self._active.mark_interrupted()
         keys = list(self._dispatch.in_flight)

@@ -1,4 +1,4 @@
-"""How steps are called back: what waits is dropped, what runs is interrupted, then killed."""
+"""How steps are called back: waiting ones are dropped, running ones are interrupted, then killed."""
 
 import logging
 import time
@@ -21,7 +21,7 @@ LOOK_SECS = 0.2
 
 
 def revoke(app: Celery, task_ids: Sequence[str], signal: str = "SIGINT") -> None:
-    """Tell all workers: what waits is dropped by the one that gets it, the process of what runs gets the signal."""
+    """Tell all workers: the worker that gets a waiting step drops it, the process of a running one gets the signal."""
     if not task_ids:
         return
     try:
