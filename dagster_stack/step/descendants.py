@@ -1,4 +1,4 @@
-"""What a step has started, however it was started: found, and ended before anything else is executed.
+"""Finds all processes that a step has started, and ends them before anything else is executed.
 
 A pool's process and its worker's main process are subreapers (prctl(2)): a process whose parent ends becomes the child
 of the nearest of them, so that nobody gets away by forking twice or by a session of its own. A control group for each
@@ -89,7 +89,7 @@ class Descendants:
         self.end()
 
     def end(self) -> None:
-        """Return when all that was started since the context's begin is gone."""
+        """Return when all processes that were started since the context's begin are gone."""
         if self._kept is None:
             return
         if has_children():
@@ -177,7 +177,7 @@ def descendants(roots: "Iterable[Process]") -> "list[Process]":
 
 
 def end(find: "Callable[[], list[Process]]", asked_secs: float) -> list[str]:
-    """End what `find` finds until it finds nothing any more: asked first, then killed, trackers of memory last."""
+    """End what `find` finds until it finds nothing: SIGTERM first, then SIGKILL; trackers of memory last."""
     told: dict[Process, str] = {}
     began = time.monotonic()
     asked: set[Process] = set()
@@ -212,7 +212,7 @@ def alive(processes: "list[Process]") -> "list[Process]":
     """Those that have not ended; children of this process among the others are reaped."""
     import psutil
 
-    # Its objects learn how their processes ended, before anybody else may ask for that.
+    # multiprocessing's objects first learn how their processes ended: the kernel says it only once.
     if (module := sys.modules.get("multiprocessing")) and processes:
         module.active_children()
     found = []

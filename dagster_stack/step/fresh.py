@@ -1,4 +1,4 @@
-"""What user code gets of what a process keeps warm: copies, of what its step needs alone.
+"""Copies that user code gets of what a process keeps warm, made only of what its step needs.
 
 A job's config, plan and definitions are shared by all its steps and runs in a process. Whatever a step changes of them
 must not reach the next one, and a job of 1,000 ops must not be copied for each of its steps.
@@ -65,7 +65,7 @@ class FreshDefault(FromDefaultValue):
 
 
 class FreshDirectValue(FromDirectInputValue):
-    """The same for a value that the job was made with."""
+    """Loads a copy of a value that the job was made with."""
 
     def load_input_object(
         self, step_context: StepExecutionContext, input_def: InputDefinition
@@ -113,7 +113,7 @@ def kept_definitions(job: JobDefinition, step: ExecutionStep) -> Iterator[None]:
 
 
 def _plain(value: Any) -> Any:
-    """Metadata is made of immutable values, but for plain lists and mappings."""
+    """A copy of metadata: its values are immutable, except plain lists and mappings."""
     return copied(value) if isinstance(value, dict | list | set) else value
 
 

@@ -1,4 +1,4 @@
-"""How a process ends its own step, which must not go on: an interrupt, and if that does not help, the process's end."""
+"""How a process ends its own step that must not go on: it interrupts the step, then ends itself."""
 
 import logging
 import os
@@ -23,7 +23,7 @@ class Interruption:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        #: Whether somebody else in this process sends the interrupt, for the run that it drives.
+        #: Whether another part of this process sends the interrupt, for the run that it drives.
         self.is_sent_elsewhere = False
         #: Whether it has begun since the step takes longer than its limit; the kernel ends the process then.
         self.is_of_limit = False
@@ -32,7 +32,7 @@ class Interruption:
         self._is_over = False
         #: Called before the process ends.
         self.before_end: Callable[[], None] = lambda: None
-        # What interrupts or ends the process must not do so in the middle of its next step.
+        # An interrupt or end must not hit the process in the middle of its next step.
         self._lock = Lock()
 
     def __enter__(self) -> "Interruption":
@@ -47,7 +47,7 @@ class Interruption:
             self._timer.cancel()
 
     def begin(self, reason: str, of_limit: bool = False) -> None:
-        """Interrupt it, the first time: a second one would hit what the step does to end well."""
+        """Interrupt it, once: a second interrupt would hit the step's own cleanup."""
         with self._lock:
             if self._has_begun or self._is_over:
                 return

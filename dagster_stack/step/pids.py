@@ -1,4 +1,4 @@
-"""The limit of a container's processes and threads, named where a step fails for it."""
+"""The limit of a container's processes and threads, for the error of a step that exceeds it."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ FOLDERS = ("pids", "")
 
 
 def naming_limit(entry: EventLogEntry, folder: Path = CGROUPS) -> EventLogEntry:
-    """A step's failure; when a thread or process was refused to it, with the setting."""
+    """A step's failure, with the setting added when the limit refused it a thread or process."""
     event = entry.get_dagster_event()
     data: Any = event.event_specific_data
     error = getattr(data, "error", None)

@@ -8,9 +8,9 @@ from dagster_stack.settings import MAX_DELIVERIES_VARIABLE, Settings
 from dagster_stack.store.event_log import PooledEventLogStorage
 from dagster_stack.store.leases import STOPPED, Lease
 
-#: Executions of one attempt that may come to no end before it fails: their worker was lost (which has a lower limit of
+#: Executions of one attempt that may be cut short before it fails: their worker was lost (which has a lower limit of
 #: its own), was without the database, or did not report the end. Workers that are told to stop count apart, up to
-#: MOST_STOPS: somebody may scale or deploy often, and only a step that never ends is meant.
+#: MOST_STOPS: scaling and deployments may be frequent, and only a step that never ends is meant.
 MOST_EXECUTIONS = 10
 MOST_STOPS = 100
 #: Reasons that its failure names.
@@ -25,7 +25,7 @@ class Refusal(NamedTuple):
 
 
 def refusal(lease: Lease, may_repeat: bool, storage: PooledEventLogStorage) -> Refusal | None:
-    """Why not, if so; unless it `may_repeat` no step is that had begun."""
+    """The reason not to repeat it, if any; unless it `may_repeat`, a step that had begun is not repeated."""
     losses = lease.losses
     if losses and not may_repeat:
         return _twice(f"its execution was lost ({losses[0]})")

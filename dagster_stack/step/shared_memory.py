@@ -1,4 +1,4 @@
-"""Named shared memory (/dev/shm): what a step leaves there is the container's memory until somebody removes it."""
+"""Named shared memory (/dev/shm): what a step leaves there takes the container's memory until it is removed."""
 
 import logging
 import os
@@ -28,13 +28,13 @@ _worker = Worker()
 
 
 def remember_worker(concurrency: int) -> None:
-    """Several processes may each have a step: nobody can tell whose a segment is. Python's tracker of each step does."""
+    """With several processes the owner of a segment is unknown; then Python's tracker of each step removes its own."""
     own = concurrency == 1 and bool(os.environ.get(VARIABLE))
     _worker.before = names() if own else None
 
 
 def clear_worker() -> None:
-    """Remove what the worker's one process, which is gone, has left."""
+    """Remove what the worker's only process left when it ended."""
     if _worker.before is not None:
         remove(names() - _worker.before)
 
@@ -70,7 +70,7 @@ def remove(left: frozenset[str]) -> None:
 
 
 def is_full() -> bool:
-    """Whether hardly anything more fits in."""
+    """Whether it counts as full."""
     try:
         found = os.statvfs(FOLDER)
     except OSError:

@@ -1,4 +1,4 @@
-"""What Dagster executes a step in, made without loading, planning and validating its job again."""
+"""The context that Dagster executes a step in, made without loading, planning and validating its job again."""
 
 import asyncio
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ class PlannedContext(ContextCreationData):
 
 
 class StepsContext(PlanExecutionContext):
-    """Dagster's, whose step is launched by its deadline, if it has one."""
+    """Dagster's, but the step's deadline, if it has one, launches the step."""
 
     deadline: Deadline | None = None
 

@@ -177,7 +177,7 @@ class StepExecution:
             self._execute(instance, run)
 
     def hand_over(self, reason: str) -> None:
-        """Let whoever gets the message next begin at once."""
+        """Release the lease, so the process that gets the message next begins at once."""
         release(self._lease, reason)
 
     def skip(self) -> None:
@@ -260,7 +260,7 @@ class StepExecution:
         without_resources = is_late = False
         left: list[str] = []
         limit = self._limit(plan, run)
-        # Without a lease nobody could tell of a process that is killed.
+        # Without a lease the loss of a killed process would not be noticed.
         kills = self._is_service and lease is not None
         deadline = self._deadline = Deadline(limit, self._interruption, kills) if limit else None
         try:

@@ -22,7 +22,7 @@ def report_failure(
     *,
     tried_again_after: float | None = None,
 ) -> None:
-    """Report what keeps a step from running as its failure; with the error that is being handled, if any.
+    """Report a step's failure that Dagster does not report; with the error that is being handled, if any.
 
     `tried_again_after`: it is tried again after so many seconds.
     """

@@ -72,7 +72,7 @@ def _make() -> Path:
         # The first step of all, or one before it has emptied the system's folder.
         parent().mkdir(0o700, parents=True, exist_ok=True)
         if parent().lstat().st_uid != os.getuid() or not stat.S_ISDIR(parent().lstat().st_mode):
-            raise PermissionError(f"{parent()} belongs to somebody else: remove it") from None
+            raise PermissionError(f"{parent()} belongs to another user: remove it") from None
         folder.mkdir(0o700)
     return folder
 
@@ -147,7 +147,7 @@ def _empty(top: int) -> None:
 
 
 def _unlinked(name: str, folder: int) -> bool:
-    """Remove what is no folder; let this user change what is one, and return False."""
+    """Remove a file and return True; make a folder writable for this user and return False."""
     try:
         os.unlink(name, dir_fd=folder)
     except IsADirectoryError:

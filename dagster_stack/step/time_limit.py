@@ -1,4 +1,4 @@
-"""How long an execution of a step may take: who says so, the interrupt at that time, and the end of its process.
+"""How long an execution of a step may take: the setting, the interrupt at that time, and the end of its process.
 
 The interrupt becomes a failure of the attempt as any other, so that a retry policy applies to it. A process that goes on
 after its grace is ended by the kernel, since code that keeps Python's global lock lets no thread of its process do so;
@@ -39,7 +39,7 @@ class TimeLimit:
 
     interrupt: float
     kill: float
-    #: Who set it.
+    #: The tag or setting that says so.
     source: str
 
     @classmethod
@@ -104,7 +104,7 @@ class Deadline:
         return f"It took longer than its limit of {self._limit}, and was interrupted."
 
     def launch_step(self, step_context: StepExecutionContext) -> Iterator[DagsterEvent]:
-        """Execute the step; what comes after its time was over, even a result, is its failure by the limit."""
+        """Execute the step; when its time is over it fails by the limit, even if it then returns a result."""
         events = (
             self.launcher.launch_step(step_context)
             if self.launcher
@@ -115,7 +115,7 @@ class Deadline:
             for event in events:
                 yield event
                 if self.has_passed and not event.is_step_success:
-                    # Now: what it puts back when it ends is the next step's later.
+                    # Now: later it would put things back in the middle of the next step.
                     if isinstance(events, Generator):
                         events.close()
                     break
@@ -127,7 +127,7 @@ class Deadline:
             if not self.has_passed:
                 raise
             late = error
-        # Where Dagster keeps interrupts for later it has come to nobody yet.
+        # While Dagster keeps interrupts for later, this one has not reached the step.
         pop_captured_interrupt()
         failure = StepTimedOut(self.failure)
         if isinstance(late, RetryRequested):
@@ -185,7 +185,7 @@ class KernelTimer:
         self._check(self._libc.timer_settime(self._timer, 0, times, None))
 
     def insist(self) -> None:
-        """Take back whatever the process does instead of ending; Python's own way would need its main thread."""
+        """Restore the signal's default action, which ends the process; Python's own way would need its main thread."""
         self._libc.signal(LIMIT_SIGNAL, None)
 
     def cancel(self) -> None:
