@@ -1,1 +1,1 @@
-"""What runs and steps have in common in a process of a worker's pool."""
+"""Code that runs and steps share in a process of a worker's pool."""

@@ -1,4 +1,4 @@
-"""A process that this one starts for user code, orders about and listens to: both ends of that.
+"""A child process for user code: both ends of the connection between it and this process.
 
 It ends with this process. When it dies, this process dies of the same, so that its loss is found, told and repeated as
 any other.
@@ -46,7 +46,7 @@ class Child:
         path = environment.get("PYTHONPATH", "").split(os.pathsep)
         if str(PLATFORM) not in path:
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PLATFORM), *path]))
-        # -P: a file of the user's that is called like a module of Python's would be taken for it.
+        # -P: else a file of the user's with the name of a Python module would replace it.
         command = [sys.executable, "-P", "-m", module, str(theirs.fileno()), str(os.getpid())]
         with theirs:
             try:
@@ -75,7 +75,7 @@ class Child:
         return cls(pid, ours, lambda: os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
     def tell(self, **content: Any) -> None:
-        """Send it a line; of its death `hear` tells."""
+        """Send it a line. Only `hear` notices its death."""
         with suppress(OSError):
             self._socket.sendall(f"{json.dumps(content)}\n".encode())
 
@@ -121,7 +121,7 @@ class Child:
         return self._code
 
     def leave(self) -> None:
-        """In a fork of this process, whose child it is not."""
+        """In a fork of this process: the child is not the fork's, forget it."""
         self._socket.close()
 
     def kill(self) -> int:
@@ -166,7 +166,7 @@ def die_likewise(code: int) -> NoReturn:
 
 
 class Parent:
-    """Whoever has started this process: what it says, and what it is told."""
+    """The process that has started this one: receives its lines, and sends it lines."""
 
     def __init__(self, told: socket.socket, pid: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))

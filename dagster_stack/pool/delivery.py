@@ -49,13 +49,13 @@ class Execution(Protocol):
     """The work of one message, on its way through this process."""
 
     def run(self) -> None:
-        """Execute it if it is to be executed here, now; its end is stored then. Raises what `settled` knows."""
+        """Execute it if it is to be executed here and now, and store its end. Raises errors that `settled` handles."""
 
     def hand_over(self, reason: str) -> None:
         """Let whoever gets the message next begin at once."""
 
     def skip(self) -> None:
-        """Do what is left of work that is done already."""
+        """Finish work that is done already."""
 
 
 Message = TypeVar("Message", RunMessage, StepMessage)
@@ -112,7 +112,7 @@ def settled(task: Task, message: StepMessage | RunMessage, execution: Execution)
     except Exception as error:
         if is_away(error):
             raise _returned(message, error, hand_over) from error
-        # Celery would acknowledge it, and nobody would know. Work that is begun tells the run's log of its errors.
+        # Celery would acknowledge it without a trace. Work that has begun writes its errors into the run's log.
         logger.exception("%s can't be done", message.work, extra={"action": "message.failed"})
         hand_over(repr(error))
         put_aside(task, message.to_json(), f"it could not be worked on: {error!r}")
@@ -121,14 +121,14 @@ def settled(task: Task, message: StepMessage | RunMessage, execution: Execution)
 def _returned(
     message: StepMessage | RunMessage, error: Exception, hand_over: Callable[[str], None]
 ) -> Reject:
-    """Nothing can be reported without the database: the work is somebody's who reaches it."""
+    """Without the database nothing can be reported: give the work to a process that reaches it."""
     logger.error("%s goes back to its queue: %s", message.work, error, extra={"action": "message.returned"})
     hand_over(str(error))
     return Reject(str(error), requeue=True)
 
 
 def put_aside(task: Task, content: Any, reason: str) -> None:
-    """Bury what a task got; while that fails it is not lost: raises Reject after a pause."""
+    """Put a task's message among the dead letters; when that fails it is not lost: raises Reject after a pause."""
     with back_to_queue_on_error():
         dead_letter_task(task, content, reason)
 
@@ -175,7 +175,7 @@ def back_to_queue_on_error() -> Iterator[None]:
 
 
 def release(lease: Lease | None, reason: str) -> None:
-    """Let whoever gets the message next begin at once; returns when the database, if it is away, is back."""
+    """Release the lease, so the next process begins at once; waits while the database is away."""
     while lease:
         try:
             return ledger_of(warm_instance()).release(lease, reason)

@@ -44,7 +44,7 @@ class Outcome:
 
 
 class LocationProcesses:
-    """Those of one process of the pool. Together they have no more memory than a process of the pool may have."""
+    """The location processes of one pool process. Together they have no more memory than a pool process may have."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -54,7 +54,7 @@ class LocationProcesses:
         self._kept: OrderedDict[str, Child] = OrderedDict()
 
     def execute(self, location: str, order: Mapping[str, Any]) -> Outcome:
-        """Let the location's process do what a task is to do. Does not return when that process dies of it."""
+        """Let the location's process execute a task. Does not return when that process dies of it."""
         child = self._kept.get(location)
         if child and (outcome := self._try(location, child, order)):
             return self._after(location, outcome)
@@ -76,7 +76,7 @@ class LocationProcesses:
                         return Outcome(**heard)
                     has_begun = True
         except BaseException:
-            # It may be in the middle of what nobody waits for any more, as after Celery's soft time limit.
+            # It may still do work whose caller has given up, as after Celery's soft time limit.
             self._end(location)
             raise
         if has_begun:
@@ -102,7 +102,7 @@ class LocationProcesses:
 
 
 def has_more(pids: Sequence[int], most_bytes: int) -> bool:
-    """Whether processes have more memory of their own than so many bytes."""
+    """Whether the processes together have more than so many bytes of memory of their own."""
     import psutil
 
     processes = []

@@ -25,7 +25,7 @@ PROGRAM = "dagster_stack.pool.own_process_program"
 
 @dataclass(frozen=True)
 class Ended:
-    """How a step's own process told that it was done."""
+    """The last line of a step's own process: how it ended."""
 
     #: The name of a class in `errors`, or any other's; None: all went well.
     error: str | None
@@ -35,7 +35,7 @@ class Ended:
 
 @dataclass(frozen=True)
 class Order:
-    """What such a process is to do, and for whom; without an epoch there is no lease."""
+    """What such a process is to execute, and for which holder; without an epoch there is no lease."""
 
     message: "StepMessage"
     holder: str

@@ -1,4 +1,4 @@
-"""A process of the pool that is not to take another task: what a task left in it can't be undone.
+"""Replaces a process of the pool in which a task left something that can't be undone.
 
 billiard recycles a process by itself when it is too large or has done its number of tasks. This is one reason more, by
 the same way: after the message is acknowledged, and without a loss.

@@ -1,4 +1,4 @@
-"""A worker container's scratch space, `/tmp`: who has how much of it, and room for the next step.
+"""A worker container's scratch space, `/tmp`: what takes how much of it, and room for the next step.
 
 Each step has a folder of its own there that goes with it. What steps leave beside those folders stays while half of the
 space is free: caches may be meant to be kept. Then the oldest goes, but for what a process has open.
@@ -39,7 +39,7 @@ OWN = {HEARTBEAT_FILE.name, "dagster"}
 PRINTED = "compute-logs"
 #: Bytes below which leftovers are not worth their removal.
 SMALL = 1 << 20
-#: Whom an error names of those that have the most.
+#: How many of the largest entries an error names.
 NAMED = 5
 FULL = re.compile(r"\[Errno (28|122)\]|No space left on device|Disk quota exceeded", re.IGNORECASE)
 
@@ -97,7 +97,7 @@ class Scratch:
         return free >= LEAST
 
     def describe(self) -> str:
-        """How much is free, and who has the most."""
+        """How much is free, and what takes the most."""
         found = self._usage(self.folder)
         total, free = found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
         owners = list(self._owners())
@@ -140,7 +140,7 @@ class Scratch:
         for entry in [*large, *small]:
             if self.free >= ENOUGH:
                 break
-            # What another step of this container may have made is not touched while that runs.
+            # Files that another step of this container may have made stay while that step runs.
             if entry.changed_at < before and not any(is_within(path, entry.path) for path in opened):
                 if not removed(entry.path):
                     continue
@@ -192,7 +192,7 @@ def see_to_room(work: "Work", holder: str, tell: Callable[[str], object]) -> Non
 
 
 def explain(text: str) -> str | None:
-    """What an error that says that something is full is to add."""
+    """The text that is added to an error which says that a disk is full."""
     found = scratch()
     if not found or not FULL.search(text):
         return None

@@ -1,4 +1,4 @@
-"""What a worker process keeps warm between steps, and what leases call it."""
+"""The instance that a worker process keeps between steps, and the process's name in leases."""
 
 import os
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ class _Process:
 
 
 def work_for(pool_process: int) -> None:
-    """Let this process's leases bear the name of that one: a worker knows those of its pool."""
+    """Let this process's leases bear the name of a pool process: a worker only knows its pool's."""
     _Process.pid = pool_process
 
 
@@ -26,7 +26,7 @@ def works_for_another() -> bool:
 
 
 def holder(worker: str) -> str:
-    """What this process is called as the holder of a lease."""
+    """This process's name as the holder of a lease."""
     return f"{worker} (process {_Process.pid or os.getpid()})"
 
 

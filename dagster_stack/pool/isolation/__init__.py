@@ -1,1 +1,1 @@
-"""What a process looks like to each step: as if no other had been there before."""
+"""Puts a process back after each step, so that the next one finds it as new."""

@@ -56,7 +56,7 @@ def time_zone() -> Any:
 
 
 def restore_time_zone(saved: Any) -> None:
-    # Always: by `time.mktime` the C library may still have the zone of a TZ that is taken back by now.
+    # Always: after `time.mktime` the C library may still use a TZ that was put back meanwhile.
     time.tzset()
     if time_zone() != saved:
         raise NotRestored("time zone")

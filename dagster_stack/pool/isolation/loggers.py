@@ -18,7 +18,7 @@ def _loggers() -> list[logging.Logger]:
 #: As functions in C: there are hundreds of loggers, most of which have neither handlers nor filters.
 SETTINGS = attrgetter("level", "propagate", "disabled")
 HANDLERS, FILTERS = attrgetter("handlers"), attrgetter("filters")
-#: The state of a logger that nobody has set up.
+#: The state of a logger that was never set up.
 AS_MADE = ((logging.NOTSET, True, False), (), ())
 
 

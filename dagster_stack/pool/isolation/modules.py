@@ -89,7 +89,7 @@ def modules() -> dict[str, Any]:
 
 
 def restore_modules(saved: dict[str, Any]) -> None:
-    """New ones stay; those that were there are what others have imported already."""
+    """New modules stay; replaced ones are put back, since others have imported the originals."""
     present = sys.modules
     # Without their names, which would be looked up one by one: 100 µs.
     if list(present.values()) == list(saved.values()):
@@ -118,7 +118,7 @@ def restore_attributes(saved: Any) -> None:
             elif now is not before:
                 setattr(owner, name, before)
                 replaced += [f"{owner.__name__}.{name}"] if callable(before) and owner is not sys else []
-    # Whoever was loaded meanwhile may have taken the other one for good.
+    # A module that was loaded meanwhile may have kept the replaced function.
     if replaced and loaded:
         raise NotRestored(f"functions that were replaced, such as {replaced[0]}")
 

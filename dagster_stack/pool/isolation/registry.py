@@ -49,7 +49,7 @@ def setting(name: str, get: Callable[[], Any], put: Callable[[Any], Any]) -> Kep
 
 
 def nothing() -> None:
-    """Nothing to save: what counts is what is there after the step, or the next one gets what nobody has had."""
+    """Nothing is saved: it only looks at what is there after the step, or gives the next step something fresh."""
 
 
 def set_locale(text: str) -> None:
@@ -60,7 +60,7 @@ def set_hooks(hooks: Any) -> None:
     sys.set_asyncgen_hooks(*hooks)
 
 
-#: In the order in which they are put back: first what could call the step's code again, then what the rest is put back by.
+#: In the order of putting back: first what could call the step's code again, then what the others need for it.
 KEPT: tuple[Kept, ...] = (
     Kept("faulthandler", faulthandler.is_enabled, signals.restore_faulthandler),
     Kept("timers", signals.timers, signals.restore_timers),

@@ -38,7 +38,7 @@ def undisturbed(tell: Callable[[str], None] = lambda _: None) -> Iterator[None]:
 def tell_left(
     instance: DagsterInstance, run: DagsterRun, who: str, left: Sequence[str], step_key: str | None = None
 ) -> None:
-    """Say in a run's log why this process is replaced; when that can't be said there any more, in the service's."""
+    """Write into the run's log why this process is replaced; into the service's log if the run's can't be written."""
     reason = f"{who} {'; it '.join(left)}. Its process is replaced."
     logger.warning("%s", reason, extra={"action": "process.replaced"})
     try:
