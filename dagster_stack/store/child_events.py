@@ -69,7 +69,7 @@ class ChildEvents:
             self.drain()
         finally:
             self._closed = True
-            # Wakes the thread, and lets a child that is left fail instead of wait.
+            # Wakes the thread, and lets a remaining child fail instead of wait.
             with suppress(OSError):
                 self._ours.shutdown(socket.SHUT_RDWR)
             self._thread.join()
@@ -78,7 +78,7 @@ class ChildEvents:
 
     def _read(self) -> None:
         while not self._closed:
-            # Without taking it: whoever takes an event stores it before the next one is taken.
+            # Only look: a thread that takes an event must store it before the next one is taken.
             with suppress(OSError):
                 self._ours.recv(1, socket.MSG_PEEK)
             with self._reading:

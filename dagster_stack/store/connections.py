@@ -54,7 +54,7 @@ def url_from_environment(environment: Mapping[str, str] = os.environ) -> str:
 
 
 class NotingPool(QueuePool):
-    """Marks its own error, of which no engine learns: no connection was free in time."""
+    """Marks its own error, which no engine sees: no connection was free in time."""
 
     def connect(self) -> PoolProxiedConnection:
         try:
@@ -85,7 +85,7 @@ def pooled_engine(url: str, connections: int) -> Engine:
         pool_use_lifo=True,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECS,
-            # So that the server's list of connections tells whose each one is.
+            # The server's list of connections shows this name.
             "application_name": f"dagster-stack {os.getpid()}",
         },
     )
@@ -116,7 +116,7 @@ _inherited: list[Pool] = []
 
 
 def _leave_connections_to_parent() -> None:
-    """In a forked child: whoever holds an engine of the parent opens connections of the child's own, when needed."""
+    """In a forked child: engines of the parent open connections of the child's own, when needed."""
     pooled_engine.cache_clear()
     for engine in _engines:
         _inherited.append(engine.pool)
@@ -134,7 +134,7 @@ def limit_writes(patience: float) -> None:
 
 @contextmanager
 def impatience() -> Iterator[None]:
-    """Nothing waits meanwhile in this process: who calls tries again by itself."""
+    """While the context lasts no call of this process waits: the caller tries again by itself."""
     global default_patience, write_patience
     before, default_patience, write_patience = (default_patience, write_patience), 0, 0
     try:
@@ -200,7 +200,7 @@ def patiently(
             if only_undone and not is_undone(error):
                 raise
             if kind is Kind.AGAIN and tries < TRIES - 1:
-                # None waits as long as the other, or both would meet again.
+                # At random, or both transactions would meet again.
                 time.sleep(PAUSE_SECS * 2**tries * random.uniform(0.5, 1.5))
                 tries += 1
                 continue

@@ -51,7 +51,7 @@ class EventBatch:
                 self._write_quietly()
 
     def flush(self) -> None:
-        """Return when everything that was added is written; raises what `write` raised."""
+        """Return when all added events are written; raises what `write` raised."""
         with self._changed:
             self._raise_error()
             self._write_now()

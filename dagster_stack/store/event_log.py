@@ -41,7 +41,7 @@ from dagster_stack.store.sqlstate import is_refusal, sentence
 from dagster_stack.store.superseded import INDEXED_EVENTS, REPORTED, STARTS, Reported, superseded
 from dagster_stack.texts import presentable, shown
 
-#: Events after which somebody waits: the executor for a step's end, a person for its start.
+#: Events that are awaited: a step's end by the executor, its start by a person.
 AWAITED_EVENTS = {
     DagsterEventType.STEP_START,
     # The start of a step that is tried again.
@@ -266,7 +266,7 @@ class PooledEventLogStorage(FencedSlots):
         kind = event.dagster_event_type if event.is_dagster_event else None
         lease = self._note_inner(event.run_id) if kind in BEGINNINGS else None
         if lease and kind == DagsterEventType.PIPELINE_START:
-            # Before anybody sees it as started.
+            # Before the run is seen as started.
             self._instance.add_run_tags(event.run_id, {tags.WITHIN: within.to_text(lease)})
         if self._is_child:
             self._report_to_parent(event)
@@ -293,7 +293,7 @@ class PooledEventLogStorage(FencedSlots):
     def _store_indexed(
         self, run_id: str, events: Sequence[EventLogEntry], by_dagster: Callable[[], None]
     ) -> None:
-        """Dagster's own way; but what a lost execution of this attempt reported too is replaced, not repeated."""
+        """Dagster's own way, but a report that a lost execution of this attempt made too is replaced, not repeated."""
         reported = self._reported if run_id not in self._session.inner else []
 
         def store(again: bool) -> None:
@@ -343,7 +343,7 @@ class PooledEventLogStorage(FencedSlots):
             self.store_asset_check_event(event, earlier.event_id)
 
     def _take_over(self, work: Work) -> None:
-        """What executions that did not end have left of a step attempt: outputs of theirs do not count any more, and
+        """Executions of a step attempt that did not end: their outputs do not count any more, and
         what they said of assets is replaced when it is said again."""
         output = DagsterEventType.STEP_OUTPUT
         outputs = []
@@ -356,7 +356,7 @@ class PooledEventLogStorage(FencedSlots):
             self._store_whole(work.run_id, lambda _: self._rewrite(outputs))
 
     def _rewrite(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
-        """Give rows of the log another event."""
+        """Replace the events of rows of the log."""
         events = SqlEventLogStorageTable
         with self._connection() as connection:
             for number, row in rows:
@@ -364,7 +364,7 @@ class PooledEventLogStorage(FencedSlots):
                 connection.execute(events.update().where(events.c.id == number).values(changed))
 
     def begun(self, work: Work) -> str | None:
-        """What the last execution of a step attempt that has begun said of itself; None: none has."""
+        """The text by which the last execution of a step attempt reported its start; None: none has begun."""
         executing = begun = None
         for _, event in self._reported_of(work, {DagsterEventType.STEP_WORKER_STARTED, *STARTS}):
             if event.dagster_event_type in STARTS:
@@ -520,7 +520,7 @@ def as_shown(event: EventLogEntry) -> EventLogEntry:
 
 
 def in_place_of(event: EventLogEntry, error: Exception) -> EventLogEntry:
-    """What stands in the log for a line that the database does not take."""
+    """The event that replaces a line which the database does not take."""
     return event._replace(user_message=f"A line that was logged here could not be stored: {sentence(error)}")
 
 

@@ -1,4 +1,4 @@
-"""What `init` and others found out once, for every process: rows of a table of names and values."""
+"""Facts that one process finds out for all, such as `init`: a table of names and values."""
 
 import json
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class Facts:
         self._engine = engine
 
     def read(self, name: str) -> Any:
-        """A fact's value; None when nobody noted it."""
+        """A fact's value; None when it was not noted."""
         rows = self._execute(READ, name=name)
         return rows[0][0] if rows else None
 

@@ -56,7 +56,7 @@ def make_tables(url: str) -> None:
 
 
 def in_order(value: Any) -> str:
-    """In the place of Dagster's serialization of runs, which sorts keys: a config keeps the order of its launch."""
+    """Replaces Dagster's serialization of runs, which sorts keys: here a config keeps the order of its launch."""
     return serialize_value(value, sort_keys=False)
 
 
@@ -118,16 +118,16 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
         return self._store_whole(run.run_id, store, alone=True)
 
     def add_backfill(self, partition_backfill: PartitionBackfill) -> None:
-        """Dagster's own, as a whole: one whose tags are refused would be executed all the same."""
+        """Dagster's own, in one transaction: else a run whose tags are refused would still be executed."""
         add = super().add_backfill
         self._store_whole(partition_backfill.backfill_id, lambda _: add(partition_backfill))
 
     def add_run_tags(self, run_id: str, new_tags: Mapping[str, str]) -> None:
-        """Dagster's own, as a whole: half of it would pass for done when it is tried again."""
+        """Dagster's own, in one transaction: else half of it would count as done when it is tried again."""
         add, tags = super().add_run_tags, shown_tags(new_tags)
         self._store_whole(run_id, lambda _: add(run_id, tags), alone=True)
 
-    # `init` migrates the tables before anybody starts: Dagster would ask for their columns at every read.
+    # `init` migrates the tables before services start: Dagster would ask for their columns at every read.
     def has_run_stats_index_cols(self) -> bool:
         return True
 

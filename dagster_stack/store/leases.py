@@ -1,4 +1,4 @@
-"""Who may execute a step attempt, or drive a run, now: a lease on it, a row in Postgres with a fencing token.
+"""Leases: who may execute a step attempt, or drive a run, now. A row in Postgres with a fencing token.
 
 The holder renews its lease by signs of life. Each new holder counts the epoch up, and what a process reports is
 stored, in the same statement, only while the epoch is its own: one that was paused or cut off, and whose work has
@@ -21,8 +21,8 @@ from dagster_stack.timing import RUN_RENEWAL_SECS, STALE_SECS, STEP_RENEWAL_SECS
 #: Seconds after a run's end for which its leases are kept: a process of it that was frozen must find that it is late.
 KEPT_SECS = 24 * 3600
 
-#: Made by `init`. The second key makes a new epoch a change of a key: it waits for whoever holds the row FOR KEY
-#: SHARE, as fenced writes do, while a sign of life does not.
+#: Made by `init`. With the second key a new epoch is a change of a key. So it waits for transactions that hold the row
+#: FOR KEY SHARE, as fenced writes do; a sign of life does not wait.
 TABLE = """
     CREATE TABLE IF NOT EXISTS dagster_stack_claims (
         run_id text NOT NULL,
@@ -39,7 +39,7 @@ TABLE = """
         UNIQUE (run_id, step_key, attempt, epoch)
     )
 """
-#: For a table of an older version; only then, since it waits for whoever is in the middle of a transaction.
+#: For a table of an older version; only then, since it waits for open transactions.
 COLUMN = """
     DO $$ BEGIN
         IF NOT EXISTS (
@@ -97,7 +97,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to do a work, until somebody else has a higher epoch."""
+    """The right to do a work, until another process has a higher epoch."""
 
     work: Work
     epoch: int
@@ -119,7 +119,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Renewal:
-    """What the database says to a sign of life."""
+    """The database's answer to a sign of life."""
 
     #: A value of DagsterRunStatus; None: the run was deleted.
     run_status: str | None
@@ -165,7 +165,7 @@ RENEW = sqlalchemy.text(
     RETURNING (SELECT status FROM runs WHERE runs.run_id = :run)
     """
 )
-#: A new epoch that nobody has: whatever the last holder still wants to write is refused.
+#: A new epoch without a holder: all further writes of the last holder are refused.
 RELEASE = sqlalchemy.text(
     f"""
     UPDATE dagster_stack_claims SET
@@ -184,7 +184,7 @@ REVOKE = sqlalchemy.text(
     RETURNING run_id, step_key, attempt
     """
 )
-#: Seen beside the process that died. Who has taken over already learns why.
+#: By the worker whose process died. A process that has already taken over gets the reason too.
 MARK_LOST = sqlalchemy.text(
     """
     UPDATE dagster_stack_claims SET
@@ -251,8 +251,8 @@ ENDS = sqlalchemy.text(
 HOLD = sqlalchemy.text(f"SELECT 1 FROM dagster_stack_claims WHERE {MINE} FOR KEY SHARE")
 #: The same, once no transaction of the holder's is under way: one whose connection broke may still be, or be stored.
 HOLD_ALONE = sqlalchemy.text(f"SELECT 1 FROM dagster_stack_claims WHERE {MINE} FOR UPDATE")
-#: Runs that ended a while ago: until then, a zombie of theirs must find that its epoch is not the last. And those that
-#: were deleted: nobody can take their works any more, and a zombie finds no lease at all.
+#: Runs that ended a while ago: until then, a zombie of theirs must find that its epoch is not the last. And deleted
+#: runs: no process can take their works any more, and a zombie finds no lease at all.
 PRUNE = sqlalchemy.text(
     """
     DELETE FROM dagster_stack_claims AS held
@@ -268,7 +268,7 @@ PRUNE = sqlalchemy.text(
 
 
 class Leases:
-    """The leases of a database. Waits while it is away, as everything that talks to it does."""
+    """The leases of a database. Waits while it is away."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -290,15 +290,15 @@ class Leases:
         return Renewal(rows[0][0]) if rows else None
 
     def release(self, lease: Lease, reason: str = UNREPORTED) -> None:
-        """Hand a work over: whoever asks next gets it and learns why, and what this process still writes is refused."""
+        """Hand a work over: the next process that asks gets it with the reason, and writes of this one are refused."""
         self._execute(RELEASE, **lease.key, reason=shown(reason)[:REASON_SIZE])
 
     def revoke_steps(self, run_id: str) -> list[Work]:
-        """Refuse whatever executions of a run's steps still want to write; returns those that had not ended."""
+        """Refuse all further writes of a run's step executions; returns those that had not ended."""
         return [Work(*row) for row in self._execute(REVOKE, run=run_id)]
 
     def mark_lost(self, work: Work, holder: str, reason: str) -> None:
-        """Say that a holder died, and of what: whoever asks next gets the work at once."""
+        """Report that a holder died, and of what: the next process that asks gets the work at once."""
         self._execute(MARK_LOST, **work.key, holder=holder, reason=shown(reason)[:REASON_SIZE])
 
     def mark_lost_of_worker(self, worker: str, started_at: float) -> None:
@@ -309,12 +309,12 @@ class Leases:
         self._execute(MARK_LOST_OF_WORKER, lambda: {"age": time.monotonic() - started_at}, **values)
 
     def active(self, run_ids: Sequence[str], stale_after: float = STALE_SECS) -> set[Work]:
-        """What is being done for these runs by processes that gave a sign of life since so many seconds."""
+        """The works of these runs whose holders gave a sign of life within so many seconds."""
         rows = self._execute(ACTIVE, runs=list(run_ids), stale=stale_after)
         return {Work(*row) for row in rows}
 
     def lost(self, leases: Iterable[Lease]) -> list[Lease]:
-        """Those of these leases that nobody has any more: whoever had them can't report anything."""
+        """Those of these leases that have no holder any more: their last holders can't report anything."""
         asked = list(leases)
         runs = [each.work.run_id for each in asked]
         rows = self._execute(HELD, runs=runs, stale=STALE_SECS) if asked else ()
@@ -322,7 +322,7 @@ class Leases:
         return [each for each in asked if (each.work, each.epoch) not in held]
 
     def end_of(self, lease: Lease) -> Loss | None:
-        """What its holder died of, or why it gave the work up; None: it came to its end."""
+        """What its holder died of, or why it gave the work up; None: the work ended."""
         rows = self._execute(ENDS, **lease.work.key)
         ends = [end for losses, returns in rows for end in Loss.all([*losses, *returns])]
         own = [end for end in ends if end.holder == lease.holder and end.reason != UNREPORTED]
@@ -333,7 +333,7 @@ class Leases:
         self._execute(PRUNE, age=age)
 
     def check(self, lease: Lease) -> None:
-        """Raise Fenced when somebody else has the work."""
+        """Raise Fenced when another process has the work."""
         if not self._execute(HOLD, **lease.key):
             raise fenced(lease)
 

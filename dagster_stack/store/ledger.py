@@ -1,4 +1,4 @@
-"""What processes ask and tell the event log about work: who has it, how attempts ended, what is new.
+"""Questions and reports to the event log about work: its holder, how attempts ended, what is new.
 
 The stack's own storage knows leases. Any other (SQLite of `make dev`, Dagster's own) has one writer at a time and none.
 """
@@ -20,9 +20,9 @@ from dagster_stack.store.leases import Lease, Work
 class AttemptState(NamedTuple):
     """A run as it is now, and how attempts of one of its steps ended."""
 
-    #: None: nobody knows it.
+    #: None: it is not in the database.
     run: DagsterRun | None
-    #: The hash of the code that drives the run; None when nobody has said it.
+    #: The hash of the code that drives the run; None when it is not set.
     code: str | None
     ends: Counter[DagsterEventType]
 
@@ -35,15 +35,15 @@ class Ledger(ABC):
 
     @abstractmethod
     def active(self, run_ids: list[str]) -> Collection[Work]:
-        """What of these runs somebody has who gives signs of life."""
+        """The works of these runs that have a living holder."""
 
     @abstractmethod
     def revoke_steps(self, run_id: str) -> list[Work]:
-        """Take a run's steps from whoever has them; returns these."""
+        """Take a run's steps from their holders; returns these."""
 
     @abstractmethod
     def release(self, lease: Lease, reason: str) -> None:
-        """Let whoever gets the message next begin at once."""
+        """Release it, so the process that gets the message next begins at once."""
 
     @abstractmethod
     def check_lease(self) -> None:
@@ -106,7 +106,7 @@ class StackLedger(Ledger):
 
 
 class PlainLedger(Ledger):
-    """By what any instance can: nobody has a lease, and each event is stored when it is reported."""
+    """For any instance: there are no leases, and each event is stored when it is reported."""
 
     def __init__(self, instance: DagsterInstance) -> None:
         self._instance = instance

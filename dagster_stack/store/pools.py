@@ -1,4 +1,4 @@
-"""Slots of Dagster's pools: who has a run takes them and gives them back, and nobody else."""
+"""Slots of Dagster's pools: only the holder of a run takes and returns the run's slots."""
 
 from collections.abc import Callable
 from functools import partial
@@ -38,7 +38,7 @@ class FencedSlots(PooledStorage, PostgresEventLogStorage):
         self._in_pools(run_id, partial(super().free_concurrency_slots_for_run, run_id))
 
     def _in_pools(self, run_id: str, act: Callable[[], Result]) -> Result:
-        """One at a time: who asks for a slot while it is given back would wait for somebody to give back another."""
+        """One at a time: else a request during a slot's return would miss it, and wait for another return."""
 
         def act_alone(_: bool) -> Result:
             with self._connection() as connection:

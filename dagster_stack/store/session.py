@@ -1,4 +1,4 @@
-"""What a process works for, and what all of Dagster's storages here share: connections, transactions, fences."""
+"""The lease that a process works for, and what Dagster's storages share here: connections, transactions, fences."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ class Session:
     #: A thread's open transaction, which what Dagster does meanwhile is part of.
     transaction: threading.local = field(default_factory=threading.local)
     #: The database was away for too long, or a write of Dagster's was lost that can't be done again. Then nothing more is
-    #: reported, not even that: whoever gets the work next begins where the event log stands.
+    #: reported, not even that: the process that gets the work next begins where the event log stands.
     given_up: bool = False
 
     def lease_for(self, run_id: str) -> Lease | None:

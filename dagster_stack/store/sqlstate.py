@@ -14,7 +14,7 @@ from dagster_stack.texts import shown
 class Kind(Enum):
     """What is to be done about an error."""
 
-    #: The server is gone, full, or read-only: everybody waits, then does the same again.
+    #: The server is gone, full, or read-only: wait, then do the same again.
     AWAY = auto()
     #: Another transaction was in the way: the same again, at once.
     AGAIN = auto()
@@ -34,7 +34,7 @@ KINDS = {
     # Another transaction was in the way: serialisation, deadlock. Not a constraint (40002).
     "40": Kind.AGAIN,
     "40002": Kind.WRONG,
-    # Nobody knows whether it was done.
+    # It is unknown whether it was done.
     "40003": Kind.AWAY,
     # Insufficient resources: disk full, out of memory, too many connections.
     "53": Kind.AWAY,
@@ -46,12 +46,12 @@ KINDS = {
     "58": Kind.AWAY,
     "72": Kind.AGAIN,
 }
-#: Codes of errors that may come after what was asked for was done. All others are said instead of doing it.
+#: Codes of errors that may come after the statement was executed. With all others it was not.
 UNCERTAIN = ("08", "40003", "57")
-#: Postgres answers so for as long as a session lives, also when the name of its host leads to another server by now.
+#: Postgres answers so while a session lives, also when the name of its host leads to another server by now.
 READ_ONLY = "25006"
 
-#: What engines of Dagster's database note of their errors: user code may have a database of its own.
+#: The mark of errors of Dagster's database: user code may have a database of its own.
 OURS, NOT_SENT = "dagster_stack_ours", "dagster_stack_not_sent"
 
 

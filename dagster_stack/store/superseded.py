@@ -1,4 +1,4 @@
-"""What an attempt of a step has reported so far: what counts once, though the attempt is executed again."""
+"""The reports of a step attempt so far, which count once even if the attempt is executed again."""
 
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ REPORTED = sqlalchemy.text(
 
 @dataclass(frozen=True)
 class Reported:
-    """An event about an asset that stands in the log: what makes another one the same report."""
+    """The key of an event about an asset: another event with the same key is the same report."""
 
     event_id: int
     same: tuple[str | None, ...]

@@ -22,7 +22,7 @@ def to_text(lease: Lease) -> str:
 
 @lru_cache
 def from_text(text: str) -> Lease | None:
-    """None for what is no lease: anybody may set a tag."""
+    """None for what is no lease, as users may set the tag too."""
     try:
         said = json.loads(text)
         work = Work(str(said["run"]), str(said["step"]), int(said["attempt"]))
