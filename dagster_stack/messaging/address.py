@@ -1,4 +1,4 @@
-"""The broker's address, with its password: in the environment, until a process that executes steps takes it out of there."""
+"""The broker's address, with its password: in the environment, until a process that executes steps removes it."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A connection to the broker for who asks now and then, with errors that a person can act on."""
+"""A connection to the broker for occasional questions, with errors that a person can act on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ def connected(broker: str | None) -> Iterator[tuple[Celery, Any]]:
             " is not the stack's `cli` container (make's targets use that)."
         )
     app = Celery(broker=broker)
-    # One try: a person waits.
+    # One try, since a person waits.
     app.conf.update(broker_connection_timeout=CONNECT_TIMEOUT_SECS, broker_connection_retry=False)
     try:
         transport = app.connection_for_write().transport

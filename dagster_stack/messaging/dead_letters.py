@@ -1,4 +1,4 @@
-"""Messages that nobody can do anything with: put aside in a queue of their own, with the reason, for people to see."""
+"""Messages that no worker can use: put aside in a queue of their own, with the reason, for people to see."""
 
 import base64
 import json
@@ -21,8 +21,8 @@ logger = logging.getLogger(__name__)
 #: The most that are kept; the oldest give way.
 MOST = 10_000
 QUEUE = Queue("dead-letters", durable=True, queue_arguments={"x-max-length": MOST})
-#: Bytes of a message that are kept, and characters of what is said of it: strangers choose them, and the broker refuses
-#: a letter that is too large for it.
+#: Bytes of a message that are kept, and characters of the reason: other programs choose them, and the broker refuses
+#: a letter that is too large.
 KEPT_BYTES = 100_000
 KEPT_CHARACTERS = 1000
 
@@ -72,7 +72,7 @@ def publish_dead_letter(app: Celery, letter: DeadLetter) -> None:
         )
     with app.producer_pool.acquire(block=True, timeout=CONNECT_TIMEOUT_SECS) as producer:
         bound_waits(producer.connection)
-        # Each time: without the queue, which somebody may have deleted, the broker would drop the letter.
+        # Each time: the queue may have been deleted, and without it the broker would drop the letter.
         QUEUE(producer.channel).queue_declare()
         producer.publish(
             json.dumps(asdict(letter)), exchange="", routing_key=QUEUE.name,
@@ -82,7 +82,7 @@ def publish_dead_letter(app: Celery, letter: DeadLetter) -> None:
 
 
 def dead_letter_task(task: Task, content: Any, reason: str) -> None:
-    """The same for what a task got."""
+    """The same for a message that a task got."""
     request = task.request
     letter = DeadLetter(
         reason=reason,
@@ -111,7 +111,7 @@ def letters(connection: Connection, limit: int = MOST) -> Iterator[DeadLetter]:
             try:
                 yield DeadLetter(**json.loads(message.body))
             except (ValueError, TypeError):
-                yield DeadLetter.of(message, "somebody else put it here", "")
+                yield DeadLetter.of(message, "another program put it here", "")
 
 
 def _text(header: Any) -> str:

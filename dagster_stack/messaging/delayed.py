@@ -1,4 +1,4 @@
-"""Messages that are of no use to the process that got them, but may be to another: they come again after a pause."""
+"""Messages that their process can't use now, but another process may: they come again after a pause."""
 
 import time
 from dataclasses import replace

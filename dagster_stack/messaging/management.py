@@ -20,7 +20,7 @@ VHOST_VARIABLE = "DAGSTER_STACK_BROKER_VHOST"
 #: Seconds for an answer: the backlog is an extra, the progress must not wait long for it.
 TIMEOUT_SECS = 2.0
 
-#: Messages that come again after a pause, and those that were put aside: nobody works on these queues.
+#: Queues of delayed messages and of dead letters: no worker takes from them.
 NOT_OF_WORK = re.compile(r"dead-letters|.+\.delayed")
 #: What a node of the broker calls its alarms, by what is short; while one is on it takes no messages.
 ALARMS = {"memory": "mem_alarm", "disk": "disk_free_alarm"}
@@ -29,7 +29,7 @@ COLUMNS = "name,durable,auto_delete,exclusive,messages_ready,messages_unacknowle
 
 @dataclass(frozen=True)
 class QueueDepth:
-    """One queue: messages that wait, messages that a worker holds, and who listens."""
+    """One queue: messages that wait, messages that workers hold, and its consumers."""
 
     name: str
     ready: int
@@ -44,7 +44,7 @@ class BrokerApi:
         self._api = f"{url.rstrip('/')}/api"
         self._queues = f"queues/{quote(vhost, safe='')}"
         self._session = requests.Session()
-        # As for Dagit: a proxy in the environment is not for a service beside this process.
+        # A proxy in the environment is not for a service of this stack.
         self._session.trust_env = False
         self._session.auth = (user, password)
 

@@ -37,7 +37,7 @@ def run_task_id(run_id: str) -> str:
 
 
 def step_task_id(run_id: str, step_key: str, attempt: int) -> str:
-    """The Celery task id of an attempt: the same in every process, so that nobody has to remember it."""
+    """The Celery task id of an attempt: every process computes the same, so none has to remember it."""
     return str(uuid5(NAMESPACE_URL, f"dagster-stack:{run_id}/{step_key}/{attempt}"))
 
 
@@ -154,7 +154,7 @@ def _read(kind: type[Message], content: Mapping[str, Any]) -> Message:
 
 
 def _check_text(name: str, text: str) -> None:
-    """Raise ValueError for what JSON can say and Postgres can't: half a character, a NUL, a key of any length."""
+    """Raise ValueError for texts of JSON that Postgres does not take: half a character, a NUL, a key of any length."""
     size = len(text.encode())
     if "\0" in text:
         raise ValueError(f"{name} has a NUL in it: {text!r}")
@@ -206,7 +206,7 @@ def _collects(step: ExecutionStep, upstream: set[StepOutputHandle]) -> bool:
     if any(
         isinstance(each.source, FromMultipleSources) and not each.source.sources for each in step.step_inputs
     ):
-        # It collects an output that turned out to be of nothing.
+        # It collects a dynamic output that turned out to be empty.
         return True
     return any(
         output.mapping_key

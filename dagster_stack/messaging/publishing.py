@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def confirmed_producer(app: Celery) -> Iterator[Any]:
-    """A producer of the pool that waits for no answer for ever; raises BrokerUnreachable."""
+    """A producer of the pool, with a time limit on each answer; raises BrokerUnreachable."""
     connection = app.producer_pool.connections.connection
     try:
         with app.producer_pool.acquire(block=True, timeout=CONNECT_TIMEOUT_SECS) as producer:

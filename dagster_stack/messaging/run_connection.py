@@ -41,7 +41,7 @@ ALARM = "The broker takes no messages: it is short of disk or of memory (`docker
 
 
 class Link(Protocol):
-    """What a run sends its steps with, and waits on for what becomes of them."""
+    """A run sends its steps through it, and waits on it for news of them."""
 
     #: Connections so far: a broker that was away between two may have lost what it had confirmed.
     connections: int
@@ -121,7 +121,7 @@ class RunConnection:
             return state
 
     def connect(self) -> None:
-        """Open the link, or leave it as it is when it stands."""
+        """Open the link, or leave an open one as it is."""
         with self._recovering():
             pass
 
@@ -181,12 +181,12 @@ class RunConnection:
             connection.collect(socket_timeout=0.1)
             raise
         self._connection, self._queue = connection, queue
-        # Whoever ended a step before the queue was there has woken nobody.
+        # A step that ended before the queue was there could not wake the run.
         self._woken = True
         return cast(Connection, connection)
 
     def _listen_for_alarms(self, connection: Connection) -> None:
-        """RabbitMQ's notices to whoever sends: https://www.rabbitmq.com/docs/connection-blocked"""
+        """RabbitMQ's notices to publishers: https://www.rabbitmq.com/docs/connection-blocked"""
         if connection.transport.driver_type == "amqp":
             amqp = connection.connection
             amqp.on_blocked, amqp.on_unblocked = self._on_blocked, self._on_unblocked

@@ -1,4 +1,4 @@
-"""Who is there, with which code, doing what: the workers on a broker are asked, and `worker/roll_call` answers."""
+"""Asks the workers on a broker for their queues, code and tasks; `worker/roll_call` answers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from dagster_stack.messaging.run_connection import ANSWER_SECS
 
 #: The command's name on the wire.
 ROLL_CALL = "roll_call"
-#: Seconds that a worker gets besides which answered the last time: it may be slow on a machine that is busy.
+#: Further seconds for a worker that answered the last time: it may be slow on a busy machine.
 SECOND_ANSWER_SECS = 3
-#: What a worker does not say that does not know the question, such as one of another app.
+#: The values of a worker that does not know the question, such as one of another app.
 UNKNOWN = "unknown"
 
 
@@ -43,7 +43,7 @@ class Worker:
 
     @classmethod
     def of(cls, name: str, answer: Mapping[str, Any]) -> "Worker":
-        """From its answer, of which an older worker leaves out some, and one of another app all."""
+        """From its answer: an older worker leaves out some values, one of another app all."""
         return cls(
             name=name,
             queues=tuple(answer.get("queues") or [UNKNOWN]),
@@ -89,6 +89,6 @@ def taken(app: Celery, task_ids: Sequence[str]) -> set[str]:
     try:
         replies = app.control.inspect(timeout=ANSWER_SECS).query_task(*task_ids) or {}
     except (OperationalError, OSError) as error:
-        # On a connection of the app's own, which may be dead while others stand.
+        # This uses a connection of the app's own, which may be dead while others live.
         raise BrokerUnreachable(f"Workers can't be asked: {error}") from error
     return {task_id for tasks in replies.values() for task_id in tasks}

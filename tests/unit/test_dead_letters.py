@@ -94,7 +94,7 @@ def test_what_somebody_else_put_there_is_shown_too(app: Celery) -> None:
     with app.connection_for_read() as connection:
         found = list(letters(connection))
 
-    assert [each.reason for each in found] == ["somebody else put it here"] * 2
+    assert [each.reason for each in found] == ["another program put it here"] * 2
     assert found[0].body == "no letter"
 
 
