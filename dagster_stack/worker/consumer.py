@@ -1,4 +1,4 @@
-"""What a worker takes from its queues. What it can't use is put aside, where Celery would discard it, or die of it.
+"""Takes messages for a worker. It puts those aside that the worker can't use; Celery would discard them, or die of them.
 
 Celery's own reaction follows all the same: it tells the sender, counts, and takes the message from its queue.
 A message that fails in the main process in a way that Celery does not foresee would end the worker, come again,
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a message rests before it goes back to its queue, because it could not be put aside.
 PAUSE_SECS = 5
-#: What Celery takes for granted in a message's headers, and fails of too late to refuse the message.
+#: Headers that Celery takes for granted: wrong ones make it fail when it can't refuse the message any more.
 HEADERS: dict[str, tuple[type, ...]] = {
     "id": (str,),
     "retries": (int, type(None)),
@@ -38,11 +38,11 @@ DEEPEST = 100
 
 
 class Consumer(CeleryConsumer):
-    """Celery's consumer, with a place for what it can't use."""
+    """Celery's consumer, which puts messages aside that it can't use."""
 
     #: Messages so far, and those of them that are on their way to the dead letters.
     received = putting_aside = 0
-    #: Why the worker is of no use, if so: for the watchdog.
+    #: Why the worker gets no messages, if so: for the watchdog.
     complaint: str | None = None
 
     def create_task_handler(self, *arguments: Any, **named: Any) -> Callable[[Any], None]:
@@ -116,7 +116,7 @@ class Consumer(CeleryConsumer):
                     error,
                     extra={"action": "message.not_dead_lettered"},
                 )
-                # Until then it takes one of the places that the worker has: nothing turns in circles.
+                # Until then it keeps one of the worker's places, so it does not come back at once and again.
                 time.sleep(PAUSE_SECS)
                 self.call_soon(give_back)
             else:
@@ -128,7 +128,7 @@ class Consumer(CeleryConsumer):
 
 
 def complaint(message: Any) -> str | None:
-    """What is wrong with a message, if Celery itself would find it too late."""
+    """What is wrong with a message, for errors that Celery itself finds too late."""
     try:
         body = message.decode()
     except (DecodeError, ContentDisallowed):
@@ -142,7 +142,7 @@ def complaint(message: Any) -> str | None:
 
 
 def is_deeper(value: Any, levels: int) -> bool:
-    """Whether something lies within more lists and mappings than that. Python's limit of recursion is the matter here."""
+    """Whether lists and mappings are nested deeper than that. Without recursion, which Python limits."""
     level = [value]
     for _ in range(levels):
         level = [

@@ -1,4 +1,4 @@
-"""A process of a worker's pool that died with its task: of what, and how the database and the run's log learn of it.
+"""A process of a worker's pool that died with its task: finds the reason, and tells the database and the run's log.
 
 The worker's main process sees it, which does without Dagster. So it starts a process that tells, and goes on. As a
 program, this module tells of the loss that it is given.
@@ -24,7 +24,7 @@ from dagster_stack.worker.memory import CGROUPS, Memory
 
 logger = logging.getLogger(__name__)
 
-#: The exit code of a process that ends its own step, since that must not go on: no loss.
+#: The exit code of a process that ended its own step on purpose: no loss.
 ENDED_ITSELF = 113
 #: The signal by which the kernel ends a process whose step takes longer than its limit, and what that is called.
 LIMIT_SIGNAL = SIGRTMAX - 1
@@ -46,7 +46,7 @@ class LostProcess:
 
     @property
     def holder(self) -> str:
-        """How its lease names it."""
+        """Its name in leases."""
         return f"{self.worker} (process {self.pid})"
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class DeathCauses:
         return f"killed by {name}"
 
     def of_error(self, error: BaseException) -> str:
-        """The same for what Celery's main process is told about a process that is gone."""
+        """The same, from the error that Celery's main process gets for a process that is gone."""
         if isinstance(error, SystemExit):
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
             return self.of_exit(code)
@@ -94,13 +94,13 @@ class DeathCauses:
 
 
 def is_wanted(error: BaseException) -> bool:
-    """Whether a process that is gone ended because its step was not to go on."""
+    """Whether a process ended itself on purpose, since its step had to end."""
     found = STATUS.search(str(error))
     return found is not None and found.groups() == ("exitcode", str(ENDED_ITSELF))
 
 
 def report_lost(lost: LostProcess) -> Thread:
-    """Let another process tell; errors are logged and harm nobody."""
+    """Let another process tell; errors are only logged."""
     logger.error("%s", lost, extra={"action": "process.lost"})
     thread = Thread(target=in_context(_report_elsewhere), args=(lost,), name="report-loss", daemon=True)
     thread.start()
@@ -128,7 +128,7 @@ def _report_elsewhere(lost: LostProcess) -> None:
 
 
 def main(argument: str) -> None:
-    """The lease first, without Dagster: who gets the step next waits for it."""
+    """The lease first, without Dagster: the next process that gets the step waits for it."""
     lost = LostProcess(**json.loads(argument))
     configure("worker")
     url = database()
@@ -150,7 +150,7 @@ def mark_lost(lost: LostProcess, url: str) -> None:
 
 
 def report(lost: LostProcess) -> None:
-    """Say it in the run's log, where people look."""
+    """Write it into the run's log."""
     from dagster import DagsterInstance
 
     with DagsterInstance.get() as instance:

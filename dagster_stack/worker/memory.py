@@ -11,7 +11,7 @@ VERSION_1 = {
     "peak": "memory/memory.max_usage_in_bytes",
     "kills": "memory/memory.oom_control",
 }
-#: From this many bytes on a limit of version 1 is none.
+#: A limit of version 1 from this many bytes on means that there is none.
 NO_LIMIT = 2**60
 
 

@@ -28,12 +28,12 @@ class TidyPool(AsynPool):
     def _create_worker_process(self, i: int) -> Any:
         from dagster_stack.objects.capture import PUMP
 
-        # One that was killed: else it stays a zombie, and each process starts its own.
+        # Reap a killed one: else it stays a zombie, and each process starts its own.
         PUMP.start()
         return super()._create_worker_process(i)
 
     def process_flush_queues(self, proc: Any) -> None:
-        """Before what the process worked on counts as lost, goes back to its queue, or another one takes its place."""
+        """Called before the process's message counts as lost or goes back to its queue, and before a new process starts."""
         super().process_flush_queues(proc)
         if proc.exitcode is None:
             # The connection was lost, the process lives.

@@ -1,4 +1,4 @@
-"""A message that a worker has taken: when it came, how it is called back, and what became of its process."""
+"""A message that a worker has taken: when it came, how it is called back, and how its process ended."""
 
 import os
 import signal as signals
@@ -30,7 +30,7 @@ class Request(CeleryRequest):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         if self._is_of_stack:
-            # A step's process sees to the limits of its step; a run has none.
+            # A step's process keeps the limits of its step itself; a run has none.
             self.time_limits = (None, None)
         #: By the monotonic clock.
         self.taken_at = time.monotonic()
@@ -98,7 +98,7 @@ def lift_limits(instance: Any, **_: Any) -> None:
 
 @cache
 def causes() -> DeathCauses:
-    """What processes of this container die of, from the worker's start on."""
+    """The deaths of this container's processes, from the worker's start on."""
     return DeathCauses()
 
 
@@ -111,5 +111,5 @@ def install(app: Celery) -> None:
 
 
 def content(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The message of a task: its one argument; anything else as it came, for whoever reads why it was refused."""
+    """The message of a task: its one argument. Anything else as it came, to be read in the refusal."""
     return kwargs["message"] if not args and set(kwargs) == {"message"} else {"args": args, "kwargs": kwargs}

@@ -16,7 +16,7 @@ from celery.worker.control import control_command, ok
 def revoke(
     state: Any, task_id: str | list[str], terminate: bool = False, signal: str | None = None, **_: Any
 ) -> Any:
-    """Drop the tasks that come from now on; with `terminate`, send the signal to the processes of those at work."""
+    """Drop these tasks when they come; with `terminate`, send the signal to the processes that execute them now."""
     ids = {task_id} if isinstance(task_id, str) else set(task_id)
     worker_state.revoked.update(ids)
     found = [request for each in ids if (request := worker_state.requests.get(each))]

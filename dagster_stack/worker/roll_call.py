@@ -1,4 +1,4 @@
-"""What a worker says of itself when it is asked, by Celery's remote control: its code, its queues, what it does."""
+"""A worker's answer about itself, by Celery's remote control: its code, its queues, its tasks."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from dagster_stack.messaging.workers import ROLL_CALL
 
 
 def roll_call(state: Any, **_: Any) -> dict[str, Any]:
-    """Answered by the main process, which has time while all its processes work."""
+    """Answered by the main process, which is free even while all pool processes work."""
     active = list(worker_state.active_requests)
     return {
         "code": code_version(),

@@ -1,4 +1,4 @@
-"""How a worker stops: nothing new, what runs gets a while to end, the rest goes back to its queue.
+"""How a worker stops: it takes nothing new, running steps get a while to end, the rest goes back to its queue.
 
 Order on SIGTERM: Celery cancels its consumer and waits for running steps (its warm shutdown). When they
 end in time it acknowledges them and closes the connection. When they do not, the process ends: the broker
@@ -23,7 +23,7 @@ _leaving = mmap.mmap(-1, 1)
 
 
 def is_leaving() -> bool:
-    """Whether this process's worker was told to stop: what it still does may go to another one."""
+    """Whether this process's worker was told to stop: its remaining work may go to another one."""
     return _leaving[0] != 0
 
 

@@ -30,14 +30,14 @@ LOOK_SECS = 1
 RENEWAL_SECS = 30
 #: Seconds between two questions of a worker with a free process for what waits in its queues.
 QUESTION_SECS = 5
-#: Answers in a row that something waits, while nothing comes: from these numbers on another cure is tried.
+#: Answers in a row that messages wait while none comes: from these numbers on the next cure is tried.
 ANSWERS_TO_SUBSCRIBE, ANSWERS_TO_CONNECT = 2, 3
 #: Seconds that a message may wait for a process while one is idle.
 STUCK_SECS = 60
 
 
 class Subscription(bootsteps.StartStopStep):
-    """The part of a worker's consumer that sees to its getting messages, on one connection after the other."""
+    """The part of a worker's consumer that makes sure that it gets messages, on one connection after the other."""
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -76,7 +76,7 @@ class Subscription(bootsteps.StartStopStep):
     def look(self, consumer: Any) -> None:
         """Raises ConnectionError when only a new connection can help: Celery makes one."""
         if consumer.blueprint.state != bootsteps.RUN or is_leaving():
-            # On its way out, a worker takes nothing.
+            # A worker that stops takes nothing.
             return
         now = self._clock()
         if consumer.received != self._received:
@@ -90,7 +90,7 @@ class Subscription(bootsteps.StartStopStep):
         self._limit_prefetch(consumer)
         if now >= self._renew_at and not held(consumer):
             self._renew_at = now + RENEWAL_SECS
-            # What is delivered until the broker confirms that is taken as ever.
+            # Messages that are delivered before the broker confirms that are taken as usual.
             consumer.task_consumer.cancel()
         if free(consumer):
             subscribe(consumer)
@@ -122,7 +122,7 @@ class Subscription(bootsteps.StartStopStep):
         is_counted = elsewhere or len(consumer.app.amqp.queues.consume_from) > 1
         limit = places - elsewhere if is_counted else None
         if limit == self._limit or (limit is not None and limit < 1):
-            # 0 would be no limit to AMQP. Who has no room is not subscribed.
+            # 0 would be no limit to AMQP. A worker without room is not subscribed.
             return
         self._limit = limit
         consumer.task_consumer.channel.basic_qos(0, limit or 0, True)
@@ -153,7 +153,7 @@ def held(consumer: Any) -> int:
 
 
 def from_old_connection(consumer: Any) -> int:
-    """Those of them that are worked on and came over an earlier connection."""
+    """Those of them that processes work on and that came over an earlier connection."""
     channel = consumer.task_consumer.channel
     return sum(request.message.channel is not channel for request in tuple(state.active_requests))
 
@@ -172,7 +172,7 @@ def free(consumer: Any) -> bool:
 
 
 def is_read(consumer: Any) -> bool:
-    """Whether the event loop listens to the connection. What is asked on it is read by whoever asks, too."""
+    """Whether the event loop listens to the connection. A call that waits for an answer reads from it too."""
     return bool(consumer.connection.connection.sock.fileno() in consumer.hub.readers)
 
 
@@ -188,7 +188,7 @@ def subscribe(consumer: Any) -> None:
 
 
 def waiting(consumer: Any) -> str:
-    """What waits in the worker's queues; empty for nothing."""
+    """A text on what waits in the worker's queues; empty for nothing."""
     names = list(consumer.app.amqp.queues.consume_from)
     counts = {name: QueueState.of(consumer.connection, name).ready for name in names}
     return ", ".join(f"{count} in {name}" for name, count in counts.items() if count)
@@ -207,5 +207,5 @@ def stuck(consumer: Any, now: float) -> str | None:
 
 
 def install(app: Celery) -> None:
-    """Let the workers of an app see to their getting messages."""
+    """Let the workers of an app make sure that they get messages."""
     app.steps["consumer"].add(Subscription)

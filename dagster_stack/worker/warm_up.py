@@ -100,7 +100,7 @@ def warm_up(**_: Any) -> None:
         from dagster_stack.store.ledger import stack_storage
 
         if storage := stack_storage(warm_instance()):
-            # Whatever an earlier worker of this name executed: it is dead.
+            # An earlier worker of this name is dead, and so is what it executed.
             storage.leases.mark_lost_of_worker(_worker.name, _worker.started_at)
         else:
             warm_instance().get_runs(limit=1)
@@ -144,7 +144,7 @@ def load(location: str = "") -> None:
     try:
         definitions.about_to_load(warm_instance())
     except Exception:
-        # They count as those of before the first reload: a run of a later one replaces this process.
+        # They count as older than the first reload: a run of any reload replaces this process.
         logger.warning(
             "how new the definitions are is not known", exc_info=True, extra={"action": "definitions.unknown"}
         )
@@ -174,7 +174,7 @@ def code_modules(workspace: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def location_names(workspace: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a workspace's entries call their code locations, as far as they say; a module's own name else."""
+    """The names of code locations in a workspace's entries; without a name the module's own."""
     contents = [content for entry in workspace for content in entry.values()]
     names = (
         each if isinstance(each, str) else each.get("location_name") or each.get("module_name")
