@@ -1,4 +1,4 @@
-"""What the process prints, into a file: stdout or stderr of everything in it, while it also goes where it went."""
+"""Captures what the process prints: stdout and stderr go into files, and also where they went before."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ from dagster_stack.objects import pump
 
 #: Bytes that are copied at once, and of them those that become lines of a service's log.
 CHUNK, LINES_CHUNK = 1 << 20, 1 << 16
-#: Bytes and lines of a step's stream that go to the service's log, which has other things to say too.
+#: Bytes and lines of a step's stream that go to the service's log, which other lines must not be lost in.
 MOST_LOGGED_BYTES, MOST_LOGGED_LINES = 5_000_000, 20_000
 
 
@@ -121,7 +121,7 @@ class CapturedStream:
     def forward(self, ended: bool = False) -> None:
         """Copy what is new; to a service's log without a line that has no end yet, unless the stream has `ended`."""
         if not ended and not PUMP.still_moves(self):
-            # What is printed would wait for somebody who reads it.
+            # Without a reader, printing would block.
             PUMP.move([self], self._most)
         # Not left to the pump, for which this process would have to wait.
         pump.Flow(self.reader, self.file, self._most).drain()

@@ -13,7 +13,7 @@ from dagster_stack.patches.botocore import renew_connections
 LINK_LIFETIME_SECS = 7 * 24 * 3600
 #: What boto3 calls the keys, and the ends of the variables' names.
 KEYS = {"aws_access_key_id": "ACCESS_KEY", "aws_secret_access_key": "SECRET_KEY", "region_name": "REGION"}
-#: Of a request that S3 takes for too old or too new.
+#: The cure for a request that S3 takes for too old or too new.
 CLOCKS = "this machine's clock and the store's differ by more than 15 minutes. Set both by NTP."
 
 

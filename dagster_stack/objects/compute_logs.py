@@ -190,7 +190,7 @@ class S3ComputeLogs(S3ComputeLogManager):
         return subscription
 
     def _is_over(self, log_key: Sequence[str]) -> bool:
-        """Whether no output of a run's step can come any more."""
+        """Whether a run's step can produce no more output."""
         if not self.has_instance or list(log_key[1:2]) != ["compute_logs"]:
             return False
         record = self._instance.get_run_record_by_id(log_key[0])
@@ -204,6 +204,6 @@ class S3ComputeLogs(S3ComputeLogManager):
 
 
 def kept_bytes() -> int:
-    """The most that is kept of a stream: Dagster's setting, 50 MB without it, no limit with 0."""
+    """Bytes of a stream that are kept: Dagster's setting, 50 MB without it, no limit with 0."""
     text = os.environ.get("DAGSTER_TRUNCATE_COMPUTE_LOGS_UPLOAD_BYTES")
     return int(text or DEFAULT_TRUNCATE_COMPUTE_LOGS_UPLOAD_BYTES) or 1 << 62

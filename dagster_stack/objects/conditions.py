@@ -1,4 +1,4 @@
-"""Whether the object store keeps conditions on writes, by which a late one is refused: `init` tries it, workers know it.
+"""Whether the object store supports conditional writes, by which it refuses late ones: `init` tries it, workers know it.
 
 Some stores answer 501 to them, others ignore them: https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
 """
@@ -29,9 +29,9 @@ REFUSED = {"412", "PreconditionFailed", "409", "ConditionalRequestConflict"}
 FOREIGN_ETAG = '"00000000000000000000000000000000"'
 
 UNFENCED = (
-    "The S3 store does not keep conditions on writes (If-None-Match, If-Match), so outputs are written without: a worker that"
-    " was paused, or cut off, until another one had its step may overwrite that one's output when it comes back"
-    " (docs/reliability.md)."
+    "The S3 store does not support conditional writes (If-None-Match, If-Match), so outputs are written without. A worker"
+    " that was paused, or cut off, until another one had its step may overwrite that one's output when it comes back."
+    " A store with conditional writes refuses that (docs/reliability.md)."
 )
 
 
@@ -43,7 +43,7 @@ class Write(StrEnum):
 
 
 class Conditions:
-    """What is known of one bucket's store; what nobody tried counts as kept."""
+    """What is known of one bucket's store; conditions that were not tried count as supported."""
 
     def __init__(self, place: str, facts: Facts | None = None) -> None:
         self._place, self._facts = place, facts
@@ -61,7 +61,7 @@ class Conditions:
         return any(self._kept.values())
 
     def lose(self, kind: Write) -> None:
-        """The store has just said that it does not keep them: let everybody know."""
+        """The store has just said that it does not support them: tell all processes."""
         self._kept[kind] = False
         if self._is_the_stacks:
             note(self._facts, self._place, self._kept)

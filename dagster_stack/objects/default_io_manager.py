@@ -18,7 +18,7 @@ VARIABLES = {MODULE: __name__, ATTRIBUTE: "default_io_manager"}
 
 @io_manager(description="The one of stack_resources().")
 def default_io_manager(context: InitResourceContext) -> IOManager:
-    """Each job's that names none."""
+    """The IO manager of each job that names none."""
     assert context.instance
     if context.instance.is_ephemeral:
         # A test of the user's, such as materialize([asset]), must not write over what the stack holds.

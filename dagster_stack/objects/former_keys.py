@@ -14,7 +14,7 @@ MOST_RECORDS = 1000
 
 
 class FormerKeys:
-    """The former names of what one context loads. Some partitions had one in common: then nobody knows whose it is."""
+    """The former names of what one context loads. Some partitions shared one: then its owner is unknown."""
 
     def __init__(self, manager: UPathIOManager, context: InputContext) -> None:
         self._manager = manager

@@ -38,7 +38,7 @@ PART_SIZE = 16 << 20
 PARTS_AT_ONCE = 3
 #: Bytes that one read of a download asks for.
 READ_SIZE = 1 << 20
-#: Times that an object is written before its place counts as fought for.
+#: Tries to write an object that other executions overwrite meanwhile.
 MOST_TRIES = 5
 
 
@@ -126,7 +126,7 @@ class FormerNames(PickledObjectS3IOManager):
 
 
 def fencing_storage(context: OutputContext) -> PooledEventLogStorage | None:
-    """The storage that knows whether the step is still this process's; None where nobody leases steps."""
+    """The storage that knows whether the step is still this process's; None where steps have no leases."""
     step = context._step_context
     storage = stack_storage(step.instance) if step else None
     return storage if step and storage and storage.lease_for(step.run_id) else None
@@ -184,7 +184,7 @@ class FencedObject:
                     self._tell(f"{UNFENCED} It said: {error}")
                     continue
                 code = error.response["Error"]["Code"]
-                # Absent: somebody has deleted what was there.
+                # Absent: the object was deleted.
                 if code not in REFUSED and not (code in ABSENT and "IfMatch" in self._expected):
                     raise
             # A lost execution wrote it, or this one, by a request whose answer was lost.

@@ -124,7 +124,7 @@ def _hash(text: str) -> str:
 
 
 def problem(key: str) -> str | None:
-    """Why a key of the user's own can't be an object's in every store; None when it can."""
+    """Why a user's key is not valid in every store; None when it is."""
     parts = key.split("/")
     size, longest = len(_utf8(key)), max(len(_utf8(part)) for part in parts)
     reasons = {

@@ -21,7 +21,7 @@ MISSING, NOTHING_NEW = {"NoSuchKey", "404"}, {"InvalidRange", "416"}
 
 GONE = (
     f"There is no output here. It was printed more than {LOG_EXPIRY_DAYS} days ago and has expired, or its worker died"
-    " before any of it was stored: then the run's events say so. Or somebody deleted it.\n"
+    " before any of it was stored: then the run's events say so. Or it was deleted.\n"
 )
 
 
@@ -60,7 +60,7 @@ class OutputReader:
         return None
 
     def has(self, key: str) -> bool:
-        """Whether an object is there, as far as the store says."""
+        """Whether the store says that an object is there."""
         try:
             self._client.head_object(Bucket=self._bucket, Key=key)
         except (ClientError, BotoCoreError, OSError):

@@ -62,7 +62,7 @@ class PartialUpload:
             self.look(streams)
 
     def look(self, streams: Sequence[CapturedStream]) -> None:
-        """Forward what is new, and upload it when it is time for that."""
+        """Forward new output, and upload it when it is time."""
         for stream in streams:
             stream.forward()
         started = self._clock()

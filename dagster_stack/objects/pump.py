@@ -94,7 +94,7 @@ class Flow:
 
 
 class Server:
-    """Serves everybody who has the other end of a socket, until nobody has it or prints any more."""
+    """Serves all processes that have the other end of a socket, until none has it or prints any more."""
 
     def __init__(self, socket: "_socket.socket") -> None:
         self._socket = socket
@@ -124,7 +124,7 @@ class Server:
         self._resting.append(descriptor)
 
     def _begin(self) -> bool:
-        """Take pipe and file of each stream of a capture; False when nobody can ask any more."""
+        """Take pipe and file of each stream of a capture; False when no process can ask any more."""
         message, attached, _, _ = self._socket.recvmsg(64, _socket.CMSG_SPACE(4 * 4))
         if not message:
             self._poll.unregister(self._socket.fileno())

@@ -1,4 +1,4 @@
-"""What every job may ask for by name."""
+"""The resources that every job may ask for by name."""
 
 from typing import Any
 
