@@ -343,7 +343,7 @@ class PooledEventLogStorage(FencedSlots):
             self.store_asset_check_event(event, earlier.event_id)
 
     def _take_over(self, work: Work) -> None:
-        """Executions of a step attempt that did not end: their outputs do not count any more, and
+        """Take over from executions of a step attempt that did not end: their outputs do not count any more, and
         what they said of assets is replaced when it is said again."""
         output = DagsterEventType.STEP_OUTPUT
         outputs = []
