@@ -1,7 +1,9 @@
 """The grounds of the drills: a copy of the stack of their own, with jobs and settings of their own."""
 
+import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,8 @@ GROUNDS = f"{PROJECT}-drills"
 COMPOSE_FILES = "compose.yaml:tests/faults/compose.yaml"
 #: Small numbers, so that two cores are enough; one process a worker, so that its end is one step's.
 SIZES = {"WORKERS": "4", "WORKER_CONCURRENCY": "1", "WORKER_MEMORY": "768m", "RUNNERS": "2"}
+#: The stores that may have a disk of their own, with its size: Postgres keeps up to 1 GB of its log.
+DISKS = {"postgres": "1536m", "minio": "512m"}
 
 
 @contextmanager
@@ -29,6 +33,32 @@ def drill_stack(project: str, files: str = COMPOSE_FILES, **settings: str) -> It
     make_readable(ROOT / "tests" / "faults")
     with copy_of_stack(project, {"COMPOSE_FILE": files, MARKS: str(marks), **SIZES, **settings}) as stack:
         yield stack
+
+
+@contextmanager
+def small_disks(project: str, **settings: str) -> Iterator[Stack]:
+    """Such a copy whose stores have small disks, which a drill can fill."""
+    with ExitStack() as kept:
+        for store, size in DISKS.items():
+            kept.enter_context(mounted(disk(project, store), size))
+        files, disks = f"{COMPOSE_FILES}:tests/faults/disks.yaml", str(BUILD_FOLDER / project / "disks")
+        yield kept.enter_context(drill_stack(project, files, DRILL_DISKS=disks, **settings))
+
+
+@contextmanager
+def mounted(folder: Path, size: str) -> Iterator[None]:
+    """A file system of its own in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "drill", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def disk(project: str, store: str) -> Path:
+    """Where the small disk of a store is on this host."""
+    return BUILD_FOLDER / project / "disks" / store
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,7 @@ from dagster import (
     OpExecutionContext,
     job,
     op,
+    sensor,
     static_partitioned_config,
 )
 from pydantic import Field
@@ -270,4 +271,18 @@ def canaries() -> None:
     heavy_canary(flock().map(canary).collect())
 
 
-defs = Definitions(jobs=[load, partitioned, canaries], resources=stack_resources(), executor=celery_executor)
+# --- a sensor --------------------------------------------------------------------------------------------
+
+
+@sensor(job=canaries, minimum_interval_seconds=1)
+def broken() -> None:
+    """Off until a drill switches it on."""
+    raise RuntimeError("this sensor fails on purpose")
+
+
+defs = Definitions(
+    jobs=[load, partitioned, canaries],
+    sensors=[broken],
+    resources=stack_resources(),
+    executor=celery_executor,
+)

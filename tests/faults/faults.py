@@ -27,13 +27,16 @@ SEEN_SECS = 60
 PIECE = 4096
 #: More than any disk has.
 NO_DISK_FREE = "100000GB"
-#: Takes every connection that Postgres has to give, ends those of the others, and keeps all while it lives.
-GREEDY = """
-import os, time, psycopg2
+#: The begin of a program that connects to Postgres as the stack does.
+CONNECT = """
+import os, sys, time, psycopg2
 ME, held, told = "greedy", [], False
 where = dict(host="DAGSTER_POSTGRES_HOST", port="DAGSTER_POSTGRES_PORT", dbname="DAGSTER_POSTGRES_DB",
              user="DAGSTER_POSTGRES_USER", password="DAGSTER_POSTGRES_PASSWORD")
 where = {name: os.environ[variable] for name, variable in where.items()}
+"""
+#: Takes every connection that Postgres has to give, ends those of the others, and keeps all while it lives.
+GREEDY = f"""{CONNECT}
 while True:
     try:
         held.append(psycopg2.connect(application_name=ME, **where))
@@ -45,6 +48,17 @@ while True:
             told = True
         print("none left:", error, flush=True)
         time.sleep(0.1)  # How greedy it is: what others give back is taken so soon.
+"""
+#: Takes so many connections, and keeps them while it lives.
+HOLDING = f"""{CONNECT}
+held = [psycopg2.connect(application_name=ME, **where) for _ in range(int(sys.argv[1]))]
+print("held", flush=True)
+time.sleep(3600)
+"""
+#: Connections until this share of them is taken.
+TO_BE_TAKEN = """
+SELECT floor({share} * (current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int))
+    - (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database())
 """
 
 
@@ -212,24 +226,58 @@ def disk_alarm(seconds: float) -> Fault:
     return Fault(f"rabbitmq disk alarm {seconds:.0f} s", "rabbitmq", inject, seconds, of_broker=True)
 
 
-def connections_exhausted(seconds: float) -> Fault:
-    """Somebody takes all of Postgres's connections, and ends those of the stack."""
+def memory_alarm() -> Fault:
+    """RabbitMQ's memory counts as full: it takes no message any more."""
 
     @contextmanager
     def inject(stack: Stack) -> Iterator[None]:
-        container = f"{stack.project}-greedy"
-        stack.docker("rm", "-f", container, check=False)
-        stack.compose("run", "-d", "--no-deps", "--name", container, "cli", "python", "-c", GREEDY)
+        def limit(memory: int) -> None:
+            stack.exec("rabbitmq", "rabbitmqctl", "set_vm_memory_high_watermark", "absolute", str(memory))
+
+        before = int(stack.broker("nodes")[0]["mem_limit"])
         try:
-            wait_until(
-                lambda: stack.docker("logs", container), SEEN_SECS, "no connection left",
-                until=lambda log: "none left" in log.stdout, pause=0.2,
-            )  # fmt: skip
+            limit(1)
             yield
         finally:
-            stack.docker("rm", "-f", container)
+            limit(before)
+
+    return Fault("rabbitmq memory alarm", "rabbitmq", inject, of_broker=True)
+
+
+def connections_exhausted(seconds: float) -> Fault:
+    """Somebody takes all of Postgres's connections, and ends those of the stack."""
+
+    def inject(stack: Stack) -> AbstractContextManager[None]:
+        return somebody(stack, "none left", GREEDY)
 
     return Fault(f"postgres connections exhausted {seconds:.0f} s", "postgres", inject, seconds)
+
+
+def connections_held(share: float) -> Fault:
+    """Somebody holds so many of Postgres's connections that this share of them is taken."""
+
+    def inject(stack: Stack) -> AbstractContextManager[None]:
+        ((number,),) = stack.sql(" ".join(TO_BE_TAKEN.format(share=share).split()))
+        return somebody(stack, "held", HOLDING, number)
+
+    return Fault(f"postgres connections held: {share:.0%}", "postgres", inject)
+
+
+@contextmanager
+def somebody(stack: Stack, told: str, program: str, *arguments: str) -> Iterator[None]:
+    """Somebody else's program with connections to Postgres, in a container of its own; there once it says so."""
+    container = f"{stack.project}-greedy"
+    stack.docker("rm", "-f", container, check=False)
+    command = ("python", "-c", program, *arguments)
+    stack.compose("run", "-d", "--no-deps", "--name", container, "cli", *command)
+    try:
+        wait_until(
+            lambda: stack.docker("logs", container), SEEN_SECS, f"“{told}” of {container}",
+            until=lambda log: told in log.stdout, pause=0.2,
+        )  # fmt: skip
+        yield
+    finally:
+        stack.docker("rm", "-f", container)
 
 
 def postgres_read_only(seconds: float) -> Fault:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from tests.stack.stack import Stack
+from tests.waiting import wait_until
 
 #: Stands in the command of the program that brings a worker's output into files: no process of the pool.
 PUMP = "objects/pump.py"
@@ -69,3 +70,20 @@ def cut_off(stack: Stack, container: str, network: str) -> Iterator[None]:
         yield
     finally:
         stack.docker("network", "connect", name, container)
+
+
+@contextmanager
+def worker_with_other_code(stack: Stack, queue: str) -> Iterator[str]:
+    """One more worker on a queue, as of another deployment; gives the hash of its code."""
+    name, code = f"{stack.project}-other-code", "0123456789ab"
+    start = f"printf $CODE > /tmp/code && exec celery -A dagster_stack.app worker -n other@%h -Q {queue} -c 1 -l INFO"
+    variables = ("--env", f"CODE={code}", "--env", "DAGSTER_STACK_CODE_FILE=/tmp/code")
+    try:
+        stack.compose("run", "-d", "--no-deps", "--name", name, *variables, "cli", "sh", "-c", start)
+        wait_until(
+            lambda: stack.docker("logs", name), 90, "the worker with other code is ready",
+            until=lambda logs: " ready." in logs.stderr + logs.stdout,
+        )  # fmt: skip
+        yield code
+    finally:
+        stack.docker("rm", "-f", name, check=False)

@@ -17,7 +17,7 @@ from dagster_stack import tags
 from dagster_stack.failure_reasons import Reason
 from pipelines.queues import HEAVY, LIGHT
 from scripts.console import ROOT
-from tests.stack import runs
+from tests.stack import faults, runs
 from tests.stack.stack import Stack, docker
 from tests.waiting import wait_until
 
@@ -256,19 +256,11 @@ def test_an_interrupted_deploy_leaves_a_stack_that_works(stack: Stack, edited: S
 @pytest.fixture(scope="module")
 def other_worker(stack: Stack) -> Iterator[str]:
     """The only worker on `heavy` has other code than the stack, until a test starts one more; gives its hash."""
-    name, code = f"{stack.project}-other-code", "0123456789ab"
-    start = "printf $CODE > /tmp/code && exec celery -A dagster_stack.app worker -n other@%h -Q heavy -c 1 -l INFO"
-    variables = ("--env", f"CODE={code}", "--env", "DAGSTER_STACK_CODE_FILE=/tmp/code")
     stack.compose("stop", "worker-heavy")
     try:
-        stack.compose("run", "-d", "--no-deps", "--name", name, *variables, "cli", "sh", "-c", start)
-        wait_until(
-            lambda: stack.docker("logs", name), 90, "the worker with other code is ready",
-            until=lambda logs: " ready." in logs.stderr + logs.stdout,
-        )  # fmt: skip
-        yield code
+        with faults.worker_with_other_code(stack, "heavy") as code:
+            yield code
     finally:
-        stack.docker("rm", "-f", name, check=False)
         stack.compose("start", "worker-heavy")
         stack.wait_until_healthy("worker-heavy")
 

@@ -1,5 +1,6 @@
 """The alert rules: what each says, where it is explained, and that it is tested."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +8,8 @@ import pytest
 import yaml
 
 from scripts.console import ROOT
+from tests.alert_rules import EVENTS, NO_EVENT, RULES, SHORTER, shortened
 
-RULES = [
-    rule
-    for file in sorted((ROOT / "docker" / "prometheus" / "rules").glob("*.yml"))
-    for group in yaml.safe_load(file.read_text())["groups"]
-    for rule in group["rules"]
-]
 PAGES = ROOT / "docs" / "runbooks"
 TESTS = [
     each
@@ -39,6 +35,17 @@ def test_a_rule_says_what_it_is_and_where_the_cure_stands(rule: dict[str, Any]) 
 def test_a_rule_is_tested_when_it_fires_and_when_it_does_not(rule: dict[str, Any]) -> None:
     expected = [bool(test["exp_alerts"]) for test in TESTS if test["alertname"] == rule["alert"]]
     assert set(expected) == {True, False}
+
+
+def test_each_alert_has_an_event_in_the_drills_or_a_reason_for_none() -> None:
+    alerts = [rule["alert"] for rule in RULES]
+    assert sorted([*EVENTS, *NO_EVENT]) == sorted(alerts)
+    assert SHORTER.keys() <= EVENTS.keys()
+
+
+@pytest.mark.parametrize("rule", RULES, ids=names)
+def test_the_drill_asks_a_rules_own_expression_but_for_its_times(rule: dict[str, Any]) -> None:
+    assert re.sub(r"\d+", "", shortened(rule)) == re.sub(r"\d+", "", rule["expr"])
 
 
 def test_every_page_belongs_to_a_rule_and_the_table_names_all() -> None:
