@@ -81,6 +81,7 @@ class Trouble(Config):
 
     how: str
     times: int = 1
+    #: How long it lasts: the fault comes in that time, or it is what the step has in place of an end.
     seconds: float = 0
 
 
@@ -168,6 +169,7 @@ class Source(Config):
 
 
 class Nap(Config):
+    #: How long a step takes.
     seconds: float = 0.15
     #: By step key.
     trouble: dict[str, Trouble] = Field(default_factory=dict)
@@ -256,6 +258,7 @@ def canary(context: OpExecutionContext, canaries: int) -> None:
         while len({host for _, _, host, *_ in begun(context)}) < canaries:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"not on {canaries} workers within {CANARY_SECS} s: {begun(context)}")
+            # Between two looks at the marks.
             time.sleep(0.1)
 
 

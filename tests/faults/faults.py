@@ -53,7 +53,7 @@ while True:
 HOLDING = f"""{CONNECT}
 held = [psycopg2.connect(application_name=ME, **where) for _ in range(int(sys.argv[1]))]
 print("held", flush=True)
-time.sleep(3600)
+time.sleep(3600)  # Until it is removed.
 """
 #: Connections until this share of them is taken.
 TO_BE_TAKEN = """

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faults.verdict import SENT, STARTED, SUCCEEDED, Event, Reference
+from tests.stack import runs
 from tests.stack.stack import FINAL, Stack
 from tests.waiting import wait_until
 
@@ -27,15 +28,6 @@ ENDED_SECS = 420
 SET_LIMIT = """
 mutation Limit($key: String!, $limit: Int!) {
   setConcurrencyLimit(concurrencyKey: $key, limit: $limit)
-}
-"""
-BACKFILL = """
-mutation Backfill($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message }
-  }
 }
 """
 
@@ -81,10 +73,7 @@ class Grounds:
         """Launch a backfill as Dagit's button does; returns its id."""
         repository = {"repositoryName": "__repository__", "repositoryLocationName": LOCATION}
         selector = {"partitionSetName": "partitioned_partition_set", "repositorySelector": repository}
-        params = {"selector": selector, "partitionNames": list(partitions)}
-        answer = self.stack.graphql(BACKFILL, params=params)["launchPartitionBackfill"]
-        assert answer["__typename"] == "LaunchBackfillSuccess", answer
-        return str(answer["backfillId"])
+        return runs.launch_backfill(self.stack, selector=selector, partitionNames=list(partitions))
 
     def launch_canaries(self, workers: int) -> str:
         """One step for each worker: all must be executed at the same time, or none ends."""

@@ -30,6 +30,15 @@ mutation Reexecute($id: String!, $strategy: ReexecutionStrategy!) {
   }
 }
 """
+BACKFILL = """
+mutation Backfill($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}
+"""
 RUNS = """
 query Runs($filter: RunsFilter!) {
   runsOrError(filter: $filter, limit: 100) { ... on Runs { results { runId status jobName tags { key value } } } }
@@ -158,6 +167,13 @@ def reexecute(stack: Stack, run_id: str, strategy: str = "FROM_FAILURE") -> str:
     answer = stack.graphql(REEXECUTE, id=run_id, strategy=strategy)["launchRunReexecution"]
     assert answer["__typename"] == "LaunchRunSuccess", answer
     return str(answer["run"]["runId"])
+
+
+def launch_backfill(stack: Stack, **params: Any) -> str:
+    """Launch a backfill as Dagit's button does, with these `LaunchBackfillParams`; returns its id."""
+    answer = stack.graphql(BACKFILL, params=params)["launchPartitionBackfill"]
+    assert answer["__typename"] == "LaunchBackfillSuccess", answer
+    return str(answer["backfillId"])
 
 
 def with_tag(stack: Stack, key: str, value: str) -> list[dict[str, Any]]:

@@ -14,15 +14,6 @@ BACKFILLED = ("raw_flights", "checked_flights", "monthly_delays")
 #: Twelve processes that each import everything, on a busy machine.
 BACKFILL_SECS = 600
 
-BACKFILL = """
-mutation Backfill($params: LaunchBackfillParams!) {
-  launchPartitionBackfill(backfillParams: $params) {
-    __typename
-    ... on LaunchBackfillSuccess { backfillId }
-    ... on PythonError { message }
-  }
-}
-"""
 BACKFILL_STATE = """
 query Backfill($id: String!) {
   partitionBackfillOrError(backfillId: $id) {
@@ -81,14 +72,10 @@ mutation Evaluate($selector: ScheduleSelector!, $timestamp: Float!) {
 @pytest.fixture(scope="module")
 def backfill(stack: Stack) -> dict[str, Any]:
     """The finished backfill of all months, as Dagit's asset graph starts it."""
-    params = {
-        "assetSelection": [{"path": [name]} for name in BACKFILLED],
-        "partitionNames": MONTHS,
-    }
-    answer = stack.graphql(BACKFILL, params=params)["launchPartitionBackfill"]
-    assert answer["__typename"] == "LaunchBackfillSuccess", answer
+    selection = [{"path": [name]} for name in BACKFILLED]
+    backfill_id = runs.launch_backfill(stack, assetSelection=selection, partitionNames=MONTHS)
     found: dict[str, Any] = wait_until(
-        lambda: stack.graphql(BACKFILL_STATE, id=answer["backfillId"])["partitionBackfillOrError"],
+        lambda: stack.graphql(BACKFILL_STATE, id=backfill_id)["partitionBackfillOrError"],
         BACKFILL_SECS,
         "the backfill ended",
         until=lambda state: state["status"] not in ("REQUESTED", "CANCELING"),

@@ -3,8 +3,9 @@
 import json
 import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.unit.http_stub import HttpStub
 
 Json = dict[str, Any]
 
@@ -15,7 +16,7 @@ def event(kind: str, step: str | None = None, **more: Any) -> Json:
     return {"eventType": kind, "stepKey": step, "message": "", **more}
 
 
-class DagitStub:
+class DagitStub(HttpStub):
     """One location `pipelines` with jobs `flights` and `slow`, and one run whose state the test sets.
 
     Like the real one it gives each event once a cursor, answers errors as members of a union with HTTP
@@ -23,6 +24,7 @@ class DagitStub:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.status = "STARTED"
         self.events: list[Json] = []
         self.plan = ["a", "b"]
@@ -32,39 +34,10 @@ class DagitStub:
         self.terminated = threading.Event()
         #: What to do at each question about the run, before it is answered.
         self.on_run: Callable[[], None] = lambda: None
-        self.http_status = 200
-        self.raw_body: bytes | None = None
-        stub = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                length = int(self.headers["Content-Length"])
-                request = json.loads(self.rfile.read(length))
-                if stub.raw_body is not None:
-                    body = stub.raw_body
-                else:
-                    body = json.dumps({"data": stub.answer(request["query"], request["variables"])}).encode()
-                self.send_response(stub.http_status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *arguments: Any) -> None:
-                """Nothing: pytest's output is for tests."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "DagitStub":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def body(self, path: str, content: bytes) -> bytes:
+        request = json.loads(content)
+        return json.dumps({"data": self.answer(request["query"], request["variables"])}).encode()
 
     def answer(self, query: str, variables: Json) -> Json:
         kind = query.split()[1].partition("(")[0]

@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
+import pytest
 from celery import Celery
 from kombu.transport.memory import Channel, Transport
 from kombu.transport.virtual import Base64
@@ -13,6 +14,7 @@ from dagster_stack.messaging.app_factory import make_app
 from dagster_stack.messaging.dead_letters import QUEUE as DEAD_LETTERS
 from dagster_stack.messaging.task_names import STEP_TASK
 from dagster_stack.settings import CeleryConfig, Settings
+from tests.unit.clock import Clock
 
 
 def memory_app(home: Path) -> Celery:
@@ -26,6 +28,16 @@ def empty_the_memory() -> None:
     # All connections of a process share one broker, which forgets no binding of a deleted queue.
     Channel.queues.clear()
     Transport.global_state.clear()
+
+
+def refuse_dead_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker takes none from now on, and the pause before a message goes back passes at once."""
+
+    def refused(*_: Any) -> NoReturn:
+        raise ConnectionResetError("refused")
+
+    monkeypatch.setattr("dagster_stack.pool.delivery.dead_letter_task", refused)
+    monkeypatch.setattr("dagster_stack.pool.delivery.time", Clock())
 
 
 class Delivery:

@@ -2,11 +2,11 @@
 
 import json
 import math
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from tests.unit.http_stub import HttpStub
 
 Json = dict[str, Any]
 Points = list[tuple[float, float]]
@@ -25,45 +25,19 @@ def alert(
     }
 
 
-class PrometheusStub:
+class PrometheusStub(HttpStub):
     """Each question about a range is answered by `series`; values are texts, as in the real answers ("NaN" among
     them), and a wrong question gets status 400 with `"status": "error"`."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.alerts: list[Json] = []
         #: The labels and points of an expression's series, of a window.
         self.series: Callable[[str, float, float, float], list[tuple[dict[str, str], Points]]] = lambda *_: []
         self.asked: list[dict[str, str]] = []
-        self.http_status = 200
-        self.raw_body: bytes | None = None
-        stub = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                body = stub.raw_body
-                if body is None:
-                    body = json.dumps({"status": "success", "data": stub.answer(self.path)}).encode()
-                self.send_response(stub.http_status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *arguments: Any) -> None:
-                """Nothing: pytest's output is for tests."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "PrometheusStub":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+    def body(self, path: str, content: bytes) -> bytes:
+        return json.dumps({"status": "success", "data": self.answer(path)}).encode()
 
     def answer(self, path: str) -> Json:
         address = urlsplit(path)

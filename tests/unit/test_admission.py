@@ -5,19 +5,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from dagster import (
-    DagsterEvent,
-    DagsterEventType,
-    DagsterInstance,
-    DagsterRunStatus,
-    EventLogEntry,
-)
+from dagster import DagsterEventType, DagsterInstance, DagsterRunStatus
 from dagster._core.execution.plan.objects import StepFailureData, StepSuccessData
 from dagster._core.test_utils import create_run_for_test
 
 from dagster_stack.step import admission
 from dagster_stack.store.event_log import ENDS
 from dagster_stack.store.ledger import AttemptState, ledger_of
+from tests.unit.holders import entry
 
 SUCCESS, FAILURE = DagsterEventType.STEP_SUCCESS, DagsterEventType.STEP_FAILURE
 SKIPPED, RETRY = DagsterEventType.STEP_SKIPPED, DagsterEventType.STEP_UP_FOR_RETRY
@@ -121,15 +116,4 @@ def test_every_event_that_ends_an_attempt_is_looked_for() -> None:
 
 def store(instance: DagsterInstance, run_id: str, step: str, kind: DagsterEventType) -> None:
     data: dict[DagsterEventType, Any] = {SUCCESS: StepSuccessData(1.0), FAILURE: StepFailureData(None, None)}
-    started = DagsterEvent(DagsterEventType.STEP_START.value, job_name="a_job", step_key=step)
-    instance.event_log_storage.store_event(
-        EventLogEntry(
-            error_info=None,
-            level=10,
-            user_message="",
-            run_id=run_id,
-            timestamp=1.0,
-            step_key=step,
-            dagster_event=started._replace(event_type_value=kind.value, event_specific_data=data.get(kind)),
-        )
-    )
+    instance.event_log_storage.store_event(entry(run_id, kind, step, data.get(kind)))

@@ -1,9 +1,6 @@
 """The Celery app as a worker gets it, looked at in a process of its own: the module reads the environment once."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +8,7 @@ import pytest
 import yaml
 
 from scripts.console import ROOT
+from tests.unit.fresh_process import look
 
 LOOK = """
 import json, sys
@@ -32,24 +30,14 @@ print(json.dumps({
 """
 
 
-def look(code: str = LOOK, options: list[str] | None = None, **environment: str) -> Any:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, json.dumps(options or [])],
-        cwd=ROOT,
-        env={**kept, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+def settings(*options: str, **environment: str) -> Any:
+    """The app's, of these options and beside them."""
+    return look(LOOK, json.dumps(options), **environment)
 
 
 @pytest.fixture(scope="module")
 def app() -> Any:
-    return look(options=list(committed()), CELERY_BROKER_URL="amqp://user:secret@rabbitmq:5672/dagster")
+    return settings(*committed(), CELERY_BROKER_URL="amqp://user:secret@rabbitmq:5672/dagster")
 
 
 def committed() -> dict[str, Any]:
@@ -115,7 +103,7 @@ def test_a_worker_warms_up_its_processes_and_bounds_its_stop(app: Any) -> None:
 
 def test_without_a_bucket_or_a_broker_a_worker_listens_to_a_folder(tmp_path: Path) -> None:
     """The embedded mode: a worker of `make dev`, whose messages need no server."""
-    app = look(options=["worker_prefetch_multiplier", "broker_transport_options"], DAGSTER_HOME=str(tmp_path))
+    app = settings("worker_prefetch_multiplier", "broker_transport_options", DAGSTER_HOME=str(tmp_path))
 
     assert app["broker"] == "filesystem://"
     assert app["conf"]["broker_transport_options"]["data_folder_in"] == str(tmp_path / "broker" / "messages")
@@ -156,7 +144,7 @@ def test_what_dagster_celery_was_started_with_wins_over_the_committed_file(tmp_p
         "broker_url = 'amqp://other//'\naccept_content = ['json']\nworker_prefetch_multiplier = 7\n"
     )
 
-    app = look(options=["worker_prefetch_multiplier", "accept_content"], PYTHONPATH=str(tmp_path))
+    app = settings("worker_prefetch_multiplier", "accept_content", PYTHONPATH=str(tmp_path))
 
     assert app["conf"] == {"worker_prefetch_multiplier": 7, "accept_content": ["json"]}
     assert app["broker"] == "amqp://other//"
@@ -169,7 +157,7 @@ def test_another_celery_yaml_can_be_named(tmp_path: Path) -> None:
         "execution: {config: {broker: 'amqp://named//', config_source: {worker_prefetch_multiplier: 3}}}"
     )
 
-    app = look(options=["worker_prefetch_multiplier"], DAGSTER_STACK_CELERY_YAML=str(file))
+    app = settings("worker_prefetch_multiplier", DAGSTER_STACK_CELERY_YAML=str(file))
 
     assert app["conf"] == {"worker_prefetch_multiplier": 3}
     assert app["broker"] == "amqp://named//"

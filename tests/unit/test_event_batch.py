@@ -147,11 +147,17 @@ def test_an_error_in_the_background_is_raised_by_the_next_flush_and_loses_nothin
     assert table.rows == ["a", "b"]
 
 
-def test_after_an_error_in_the_background_events_are_written_at_the_latest_on_close(table: Table) -> None:
+def failed_batch(table: Table) -> EventBatch:
+    """A batch whose write in the background failed."""
     batch = EventBatch(table.write, 0.01)
     table.fail_with = RuntimeError("the disk is full")
     batch.add(event("a"))
     wait_until(lambda: batch._error, 5, "the write in the background failed", pause=0.01)
+    return batch
+
+
+def test_after_an_error_in_the_background_events_are_written_at_the_latest_on_close(table: Table) -> None:
+    batch = failed_batch(table)
     table.fail_with = None
 
     # Given a caller who met the error and goes on
@@ -165,10 +171,7 @@ def test_after_an_error_in_the_background_events_are_written_at_the_latest_on_cl
 
 def test_close_after_an_unseen_error_raises_it_and_writes_nothing_twice(table: Table) -> None:
     """The step whose events these are must not count as executed."""
-    batch = EventBatch(table.write, 0.01)
-    table.fail_with = RuntimeError("the disk is full")
-    batch.add(event("a"))
-    wait_until(lambda: batch._error, 5, "the write in the background failed", pause=0.01)
+    batch = failed_batch(table)
 
     with pytest.raises(RuntimeError, match="the disk is full"):
         batch.close()

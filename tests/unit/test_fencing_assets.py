@@ -156,30 +156,10 @@ def evaluated(run_id: str, check: AssetCheckKey, passed: bool) -> EventLogEntry:
     return entry(run_id, KINDS.ASSET_CHECK_EVALUATION, data=data)
 
 
-def test_of_a_check_the_last_executions_result_counts_and_stands_in_the_log_once(database: Database) -> None:
-    # Given two checks of one step, of which a lost execution has done one
-    work, lost, second = any_work(), database.process(), database.process()
-    asset = AssetKey(f"asset of {work.run_id}")
-    first_check, second_check = AssetCheckKey(asset, "first"), AssetCheckKey(asset, "second")
-    for check in (first_check, second_check):
-        second.event_log_storage.store_event(planned(work.run_id, check))
-    with lost.event_log_storage.holding(database.taken(work, "a")):
-        lost.event_log_storage.store_event(evaluated(work.run_id, first_check, passed=False))
-    database.silence(work, STALE_SECS + 1)
-    # When the next one does both, in another order
-    with second.event_log_storage.holding(database.taken(work, "b")):
-        for check in (second_check, first_check):
-            second.event_log_storage.store_event(evaluated(work.run_id, check, passed=True))
-    # Then each has passed once
-    for check in (first_check, second_check):
-        (record,) = second.event_log_storage.get_asset_check_execution_history(check, limit=10)
-        assert record.status == AssetCheckExecutionRecordStatus.SUCCEEDED
-    evaluations = [kind for _, kind in database.events(work.run_id) if kind == "ASSET_CHECK_EVALUATION"]
-    assert len(evaluations) == 2
-
-
-def test_a_check_that_only_the_lost_execution_did_keeps_its_own_event(database: Database) -> None:
-    # Given two checks of one step, of which a lost execution has done one
+def half_checked(
+    database: Database,
+) -> tuple[Work, tuple[AssetCheckKey, AssetCheckKey], PooledPostgresStorage]:
+    """A step with two checks, of which an execution that is lost has found the first to fail; and the next process."""
     work, lost, second = any_work(), database.process(), database.process()
     asset = AssetKey(f"asset of {work.run_id}")
     done, other = AssetCheckKey(asset, "done"), AssetCheckKey(asset, "other")
@@ -188,6 +168,27 @@ def test_a_check_that_only_the_lost_execution_did_keeps_its_own_event(database: 
     with lost.event_log_storage.holding(database.taken(work, "a")):
         lost.event_log_storage.store_event(evaluated(work.run_id, done, passed=False))
     database.silence(work, STALE_SECS + 1)
+    return work, (done, other), second
+
+
+def test_of_a_check_the_last_executions_result_counts_and_stands_in_the_log_once(database: Database) -> None:
+    # Given two checks of one step, of which a lost execution has done one
+    work, (done, other), second = half_checked(database)
+    # When the next one does both, in another order
+    with second.event_log_storage.holding(database.taken(work, "b")):
+        for check in (other, done):
+            second.event_log_storage.store_event(evaluated(work.run_id, check, passed=True))
+    # Then each has passed once
+    for check in (done, other):
+        (record,) = second.event_log_storage.get_asset_check_execution_history(check, limit=10)
+        assert record.status == AssetCheckExecutionRecordStatus.SUCCEEDED
+    evaluations = [kind for _, kind in database.events(work.run_id) if kind == "ASSET_CHECK_EVALUATION"]
+    assert len(evaluations) == 2
+
+
+def test_a_check_that_only_the_lost_execution_did_keeps_its_own_event(database: Database) -> None:
+    # Given two checks of one step, of which a lost execution has done one
+    work, (_, other), second = half_checked(database)
     # When the next one does the other
     with second.event_log_storage.holding(database.taken(work, "b")):
         second.event_log_storage.store_event(evaluated(work.run_id, other, passed=True))

@@ -30,7 +30,7 @@ from dagster_stack.worker.lost_processes import ENDED_ITSELF, DeathCauses, LostP
 from dagster_stack.worker.memory import Memory
 from dagster_stack.worker.request import Request
 from scripts.console import ROOT
-from tests.unit.test_app import look
+from tests.unit.fresh_process import look
 
 GIB = 2**30
 LOST = LostProcess("dagster@host", 17, "killed by SIGSEGV", "run-1", "a", 2)

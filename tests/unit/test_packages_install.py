@@ -121,14 +121,20 @@ def test_what_the_platform_has_on_other_systems_alone_comes_in(project: Project)
     assert project.install() == ["colours==1.1", "plot==3.1"]
 
 
-def test_what_is_for_development_alone_may_lie_anywhere(project: Project) -> None:
-    # Given what `uv add --dev ../dagster-celery-stack` writes
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        # What `uv add --dev ../dagster-celery-stack` writes
+        ("dagster-celery-stack", '{ path = "../dagster-celery-stack" }\n'),
+        # The root of a monorepo, whose tools are members too
+        ("lint", '{ workspace = true }\n[tool.uv.workspace]\nmembers = ["tools/*"]\n'),
+    ],
+)
+def test_what_is_for_development_alone_may_lie_anywhere(project: Project, name: str, source: str) -> None:
+    (project.folder / "tools/lint").mkdir(parents=True)
+    (project.folder / "tools/lint/pyproject.toml").write_text('[project]\nname = "lint"\nversion = "1.0"\n')
     wheel(project.index, "plot", "3.1")
-    project.asks(
-        "plot",
-        more='[dependency-groups]\ndev = ["dagster-celery-stack"]\n'
-        '[tool.uv.sources]\ndagster-celery-stack = { path = "../dagster-celery-stack" }\n',
-    )
+    project.asks("plot", more=f'[dependency-groups]\ndev = ["{name}"]\n[tool.uv.sources]\n{name} = {source}')
 
     assert project.install() == ["plot==3.1"]
 
@@ -468,20 +474,6 @@ def test_a_local_package_that_another_one_needs_is_found_from_there(project: Pro
 
     assert list(project.prefix.rglob("mine.py"))
     assert list(project.prefix.rglob("mylib.py"))
-
-
-def test_members_of_a_uv_workspace_that_only_groups_name_are_known(project: Project) -> None:
-    # Given the root of a monorepo, whose tools are members too
-    (project.folder / "tools/lint").mkdir(parents=True)
-    (project.folder / "tools/lint/pyproject.toml").write_text('[project]\nname = "lint"\nversion = "1.0"\n')
-    wheel(project.index, "plot", "3.1")
-    project.asks(
-        "plot",
-        more='[dependency-groups]\ndev = ["lint"]\n[tool.uv.sources]\nlint = { workspace = true }\n'
-        '[tool.uv.workspace]\nmembers = ["tools/*"]\n',
-    )
-
-    assert project.install() == ["plot==3.1"]
 
 
 @pytest.mark.parametrize("named", ["editable", "a path", "requirements.txt"])

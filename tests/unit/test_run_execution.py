@@ -27,7 +27,14 @@ from dagster_stack.timing import FOREIGN_CODE_SECS, STALE_SECS
 from tests.unit import default_jobs, eventful_jobs, step_jobs
 from tests.unit.clock import Clock
 from tests.unit.database_errors import AWAY, ask_warehouse
-from tests.unit.deliveries import Delivery, dead_letters, delayed, empty_the_memory, memory_app
+from tests.unit.deliveries import (
+    Delivery,
+    dead_letters,
+    delayed,
+    empty_the_memory,
+    memory_app,
+    refuse_dead_letters,
+)
 from tests.unit.driven_runs import Workers, announced
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import kinds, message, said, started_run
@@ -503,11 +510,7 @@ def test_a_message_that_names_no_run_is_put_aside(runner: Runner, wrong: dict[st
 def test_while_the_broker_takes_no_dead_letters_a_runs_message_goes_back_to_its_queue(
     runner: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: Any) -> NoReturn:
-        raise ConnectionResetError("refused")
-
-    monkeypatch.setattr("dagster_stack.pool.delivery.dead_letter_task", refused)
-    monkeypatch.setattr("dagster_stack.pool.delivery.time", Clock())
+    refuse_dead_letters(monkeypatch)
 
     with pytest.raises(Reject) as rejection:
         runner.gets({**RunMessage("a-run", "").to_json(), "version": 99})

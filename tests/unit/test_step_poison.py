@@ -13,8 +13,7 @@ from dagster_stack.messaging.messages import StepMessage
 from dagster_stack.step import step_execution
 from dagster_stack.step.step_execution import execute_step
 from tests.unit import eventful_jobs
-from tests.unit.clock import Clock
-from tests.unit.deliveries import Delivery, dead_letters, delayed
+from tests.unit.deliveries import Delivery, dead_letters, delayed, refuse_dead_letters
 from tests.unit.holders import Database
 from tests.unit.runs_by_hand import message, started_run
 
@@ -72,11 +71,7 @@ def test_a_message_that_nobody_can_use_is_put_aside_and_harms_nobody(
 def test_while_the_broker_takes_no_dead_letters_a_message_goes_back_to_its_queue(
     app: Celery, step: StepMessage, monkeypatch: pytest.MonkeyPatch, wrong: dict[str, Any]
 ) -> None:
-    def refused(*_: Any) -> NoReturn:
-        raise ConnectionResetError("refused")
-
-    monkeypatch.setattr("dagster_stack.pool.delivery.dead_letter_task", refused)
-    monkeypatch.setattr("dagster_stack.pool.delivery.time", Clock())
+    refuse_dead_letters(monkeypatch)
 
     with pytest.raises(Reject) as rejection:
         execute_step(Delivery(app), {**step.to_json(), **wrong})

@@ -1,9 +1,5 @@
 """The tasks of a worker: known to its main process, which stays without Dagster, and executed by the others."""
 
-import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -14,7 +10,7 @@ from dagster_stack.messaging.task_names import RUN_TASK, STEP_TASK, STOCK_TASKS
 from dagster_stack.run import run_execution
 from dagster_stack.step import step_execution
 from dagster_stack.tasks import register_tasks, stock_function
-from scripts.console import ROOT
+from tests.unit.fresh_process import look
 
 #: Loads what a worker's main process loads, and says what that was.
 LOOK = """
@@ -30,18 +26,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def main_process() -> Any:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LOOK],
-        cwd=ROOT,
-        env={**kept, "CELERY_BROKER_URL": "amqp://rabbitmq//"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
+    return look(LOOK, CELERY_BROKER_URL="amqp://rabbitmq//")
 
 
 @pytest.fixture(autouse=True)
