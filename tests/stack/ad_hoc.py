@@ -1,5 +1,6 @@
 """Jobs for tests alone: put into running containers, and executed beside the daemon."""
 
+import hashlib
 import json
 import subprocess
 import uuid
@@ -14,11 +15,15 @@ from tests.stack.stack import LAUNCH, Stack
 from tests.waiting import wait_until
 
 TAG = "test/ad-hoc"
+#: Where they are inside.
+FOLDER = "/tmp"
+#: Writes files: a path, what it holds, the next path.
+WRITE = 'while [ $# -gt 0 ]; do mkdir -p "${1%/*}"; printf %s "$2" > "$1"; shift 2; done'
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A run to be made of a job in `executor_jobs.py`; see its `execute`."""
+    """A run to be made of a job in `executor_jobs`; see `execute` in its program."""
 
     job: str
     config: dict[str, Any] = field(default_factory=dict)
@@ -44,20 +49,39 @@ class AdHoc:
 
     @property
     def source(self) -> Path:
-        return Path(__file__).with_name(f"{self.module}.py")
+        """The module's file, or the folder of a package."""
+        here = Path(__file__).parent
+        return file if (file := here / f"{self.module}.py").exists() else here / self.module
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.source] if self.source.is_file() else sorted(self.source.glob("*.py"))
+
+    @property
+    def name(self) -> str:
+        """Of the module inside. A package's says what it holds: a worker keeps the modules that it has loaded."""
+        if self.source.is_file():
+            return self.module
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in self.files)).hexdigest()
+        return f"{self.module}_{digest[:8]}"
 
     @property
     def target(self) -> str:
-        """The same path everywhere: a worker loads a job from the file that the run names."""
-        return f"/tmp/{self.module}.py"
+        """The same path everywhere: a worker loads a job from where the run says."""
+        return f"{FOLDER}/{self.name}{self.source.suffix}"
 
     def install(self) -> None:
         """Into every worker and runner, and into the daemon's container, where the command line runs."""
+        contents: list[str] = []
+        for file in self.files:
+            contents += [
+                self.target if file == self.source else f"{self.target}/{file.name}",
+                file.read_text(),
+            ]
         for service in ("daemon", "runner", "worker", "worker-heavy"):
             for entry in self.stack.containers(service):
                 if entry["State"] == "running":
-                    command = ("sh", "-c", f'printf %s "$1" > {self.target}', "sh", self.source.read_text())
-                    self.stack.docker("exec", entry["Name"], *command)
+                    self.stack.docker("exec", entry["Name"], "sh", "-c", WRITE, "sh", *contents)
 
     # --- one run, by Dagster's command line ------------------------------------------------------------
 
@@ -123,7 +147,8 @@ class AdHoc:
             }
             for spec, mark in zip(specs, marks, strict=True)
         ]
-        return marks, ["python", self.target, json.dumps(content)]
+        path = f"PYTHONPATH={FOLDER}:/opt/dagster"
+        return marks, ["env", path, "python", "-m", self.name, json.dumps(content)]
 
     # --- in Dagit ----------------------------------------------------------------------------------------
 

@@ -23,9 +23,6 @@ def launched(stack: Stack) -> dict[str, str]:
     """A run of each job, all at once, on the runners."""
     jobs = AdHoc(stack, MODULE)
     jobs.install()
-    for entry in stack.containers("runner"):
-        command = ("sh", "-c", f'printf %s "$1" > {jobs.target}', "sh", jobs.source.read_text())
-        stack.docker("exec", entry["Name"], *command)
     marks = {name: str(uuid.uuid4()) for name in JOBS}
     stack.exec("daemon", "python", jobs.target, json.dumps(marks))
     return {name: marked(stack, mark) for name, mark in marks.items()}

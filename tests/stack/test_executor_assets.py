@@ -47,9 +47,7 @@ ASSETS = [
 
 
 @pytest.fixture(scope="module")
-def made(stack: Stack) -> Iterator[dict[str, str]]:
-    jobs = AdHoc(stack, "executor_jobs")
-    jobs.install()
+def made(stack: Stack, jobs: AdHoc) -> Iterator[dict[str, str]]:
     try:
         yield dict(zip(SPECS, jobs.execute(*SPECS.values()), strict=True))
     finally:

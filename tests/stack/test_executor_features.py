@@ -61,9 +61,7 @@ class Runs:
 
 
 @pytest.fixture(scope="module")
-def made(stack: Stack) -> Runs:
-    jobs = AdHoc(stack, "executor_jobs")
-    jobs.install()
+def made(jobs: AdHoc) -> Runs:
     in_process = {
         name: IN_PROCESS_REPEATABLE if spec is REPEATABLE
         else Spec(spec.job, spec.config, spec.tags, spec.ops, again=spec.again and IN_PROCESS_REPEATABLE, in_process=True)

@@ -43,9 +43,7 @@ SPECS = {
 
 
 @pytest.fixture(scope="module")
-def made(stack: Stack) -> Iterator[dict[str, str]]:
-    jobs = AdHoc(stack, "executor_jobs")
-    jobs.install()
+def made(stack: Stack, jobs: AdHoc) -> Iterator[dict[str, str]]:
     stack.graphql(SET_LIMIT, key=POOL, limit=1)
     try:
         yield dict(zip(SPECS, jobs.execute(*SPECS.values()), strict=True))

@@ -60,10 +60,8 @@ FOLLOWED = """
 
 
 @pytest.fixture(scope="module")
-def made(stack: Stack) -> dict[str, str]:
+def made(jobs: AdHoc) -> dict[str, str]:
     """The runs of this module by their jobs, begun at once."""
-    jobs = AdHoc(stack, "executor_jobs")
-    jobs.install()
     names = ("talking_oddly", "printing_much", "leaving_files")
     return dict(zip(names, jobs.begin(*map(Spec, names)), strict=True))
 
@@ -194,10 +192,11 @@ def test_what_steps_leave_in_scratch_space_fails_no_later_step(stack: Stack, mad
     assert "/tmp/left by leave_4, which a step made, 315 MB" in errors
 
 
-def test_a_worker_without_room_takes_no_step_until_there_is_some(stack: Stack, made: dict[str, str]) -> None:
+def test_a_worker_without_room_takes_no_step_until_there_is_some(
+    stack: Stack, jobs: AdHoc, made: dict[str, str]
+) -> None:
     # Given scratch space that something holds which is no step
     stack.wait_for_run(made["leaving_files"])
-    jobs = AdHoc(stack, "executor_jobs")
     with held(stack, stack.container("worker-heavy"), megabytes=950):
         # When a step comes
         (run_id,) = jobs.begin(Spec("heavy_alone"))

@@ -7,10 +7,10 @@ from typing import Any
 
 from tests.stack import runs
 from tests.stack.ad_hoc import AdHoc, Spec
+from tests.stack.executor_jobs.queues import OWN
 from tests.stack.stack import FINAL, Stack
 from tests.waiting import wait_until
 
-OWN = "test-own"
 CONNECTIONS = (
     "SELECT host(client_addr), count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL GROUP BY 1"
 )

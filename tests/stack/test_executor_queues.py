@@ -4,11 +4,10 @@ from itertools import pairwise
 
 from tests.stack import runs
 from tests.stack.ad_hoc import AdHoc, Spec
+from tests.stack.executor_jobs.queues import OTHER, OWN
 from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
-#: Queues that only these tests' own workers consume; as in `executor_jobs.py`.
-OWN, OTHER = "test-own", "test-other"
 RUN_PRIORITY = "dagster-celery/run_priority"
 #: Seconds after which the log tells of a queue without worker: 5, and as many again for a busy machine.
 TOLD_SECS = 10

@@ -6,18 +6,17 @@ from collections.abc import Iterator
 import pytest
 
 from tests.stack.ad_hoc import AdHoc, Spec
+from tests.stack.executor_jobs.assets import AWKWARD, NESTED
 from tests.stack.stack import Stack
 from tests.stack.test_executor_assets import WIPE
 
-PARTITIONS = ["a/b", "a//b", "2024", "2024/", "./a", "a", "s3://bucket/in/a.csv"]
-ASSETS = [["awkward"], ["awkward_together"], ["b29"], ["b29", "orders"], ["b29/orders"]]
+PARTITIONS = AWKWARD.get_partition_keys()
+ASSETS = [["awkward"], ["awkward_together"], *NESTED]
 
 
 @pytest.fixture(scope="module")
-def made(stack: Stack) -> Iterator[dict[str, str]]:
+def made(stack: Stack, jobs: AdHoc) -> Iterator[dict[str, str]]:
     """A run each for the partitions, one that loads them all, one of assets whose keys begin with another's."""
-    jobs = AdHoc(stack, "executor_jobs")
-    jobs.install()
     parts = [Spec("awkward_parts", tags={"dagster/partition": each}) for each in PARTITIONS]
     try:
         begun = jobs.begin(*parts, Spec("nested_names"))

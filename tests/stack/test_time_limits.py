@@ -7,6 +7,7 @@ import pytest
 
 from tests.stack import runs
 from tests.stack.ad_hoc import AdHoc, Spec, naps
+from tests.stack.executor_jobs.queues import OWN
 from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
@@ -18,10 +19,8 @@ LONG_SECS = 4
 
 
 @pytest.fixture(scope="module")
-def begun(stack: Stack) -> dict[str, str]:
+def begun(stack: Stack, jobs: AdHoc) -> dict[str, str]:
     """Runs that were begun at once, by name; they end while the tests look at them one by one."""
-    jobs = AdHoc(stack, "executor_jobs")
-    jobs.install()
     late, of_celery = jobs.begin(
         Spec("late", tags={TIMEOUT: "2"}), Spec("late", OF_CELERY, ops=["of_its_run"])
     )
@@ -100,11 +99,10 @@ def test_celerys_time_limit_is_the_steps(stack: Stack, begun: dict[str, str]) ->
     assert "limit of 1 s (task_time_limit)" in text
 
 
-def test_a_worker_with_a_time_limit_lets_works_of_the_stack_go_on(stack: Stack) -> None:
+def test_a_worker_with_a_time_limit_lets_works_of_the_stack_go_on(stack: Stack, jobs: AdHoc) -> None:
     """Celery's own way would kill the process and acknowledge the message: of runs too, which are tasks as well."""
-    jobs = AdHoc(stack, "executor_jobs")
     # Given a worker with a limit for all tasks, and a step without one
-    with jobs.queues("test-own"), jobs.worker("test-own", options=["--time-limit", "2"]):
+    with jobs.queues(OWN), jobs.worker(OWN, options=["--time-limit", "2"]):
         # When the step takes longer
         (run_id,) = jobs.execute(Spec("own_long", naps(long=LONG_SECS)))
 
