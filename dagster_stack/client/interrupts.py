@@ -9,7 +9,7 @@ import contextlib
 import os
 import select
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self, TextIO
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -32,9 +32,7 @@ class Interrupts:
         self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         for end in self._pipe:

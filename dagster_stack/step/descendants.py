@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Lock, Thread, current_thread, main_thread
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from dagster_stack.forks import own_children
@@ -83,9 +82,7 @@ class Descendants:
             vars(helper).update(dict.fromkeys(state))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.end()
 
     def end(self) -> None:

@@ -5,7 +5,6 @@ import os
 import signal
 from collections.abc import Callable
 from threading import Lock, Timer
-from types import TracebackType
 
 from dagster_stack.logs.context import in_context
 from dagster_stack.store.leases import Work
@@ -38,9 +37,7 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._lock:
             self._is_over = True
         if self._timer:

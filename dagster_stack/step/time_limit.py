@@ -10,7 +10,6 @@ import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from threading import Timer
-from types import TracebackType
 from typing import Any
 
 from dagster import DagsterEvent
@@ -83,9 +82,7 @@ class Deadline:
         self._timer.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.is_met()
 
     def is_met(self) -> None:

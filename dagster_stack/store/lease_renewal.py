@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -40,9 +39,7 @@ class LeaseRenewal(threading.Thread):
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         # Not joined: it may wait for a database that is away, and says nothing any more.
         self._stopped.set()
 
