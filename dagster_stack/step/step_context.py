@@ -18,9 +18,7 @@ from dagster._core.execution.context_creation_job import (
 from dagster._core.execution.plan.execute_plan import inner_plan_execution_iterator
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.plan.state import KnownExecutionState
-from dagster._core.execution.plan.step import (
-    ExecutionStep,
-)
+from dagster._core.execution.plan.step import ExecutionStep
 from dagster._core.execution.resources_init import (
     get_required_resource_keys_to_init,
     resource_initialization_manager,
@@ -65,18 +63,6 @@ class StepsContext(PlanExecutionContext):
 
 class StepContextManager(ExecutionContextManager[PlanExecutionContext]):
     """Sets up and tears down what one step needs; resources live as long as the step, as in every executor."""
-
-    def __init__(
-        self,
-        planned: PlannedJob,
-        plan: ExecutionPlan,
-        run: DagsterRun,
-        instance: DagsterInstance,
-        retry_mode: RetryMode,
-        *,
-        deadline: Deadline | None = None,
-    ) -> None:
-        super().__init__(_context_events(planned, plan, run, instance, retry_mode, deadline=deadline))
 
     @property
     def context_type(self) -> type[PlanExecutionContext]:
@@ -154,6 +140,6 @@ def step_events(
             execution_plan=plan,
             iterator=inner_plan_execution_iterator,
             execution_context_manager=StepContextManager(
-                planned, plan, run, instance, retry_mode, deadline=deadline
+                _context_events(planned, plan, run, instance, retry_mode, deadline=deadline)
             ),
         )
