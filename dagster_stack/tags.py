@@ -3,38 +3,14 @@
 import re
 from collections.abc import Mapping
 
-from dagster_celery.tags import (
-    DAGSTER_CELERY_QUEUE_TAG as QUEUE,
-)
-from dagster_celery.tags import (
-    DAGSTER_CELERY_RUN_PRIORITY_TAG as RUN_PRIORITY,
-)
-from dagster_celery.tags import (
-    DAGSTER_CELERY_STEP_PRIORITY_TAG as PRIORITY,
-)
+from dagster_celery import tags as stock
 
-from dagster_stack.messaging.app_factory import DEFAULT_PRIORITY as DEFAULT
-from dagster_stack.messaging.app_factory import HIGHEST_PRIORITY as HIGHEST
+from dagster_stack.messaging import app_factory
 
-__all__ = [
-    "CODE",
-    "DEFAULT",
-    "DEFINITIONS",
-    "HIGHEST",
-    "ISOLATION",
-    "ISOLATIONS",
-    "PRIORITY",
-    "QUEUE",
-    "REDELIVER",
-    "RUN_PRIORITY",
-    "TIMEOUT",
-    "WITHIN",
-    "isolation",
-    "may_be_redelivered",
-    "seconds",
-    "step_priority",
-    "timeout",
-]
+#: On an op: its queue, and its priority there; on a run: what is added to that of its steps.
+QUEUE = stock.DAGSTER_CELERY_QUEUE_TAG
+PRIORITY, RUN_PRIORITY = stock.DAGSTER_CELERY_STEP_PRIORITY_TAG, stock.DAGSTER_CELERY_RUN_PRIORITY_TAG
+HIGHEST, DEFAULT = app_factory.HIGHEST_PRIORITY, app_factory.DEFAULT_PRIORITY
 
 #: On a run: the content hash of the code that drives it. Set by the stack, for everybody to see.
 CODE = "dagster-stack/code"
