@@ -4,6 +4,7 @@ import difflib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import requests
@@ -31,143 +32,21 @@ EVENTS_PER_ANSWER = 1000
 #: Job names that an unknown one is answered with, at most.
 LISTED_JOBS = 30
 
-JOBS_QUERY = """
-query Jobs {
-  repositoriesOrError {
-    __typename
-    ... on RepositoryConnection { nodes { name location { name } jobs { name } } }
-    ... on Error { message }
-  }
-  workspaceOrError {
-    __typename
-    ... on Workspace {
-      locationEntries { name loadStatus locationOrLoadError { __typename ... on PythonError { message } } }
-    }
-    ... on Error { message }
-  }
-}
-"""
 
-LAUNCH_MUTATION = """
-mutation Launch($params: ExecutionParams!) {
-  launchRun(executionParams: $params) {
-    __typename
-    ... on LaunchRunSuccess { run { runId } }
-    ... on RunConfigValidationInvalid {
-      errors {
-        message
-        stack {
-          entries {
-            ... on EvaluationStackPathEntry { fieldName }
-            ... on EvaluationStackListItemEntry { listIndex }
-          }
-        }
-      }
-    }
-    ... on InvalidStepError { invalidStepKey }
-    ... on InvalidOutputError { stepKey invalidOutputName }
-    ... on Error { message }
-    ... on PythonError { className causes { message } }
-  }
-}
-"""
+def read(query: str) -> str:
+    """One of the requests, each of which is a file beside this one."""
+    return Path(__file__).with_name("queries").joinpath(f"{query}.graphql").read_text(encoding="utf-8")
 
+
+JOBS_QUERY = read("jobs")
+LAUNCH_MUTATION = read("launch")
 #: One question while watching: the run's state and its events since a cursor.
-RUN_QUERY = """
-query Run($id: ID!, $cursor: String, $limit: Int!, $withPlan: Boolean!) {
-  runOrError(runId: $id) {
-    __typename
-    ... on Error { message }
-    ... on Run {
-      status
-      startTime
-      endTime
-      tags { key value }
-      executionPlan @include(if: $withPlan) {
-        steps { key kind metadata { key value } inputs { dependsOn { key kind } } }
-      }
-      eventConnection(afterCursor: $cursor, limit: $limit) {
-        cursor
-        hasMore
-        events {
-          __typename
-          ... on MessageEvent { eventType stepKey message }
-          ... on ExecutionStepFailureEvent { error { ...Error } }
-          ... on RunFailureEvent { error { ...Error } }
-        }
-      }
-    }
-  }
-}
-fragment Error on PythonError {
-  className
-  message
-  stack
-  errorChain { isExplicitLink error { className message stack } }
-}
-"""
-
-OUTPUTS_QUERY = """
-query Outputs($id: ID!, $cursor: String, $limit: Int!) {
-  runOrError(runId: $id) {
-    __typename
-    ... on Error { message }
-    ... on Run {
-      eventConnection(afterCursor: $cursor, limit: $limit) {
-        cursor
-        hasMore
-        events {
-          ... on ExecutionStepOutputEvent {
-            stepKey
-            metadataEntries {
-              __typename
-              label
-              ... on IntMetadataEntry { intRepr }
-              ... on UrlMetadataEntry { url }
-            }
-          }
-        }
-      }
-    }
-  }
-}
-"""
-
+RUN_QUERY = read("run")
+OUTPUTS_QUERY = read("outputs")
 #: Why a run stays in the run queue: a dead daemon, or runs before it.
-QUEUE_QUERY = """
-query Queue {
-  instance {
-    runQueueConfig { maxConcurrentRuns }
-    daemonHealth { daemonStatus(daemonType: "QUEUED_RUN_COORDINATOR") { healthy } }
-  }
-  inProgress: runsOrError(filter: {statuses: [STARTING, STARTED, CANCELING]}) { ... on Runs { count } }
-}
-"""
-
-TERMINATE_MUTATION = """
-mutation Terminate($id: String!) {
-  terminateRun(runId: $id, terminatePolicy: SAFE_TERMINATE) {
-    __typename
-    ... on TerminateRunSuccess { run { runId } }
-    ... on TerminateRunFailure { message }
-    ... on Error { message }
-  }
-}
-"""
-
-
-RELOAD_MUTATION = """
-mutation Reload {
-  reloadWorkspace {
-    __typename
-    ... on Workspace {
-      locationEntries { name loadStatus locationOrLoadError { __typename ... on PythonError { message } } }
-    }
-    ... on Error { message }
-    ... on UnauthorizedError { message }
-  }
-}
-"""
+QUEUE_QUERY = read("queue")
+TERMINATE_MUTATION = read("terminate")
+RELOAD_MUTATION = read("reload")
 
 
 @dataclass(frozen=True)
