@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dagster_stack.monitoring import formatting
-from dagster_stack.monitoring.charts import Line, Window, Words
+from dagster_stack.monitoring.charts import Chart, Line, Window, Words
 from dagster_stack.monitoring.prometheus import Prometheus
 
 #: Points of a line: one for each three units of its width.
@@ -28,8 +28,12 @@ class Trend:
     words: Words
     queries: dict[str, str]
 
-    def ask(self, prometheus: Prometheus, window: Window) -> Iterator[Line]:
-        """Its lines. Raises PrometheusUnreachable."""
+    def chart(self, prometheus: Prometheus, window: Window) -> Chart:
+        """It as it is now. Raises PrometheusUnreachable."""
+        lines = list(self._lines(prometheus, window))
+        return Chart(self.key, self.title, self.description, self.words, lines, window)
+
+    def _lines(self, prometheus: Prometheus, window: Window) -> Iterator[Line]:
         back = f"{max(RATE_SECS, math.ceil(window.step))}s"
         for name, query in self.queries.items():
             for series in prometheus.between(
