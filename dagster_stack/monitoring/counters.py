@@ -6,6 +6,7 @@ Counts begin at 0 with the process, as Prometheus expects of counters.
 from collections import Counter as Tally
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import sqlalchemy
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -61,68 +62,39 @@ class History:
     """Counts what happens; `look` reads what is new."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.runs_ended = Counter(
-            "dagster_runs_ended", "Runs that have ended.", ["job", "status"], registry=registry
-        )
-        self.launch = Histogram(
-            "dagster_run_launch_to_start_seconds", "From a run's entry into the run queue to its start.",
-            ["job"], buckets=WAITS, registry=registry,
-        )  # fmt: skip
-        self.run_duration = Histogram(
-            "dagster_run_duration_seconds",
-            "From a run's start to its end.",
+        counter, gauge = partial(Counter, registry=registry), partial(Gauge, registry=registry)
+        waits = partial(Histogram, buckets=WAITS, registry=registry)
+        durations = partial(Histogram, buckets=DURATIONS, registry=registry)
+        self.runs_ended = counter("dagster_runs_ended", "Runs that have ended.", ["job", "status"])
+        self.launch = waits(
+            "dagster_run_launch_to_start_seconds",
+            "From a run's entry into the run queue to its start.",
             ["job"],
-            buckets=DURATIONS,
-            registry=registry,
         )
-        self.steps_ended = Counter(
-            "dagster_steps_ended",
-            "Attempts of steps that have ended.",
-            ["queue", "outcome"],
-            registry=registry,
+        self.run_duration = durations(
+            "dagster_run_duration_seconds", "From a run's start to its end.", ["job"]
         )
-        self.wait = Histogram(
-            "dagster_step_wait_seconds",
-            "From the sending of a step to its start.",
-            ["queue"],
-            buckets=WAITS,
-            registry=registry,
+        self.steps_ended = counter(
+            "dagster_steps_ended", "Attempts of steps that have ended.", ["queue", "outcome"]
         )
-        self.duration = Histogram(
-            "dagster_step_duration_seconds",
-            "From a step's start to its end.",
-            ["queue"],
-            buckets=DURATIONS,
-            registry=registry,
+        self.wait = waits("dagster_step_wait_seconds", "From the sending of a step to its start.", ["queue"])
+        self.duration = durations(
+            "dagster_step_duration_seconds", "From a step's start to its end.", ["queue"]
         )
-        self.redeliveries = Counter(
-            "dagster_step_redeliveries",
-            "Executions of step attempts after their first one.",
-            ["queue"],
-            registry=registry,
+        self.redeliveries = counter(
+            "dagster_step_redeliveries", "Executions of step attempts after their first one.", ["queue"]
         )
-        over_limit = Counter(
-            "dagster_steps_failed_by_delivery_limit",
-            "Steps whose workers were lost too often.",
-            ["queue"],
-            registry=registry,
+        over_limit = counter(
+            "dagster_steps_failed_by_delivery_limit", "Steps whose workers were lost too often.", ["queue"]
         )
-        foreign_code = Counter(
-            "dagster_steps_failed_by_code",
-            "Steps that no worker with their run's code took.",
-            ["queue"],
-            registry=registry,
+        foreign_code = counter(
+            "dagster_steps_failed_by_code", "Steps that no worker with their run's code took.", ["queue"]
         )
         #: By the reason that the stack gave, those that are counted.
         self.failed = {Reason.DELIVERY_LIMIT.value: over_limit, Reason.FOREIGN_CODE.value: foreign_code}
-        self.open_steps = Gauge(
-            "dagster_steps", "Steps of runs in progress.", ["queue", "state"], registry=registry
-        )
-        self.oldest = Gauge(
-            "dagster_step_oldest_wait_seconds",
-            "Age of the step that has waited longest.",
-            ["queue"],
-            registry=registry,
+        self.open_steps = gauge("dagster_steps", "Steps of runs in progress.", ["queue", "state"])
+        self.oldest = gauge(
+            "dagster_step_oldest_wait_seconds", "Age of the step that has waited longest.", ["queue"]
         )
         self._feed = EventReader()
         self._runs: dict[str, KnownRun] = {}
