@@ -2,7 +2,7 @@
 
 from dagster import DagsterEventType, DagsterRunStatus
 
-from dagster_stack.store.ledger import AttemptState
+from dagster_stack.store.event_log import AttemptState
 
 #: A run in these states executes nothing any more.
 ENDED_RUN = {

@@ -6,12 +6,13 @@ itself.
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import sqlalchemy
@@ -140,8 +141,18 @@ class News:
     next: int
 
 
+class AttemptState(NamedTuple):
+    """A run as it is now, and how attempts of one of its steps ended."""
+
+    #: None: it is not in the database.
+    run: DagsterRun | None
+    #: The hash of the code that drives the run; None when it is not set.
+    code: str | None
+    ends: Counter[DagsterEventType]
+
+
 class PooledEventLogStorage(FencedSlots):
-    """Dagster's event log on the process's pool; inside `batching` events are written together."""
+    """Dagster's event log on the process's pool, and the stack's ledger; inside `batching` events are written together."""
 
     def __init__(self, url: str, engine: Engine, session: Session) -> None:
         super().__init__(url, should_autocreate_tables=False)
@@ -420,18 +431,31 @@ class PooledEventLogStorage(FencedSlots):
         ]
         return News(events, *rows[0][:2])
 
-    def standing(
-        self, run_id: str, step_key: str, kinds: Sequence[str]
-    ) -> tuple[DagsterRun | None, str | None, dict[str, int]]:
-        """A run as it is now (None: no such run), its code, and how often its step has events of these kinds."""
-        parameters = {"run": run_id, "step": step_key, "kinds": list(kinds), "code_tag": tags.CODE}
-        rows = self._patiently(STANDING, parameters).all()
+    def attempt_state(self, run_id: str, step_key: str) -> AttemptState:
+        """A run as it is now, and how attempts of its step ended."""
+        kinds = [kind.value for kind in ENDS]
+        values = {"run": run_id, "step": step_key, "kinds": kinds, "code_tag": tags.CODE}
+        rows = self._patiently(STANDING, values).all()
         if not rows:
-            return None, None, {}
+            return AttemptState(None, None, Counter())
         status, body, code = rows[0][:3]
         # As Dagster reads it: the status in the body may be an older one.
         run = deserialize_value(body, DagsterRun).with_status(DagsterRunStatus(status))
-        return run, code, {kind: count for *_, kind, count in rows if kind}
+        return AttemptState(
+            run, code, Counter({DagsterEventType(kind): count for *_, kind, count in rows if kind})
+        )
+
+    def active(self, run_ids: Sequence[str]) -> Collection[Work]:
+        """The works of these runs that have a living holder."""
+        return self.leases.active(run_ids)
+
+    def revoke_steps(self, run_id: str) -> list[Work]:
+        """Take a run's steps from their holders; returns these."""
+        return self.leases.revoke_steps(run_id)
+
+    def release(self, lease: Lease, reason: str) -> None:
+        """Release it, so the process that gets the message next begins at once."""
+        self.leases.release(lease, reason)
 
     def _event_to_row(self, event: EventLogEntry) -> dict[str, Any]:
         row = super()._event_to_row(event)

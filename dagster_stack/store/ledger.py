@@ -3,110 +3,57 @@
 The stack's own storage knows leases. Any other (SQLite of `make dev`, Dagster's own) has one writer at a time and none.
 """
 
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
-from dagster import DagsterEventType, DagsterInstance, DagsterRun
+from dagster import DagsterEventType, DagsterInstance
 from dagster._core.event_api import EventLogCursor
 
 from dagster_stack import tags
-from dagster_stack.store.event_log import ENDS, News, PooledEventLogStorage
+from dagster_stack.store.event_log import ENDS, AttemptState, News, PooledEventLogStorage
 from dagster_stack.store.leases import Lease, Work
 
 
-class AttemptState(NamedTuple):
-    """A run as it is now, and how attempts of one of its steps ended."""
-
-    #: None: it is not in the database.
-    run: DagsterRun | None
-    #: The hash of the code that drives the run; None when it is not set.
-    code: str | None
-    ends: Counter[DagsterEventType]
-
-
-class Ledger(ABC):
+class Ledger(Protocol):
     """One of an instance's two kinds."""
 
-    #: What this process works for.
-    lease: Lease | None = None
+    @property
+    def lease(self) -> Lease | None:
+        """What this process works for."""
 
-    @abstractmethod
     def active(self, run_ids: list[str]) -> Collection[Work]:
         """The works of these runs that have a living holder."""
 
-    @abstractmethod
     def revoke_steps(self, run_id: str) -> list[Work]:
         """Take a run's steps from their holders; returns these."""
 
-    @abstractmethod
     def release(self, lease: Lease, reason: str) -> None:
         """Release it, so the process that gets the message next begins at once."""
 
-    @abstractmethod
     def check_lease(self) -> None:
         """Raise Fenced when what this process works for has gone to another."""
 
-    @abstractmethod
     def batching(self) -> AbstractContextManager[Any]:
         """Events of this process may be written together while it lasts."""
 
-    @abstractmethod
     def flush(self) -> None:
         """Return when what was reported so far is stored."""
 
-    @abstractmethod
     def news(
         self, run_id: str, after: int, known: Iterable[int], kinds: set[DagsterEventType], limit: int
     ) -> News:
         """At most so many of a run's events of these kinds, after a row; `known` may be left out."""
 
-    @abstractmethod
     def attempt_state(self, run_id: str, step_key: str) -> AttemptState:
         """As it is now."""
 
 
-class StackLedger(Ledger):
-    """By the stack's storage, whose leases it knows."""
-
-    def __init__(self, storage: PooledEventLogStorage) -> None:
-        self._storage = storage
-        self.lease = storage.lease
-
-    def active(self, run_ids: list[str]) -> Collection[Work]:
-        return self._storage.leases.active(run_ids)
-
-    def revoke_steps(self, run_id: str) -> list[Work]:
-        return self._storage.leases.revoke_steps(run_id)
-
-    def release(self, lease: Lease, reason: str) -> None:
-        self._storage.leases.release(lease, reason)
-
-    def check_lease(self) -> None:
-        self._storage.check_lease()
-
-    def batching(self) -> AbstractContextManager[Any]:
-        return self._storage.batching()
-
-    def flush(self) -> None:
-        self._storage.flush()
-
-    def news(
-        self, run_id: str, after: int, known: Iterable[int], kinds: set[DagsterEventType], limit: int
-    ) -> News:
-        return self._storage.news(run_id, after, known, kinds, limit)
-
-    def attempt_state(self, run_id: str, step_key: str) -> AttemptState:
-        run, code, ends = self._storage.standing(run_id, step_key, [kind.value for kind in ENDS])
-        return AttemptState(
-            run, code, Counter({DagsterEventType(kind): count for kind, count in ends.items()})
-        )
-
-
-class PlainLedger(Ledger):
+class PlainLedger:
     """For any instance: there are no leases, and each event is stored when it is reported."""
+
+    lease = None
 
     def __init__(self, instance: DagsterInstance) -> None:
         self._instance = instance
@@ -154,5 +101,4 @@ def stack_storage(instance: DagsterInstance) -> PooledEventLogStorage | None:
 
 
 def ledger_of(instance: DagsterInstance) -> Ledger:
-    storage = stack_storage(instance)
-    return StackLedger(storage) if storage else PlainLedger(instance)
+    return stack_storage(instance) or PlainLedger(instance)

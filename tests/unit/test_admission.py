@@ -10,8 +10,8 @@ from dagster._core.execution.plan.objects import StepFailureData, StepSuccessDat
 from dagster._core.test_utils import create_run_for_test
 
 from dagster_stack.step import admission
-from dagster_stack.store.event_log import ENDS
-from dagster_stack.store.ledger import AttemptState, ledger_of
+from dagster_stack.store.event_log import ENDS, AttemptState
+from dagster_stack.store.ledger import ledger_of
 from tests.unit.holders import entry
 
 SUCCESS, FAILURE = DagsterEventType.STEP_SUCCESS, DagsterEventType.STEP_FAILURE

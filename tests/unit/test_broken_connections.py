@@ -97,7 +97,7 @@ def news(storage: PooledPostgresStorage, run_id: str) -> Any:
 
 
 def standing(storage: PooledPostgresStorage, run_id: str) -> Any:
-    return storage.event_log_storage.standing(run_id, "step", ["STEP_START"])
+    return storage.event_log_storage.attempt_state(run_id, "step")
 
 
 @pytest.mark.parametrize("times", [1, 2])

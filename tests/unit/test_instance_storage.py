@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, cast
@@ -22,7 +23,7 @@ from dagster_stack import tags
 from dagster_stack.store import connections, event_log
 from dagster_stack.store.connections import RETRY_SECS, patient_connection, patiently, pooled_engine
 from dagster_stack.store.event_batch import SIZE, EventBatch
-from dagster_stack.store.event_log import AWAITED_EVENTS, PooledEventLogStorage
+from dagster_stack.store.event_log import AWAITED_EVENTS, AttemptState, PooledEventLogStorage
 from dagster_stack.store.instance_storage import PooledPostgresStorage
 from dagster_stack.store.session import Session
 from dagster_stack.store.superseded import INDEXED_EVENTS
@@ -365,13 +366,12 @@ def test_a_steps_standing_is_read_from_one_answer(events: EventLog, database_url
         (other.run_id, "step", kinds.STEP_FAILURE),
     ):
         events.store_event(event(step, kind)._replace(run_id=run_id))
-    ends = ["STEP_SUCCESS", "STEP_FAILURE", "STEP_UP_FOR_RETRY"]
 
     def standing(run_id: str, step: str) -> tuple[str, str | None, dict[str, int]]:
-        found, code, counts = events.standing(run_id, step, ends)
+        found, code, counts = events.attempt_state(run_id, step)
         assert found
         assert found == runs.get_runs(RunsFilter([run_id]))[0]
-        return found.status.value, code, counts
+        return found.status.value, code, {kind.value: count for kind, count in counts.items()}
 
     # Then each step's ends are counted, whatever is beside them
     assert standing(run.run_id, "step") == (
@@ -383,7 +383,7 @@ def test_a_steps_standing_is_read_from_one_answer(events: EventLog, database_url
     assert standing(run.run_id, "never started") == ("STARTED", "1234", {})
     # And a run that nobody gave its code, or that nobody knows, has none
     assert standing(other.run_id, "step") == ("CANCELING", None, {"STEP_FAILURE": 1})
-    assert events.standing("nobody's", "step", ends) == (None, None, {})
+    assert events.attempt_state("nobody's", "step") == AttemptState(None, None, Counter())
 
 
 def test_a_transaction_that_user_code_leaves_open_ends_with_its_step(database_url: str) -> None:

@@ -28,8 +28,8 @@ from dagster_stack.step.step_execution import StepExecution, execute_step
 from dagster_stack.store import connections as database_module
 from dagster_stack.store import event_log, lease_renewal
 from dagster_stack.store import leases as leases_module
+from dagster_stack.store.event_log import PooledEventLogStorage
 from dagster_stack.store.leases import Lease, Renewal, Work
-from dagster_stack.store.ledger import StackLedger
 from dagster_stack.timing import FOREIGN_CODE_SECS, STALE_SECS
 from dagster_stack.worker.lost_processes import ENDED_ITSELF
 from tests.unit import eventful_jobs
@@ -113,7 +113,7 @@ def test_a_step_that_ended_while_its_message_asked_for_it_is_not_executed_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The end came after the look into the log, and before the lease was free."""
-    look, looks = StackLedger.attempt_state, 0
+    look, looks = PooledEventLogStorage.attempt_state, 0
 
     def executed_meanwhile(*arguments: Any) -> Any:
         nonlocal looks
@@ -123,7 +123,7 @@ def test_a_step_that_ended_while_its_message_asked_for_it_is_not_executed_again(
             execute_step(Delivery(app, hostname="worker@there"), step.to_json())
         return found
 
-    monkeypatch.setattr(StackLedger, "attempt_state", executed_meanwhile)
+    monkeypatch.setattr(PooledEventLogStorage, "attempt_state", executed_meanwhile)
 
     execute_step(Delivery(app), step.to_json())
 
