@@ -155,8 +155,7 @@ class PooledEventLogStorage(FencedSlots):
     """Dagster's event log on the process's pool, and the stack's ledger; inside `batching` events are written together."""
 
     def __init__(self, url: str, engine: Engine, session: Session) -> None:
-        super().__init__(url, should_autocreate_tables=False)
-        self._engine, self._session = engine, session
+        super().__init__(url, engine, session)
         self._batch: EventBatch | None = None
         #: Writes for the lease so far. Two threads write: this process's, and the one of a batch.
         self._writes = 0

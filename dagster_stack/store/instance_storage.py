@@ -20,7 +20,7 @@ from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
 from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import pg_url_from_config
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Connection
 
 from dagster_stack.logs.context import bound
 from dagster_stack.patches.dagster import SERIALIZE_RUN
@@ -65,10 +65,6 @@ SERIALIZE_RUN.replace(in_order)
 
 class PooledRunStorage(PooledStorage, PostgresRunStorage):
     """Dagster's run storage on the process's pool."""
-
-    def __init__(self, url: str, engine: Engine, session: Session) -> None:
-        super().__init__(url, should_autocreate_tables=False)
-        self._engine, self._session = engine, session
 
     def connect(self) -> AbstractContextManager[Connection]:
         return self._connection()
@@ -142,10 +138,6 @@ def shown_tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 class PooledScheduleStorage(PooledStorage, PostgresScheduleStorage):
     """Dagster's schedule storage on the process's pool."""
-
-    def __init__(self, url: str, engine: Engine, session: Session) -> None:
-        super().__init__(url, should_autocreate_tables=False)
-        self._engine, self._session = engine, session
 
     def connect(self, run_id: str | None = None) -> AbstractContextManager[Connection]:
         return self._connection()

@@ -51,9 +51,10 @@ class PooledStorage:
     was restarted.
     """
 
-    _engine: Engine
-    #: Shared by the storages of a process.
-    _session: "Session"
+    def __init__(self, url: str, engine: Engine, session: Session) -> None:
+        """`engine` and `session` are shared by the storages of a process."""
+        super().__init__(url, should_autocreate_tables=False)  # type: ignore[call-arg]
+        self._engine, self._session = engine, session
 
     @property
     def leases(self) -> Leases:
