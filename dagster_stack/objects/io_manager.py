@@ -104,7 +104,8 @@ class PickledObjects(Pickles):
         except self.s3.exceptions.NoSuchKey:
             raise FileNotFoundError(f"There is no {self._uri(key)}.") from None
         with body:
-            return pickle.load(io.BufferedReader(RawBody(body), READ_SIZE))
+            # Large buffers are read straight into their place.
+            return pickle.load(io.BufferedReader(body, READ_SIZE))
 
     def exists(self, key: str) -> bool:
         found = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=key, MaxKeys=1)
@@ -195,21 +196,6 @@ class FencedObject:
 @lru_cache
 def pickled_objects(bucket: str, prefix: str, endpoint_url: str | None) -> PickledObjects:
     return PickledObjects(bucket, prefix, s3_client(endpoint_url), place_of(bucket, endpoint_url))
-
-
-class RawBody(io.RawIOBase):
-    """A response's body as a raw file, so that large buffers are read straight into their place."""
-
-    def __init__(self, body: Any) -> None:
-        self._body = body
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._body.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
 
 class S3Writer(io.RawIOBase):
