@@ -141,7 +141,7 @@ class Scratch:
             if self.free >= ENOUGH:
                 break
             # Files that another step of this container may have made stay while that step runs.
-            if entry.changed_at < before and not any(is_within(path, entry.path) for path in opened):
+            if entry.changed_at < before and not any(path.is_relative_to(entry.path) for path in opened):
                 if not removed(entry.path):
                     continue
                 logger.warning(
@@ -237,10 +237,6 @@ def open_files() -> set[Path]:
             for line in (process / "maps").read_text(errors="surrogateescape").splitlines():
                 found.update(map(Path, line.split(maxsplit=5)[5:]))
     return found
-
-
-def is_within(path: Path, folder: Path) -> bool:
-    return path == folder or folder in path.parents
 
 
 def megabytes(size: int) -> str:

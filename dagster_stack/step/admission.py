@@ -1,16 +1,12 @@
 """Whether an attempt of a step, whose message came, is to be executed: what the event log says of it."""
 
 from dagster import DagsterEventType, DagsterRunStatus
+from dagster._core.storage.dagster_run import FINISHED_STATUSES
 
 from dagster_stack.store.event_log import AttemptState
 
 #: A run in these states executes nothing any more.
-ENDED_RUN = {
-    DagsterRunStatus.SUCCESS,
-    DagsterRunStatus.FAILURE,
-    DagsterRunStatus.CANCELED,
-    DagsterRunStatus.CANCELING,
-}
+ENDED_RUN = {*FINISHED_STATUSES, DagsterRunStatus.CANCELING}
 
 
 def objection(state: AttemptState, attempt: int) -> str | None:
