@@ -6,7 +6,6 @@
 import ast
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -17,9 +16,11 @@ from pathlib import Path
 from dagster_stack.code_version import code_version
 from dagster_stack.packages.wanted import REPLACED
 from dagster_stack.project import PLATFORM, dbt, found, manifests
+from dagster_stack.project.data import VOLUME
 from dagster_stack.project.discovery import PASSED_OVER, WORKSPACE, Location, Project
 from dagster_stack.project.inspection import BESIDE_CODE, OWN_EXECUTORS, Report
 from dagster_stack.project.variables import of_location
+from dagster_stack.settings import EXECUTOR_VARIABLE
 
 #: Seconds that a load may take before it is told; Dagster itself gives up a code server after 180.
 SLOW_SECS, PATIENCE_SECS = 60, 180
@@ -27,13 +28,8 @@ SLOW_SECS, PATIENCE_SECS = 60, 180
 PRINTED_LINES = 15
 #: Top-level modules that are no part of what is served.
 NO_CODE = {"setup", "conftest", "noxfile", "tasks", *PASSED_OVER}
-#: How YAML of components asks for a variable: `{{ env.NAME }}`, `{{ env("NAME") }}`.
-IN_YAML = re.compile(r"\{\{\s*env[.(]['\"]?([A-Za-z_]\w*)")
-#: What EXECUTOR in .env is in a service, and the executors that it concerns.
-EXECUTOR_VARIABLE = "DAGSTER_STACK_EXECUTOR"
+#: The executors that EXECUTOR in .env concerns.
 MAPPED_EXECUTORS = {"multiprocess", "multi_or_in_process_executor"}
-#: Folders that all services share: where a resource may keep files.
-SHARED = "/opt/data"
 
 
 @dataclass(frozen=True)
@@ -149,7 +145,7 @@ def is_mapped(executor: str) -> bool:
 def is_shared(place: str, project: Project) -> bool:
     """Whether a path lies on the volume that all services share: it, or a link of the project that leads there."""
     real = os.path.realpath(os.path.join(project.root, os.path.expanduser(place)))
-    return Path(real).is_relative_to(SHARED) or Path(
+    return Path(real).is_relative_to(VOLUME) or Path(
         os.path.normpath(os.path.join(project.root, place))
     ).is_relative_to(Path(project.root, "data"))
 
@@ -279,7 +275,7 @@ def asked_in(file: Path) -> Iterator[tuple[str, int]]:
         return
     if file.suffix != ".py":
         for number, line in enumerate(text.splitlines(), 1):
-            yield from ((name, number) for name in IN_YAML.findall(line))
+            yield from ((name, number) for name in dbt.IN_COMPONENT.findall(line))
         return
     if "EnvVar" not in text and "environ" not in text:
         return

@@ -31,7 +31,8 @@ VARIABLES, CHOICES = ".dbt-variables.json", ".dbt-choices.json"
 TARGET = "DBT_TARGET"
 #: What code calls with `target=`.
 CALLS = {"DbtProject", "DbtCliResource"}
-#: A line that chooses a profile or a target, in YAML; and how a component asks for a variable there.
+#: A line that chooses a profile or a target, in YAML; and how a component asks for a variable there: `{{ env.NAME }}`,
+#: `{{ env("NAME") }}`.
 CHOOSES, COMPONENT = re.compile(r"^\s+target:\s*(.+?)\s*$", re.MULTILINE), "DbtProjectComponent"
 IN_COMPONENT = re.compile(r"\{\{\s*env[.(]['\"]?([A-Za-z_]\w*)")
 #: dbt shows no value of these, and takes them in connections alone.

@@ -16,8 +16,9 @@ from typing import Any, Self
 from dagster_stack.errors import ProjectError
 
 DG, PYPROJECT, WORKSPACE = "dg.toml", "pyproject.toml", "workspace.yaml"
-#: What a location is loaded from: the words of a workspace file.
+#: What a location is loaded from, and how its name is called there: the words of a workspace file.
 FILE, MODULE, PACKAGE, AUTOLOAD = "python_file", "python_module", "python_package", "autoload_defs_module"
+NAMED_BY = {FILE: "relative_path", MODULE: "module_name", PACKAGE: "package_name", AUTOLOAD: "module_name"}
 IMPORTED = (MODULE, PACKAGE, AUTOLOAD)
 #: Folders in which nobody keeps the code that is served.
 PASSED_OVER = {"tests", "test", "node_modules", "__pycache__", "build", "dist", "target", "site-packages"}
@@ -42,14 +43,11 @@ class Location:
 
     def entry(self) -> dict[str, dict[str, str]]:
         """It as an entry of a workspace file."""
-        target = (
-            "relative_path"
-            if self.kind == FILE
-            else "package_name"
-            if self.kind == PACKAGE
-            else "module_name"
-        )
-        fields = {target: self.target, "working_directory": self.path[0], "location_name": self.name}
+        fields = {
+            NAMED_BY[self.kind]: self.target,
+            "working_directory": self.path[0],
+            "location_name": self.name,
+        }
         return {self.kind: {**fields, "attribute": self.attribute} if self.attribute else fields}
 
 
@@ -269,7 +267,7 @@ def _entry(folder: Path, source: str, entry: Any) -> Location:
         raise ProjectError(
             f"{source} has the entry {entry!r}: each is one of {', '.join((FILE, *IMPORTED))}."
         )
-    word = "relative_path" if kind == FILE else "package_name" if kind == PACKAGE else "module_name"
+    word = NAMED_BY[kind]
     fields = {word: entry[kind]} if isinstance(entry[kind], str) else entry[kind]
     if not isinstance(fields, dict) or not fields.get(word):
         raise ProjectError(f"{source}: {kind} needs {word}.")
