@@ -4,7 +4,7 @@ import ipaddress
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
@@ -22,16 +22,6 @@ logger = logging.getLogger(__name__)
 
 #: Where Prometheus asks, inside the network of the stack.
 PORT = 9808
-
-
-class Collected:
-    """Metrics that were collected, as a registry to write out."""
-
-    def __init__(self, metrics: Iterable[Metric]) -> None:
-        self._metrics = metrics
-
-    def collect(self) -> Iterable[Metric]:
-        return self._metrics
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -54,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _metrics(self, _: str) -> None:
         try:
-            text = generate_latest(Collected(self.server.figures.collect()))
+            text = generate_latest(self.server.figures)
         except Exception as error:
             logger.warning("a scrape failed: %s", error, extra={"action": "scrape.failed"})
             # What the error says may name hosts and users: it is for the log.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 from sqlalchemy.engine import Engine
 
 from dagster_stack.messaging.management import BrokerApi
@@ -26,7 +27,7 @@ TURN_SECS = 8
 Source = Callable[[], Iterable[Metric]]
 
 
-class Figures:
+class Figures(Collector):
     """A source that fails makes them all fail: half of them would look like all."""
 
     def __init__(
