@@ -114,8 +114,7 @@ class CeleryExecutor(Executor):
         if self._note and not plan_context.resume_from_failure:
             report(plan_context, self._note)
         warn_of_foreign_priorities(plan_context, execution_plan)
-        warn_of_wrong_timeouts(plan_context, execution_plan)
-        warn_of_unknown_isolation(plan_context, execution_plan)
+        warn_of_ignored_tags(plan_context, execution_plan)
         resumed = ResumedRun.of(instance, run.run_id) if plan_context.resume_from_failure else ResumedRun()
         is_eager = bool(self._app.conf.task_always_eager)
         retry_mode = self._retries.for_inner_plan()
@@ -174,8 +173,8 @@ def warn_of_foreign_priorities(context: PlanOrchestrationContext, plan: Executio
         )
 
 
-def warn_of_wrong_timeouts(context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
-    """Warn of a time limit that is ignored."""
+def warn_of_ignored_tags(context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
+    """Warn of a time limit, or an isolation tag, that is ignored."""
     owners = {f'step "{key}"': plan.get_step_by_key(key).tags or {} for key in plan.step_keys_to_execute}
     for owner, found in {"the run": context.dagster_run.tags, **owners}.items():
         text = found.get(tags.TIMEOUT)
@@ -184,12 +183,6 @@ def warn_of_wrong_timeouts(context: PlanOrchestrationContext, plan: ExecutionPla
                 f"The tag {tags.TIMEOUT} of {owner} is {text!r}, which is no number of seconds above 0, such as"
                 ' "600" or "0.5": it has no effect.'
             )
-
-
-def warn_of_unknown_isolation(context: PlanOrchestrationContext, plan: ExecutionPlan) -> None:
-    """Warn of an isolation tag that is ignored."""
-    owners = {f'step "{key}"': plan.get_step_by_key(key).tags or {} for key in plan.step_keys_to_execute}
-    for owner, found in {"the run": context.dagster_run.tags, **owners}.items():
         value = found.get(tags.ISOLATION)
         if value is not None and value.strip().lower() not in tags.ISOLATIONS:
             context.log.warning(
