@@ -68,7 +68,6 @@ class RunConnection:
         self._woken = False
         self._next_try = 0.0
         self._beat_at = 0.0
-        #: The broker's own words while it takes no messages.
         #: Whether RabbitMQ has said that it takes nothing, and that this is over.
         self._has_alarm = False
         self._alarm_is_over = False

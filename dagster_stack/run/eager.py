@@ -12,10 +12,8 @@ import time
 from threading import Lock
 
 from celery import Celery
-from dagster import DagsterRun
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.plan import ExecutionPlan
-from dagster._core.execution.retries import RetryMode
 
 from dagster_stack.errors import AlreadyDone, AlreadyHeld
 from dagster_stack.logs.context import bound
@@ -100,9 +98,7 @@ class EagerLink:
 class EagerDispatch(Dispatch):
     """Sends the steps of an eager run to itself: no other process has them."""
 
-    def __init__(self, app: Celery, run: DagsterRun, link: EagerLink, retry_mode: RetryMode) -> None:
-        super().__init__(app, run, link, retry_mode)
-        self._eager_link = link
+    link: EagerLink
 
     def look_after(self, context: PlanOrchestrationContext) -> bool:
         """No message can be lost."""
@@ -114,5 +110,5 @@ class EagerDispatch(Dispatch):
 
     def _called_back(self) -> list[str]:
         super()._called_back()
-        self._eager_link.clear()
+        self.link.clear()
         return []
