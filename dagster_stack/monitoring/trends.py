@@ -1,9 +1,11 @@
-"""What the page asks Prometheus: one entry a chart, in the order in which they stand there."""
+"""What the page asks Prometheus for its charts."""
 
 import math
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from dagster_stack.monitoring import formatting
 from dagster_stack.monitoring.charts import Chart, Line, Window, Words
@@ -48,54 +50,15 @@ def window(hours: int, now: float) -> Window:
     return Window(now - hours * 3600, now, hours * 3600 / POINTS)
 
 
-def quantiles(histogram: str) -> dict[str, str]:
-    """Median and 95th percentile over all labels; nothing while nothing happens."""
-    query = f"histogram_quantile({{}}, sum by (le) (rate({histogram}_bucket[RANGE])))"
-    return {"median": query.format(0.5), "95 %": query.format(0.95)}
-
-
 def amount(value: float) -> str:
     """`0.5`, `40`, `1.2 k`, `3 M`."""
     power = next((power for power in UNITS if value < 999.5 * 10**power), max(UNITS))
     return f"{value / 10**power:.3g}{UNITS[power]}"
 
 
-TRENDS = (
-    Trend(
-        "runs", "Runs in progress", "By status.", amount,
-        # A status without a run has no series of its own.
-        {"{status}": "sum by (status) (dagster_runs) or 0 * sum by (status) (dagster_run_state_oldest_seconds)"},
-    ),
-    Trend("queue", "Run queue", "Runs that wait in it.", amount, {"waiting": "sum(dagster_run_queue_length)"}),
-    Trend(
-        "launch", "Launch to start", "From a run's entry into the run queue to its start.", formatting.seconds,
-        quantiles("dagster_run_launch_to_start_seconds"),
-    ),
-    Trend(
-        "ended", "Steps ended", "Attempts a second, by outcome.", amount,
-        {"{outcome}": "sum by (outcome) (rate(dagster_steps_ended_total[RANGE]))"},
-    ),
-    Trend(
-        "wait", "Step wait", "From the sending of a step to its start.", formatting.seconds,
-        quantiles("dagster_step_wait_seconds"),
-    ),
-    Trend(
-        "steps", "Steps", "Of runs in progress, by queue.", amount,
-        {"{queue} {state}": "sum by (queue, state) (dagster_steps)"},
-    ),
-    Trend(
-        "messages", "Messages", "Ready ones wait, workers hold those in flight.", amount,
-        {"{queue} {state}": "sum by (queue, state) (dagster_queue_messages)"},
-    ),
-    Trend("workers", "Workers", "By queue.", amount, {"{queue}": "sum by (queue) (dagster_workers)"}),
-    Trend(
-        "busy", "Utilisation", "Busy worker processes of all, by queue.", formatting.percent,
-        {"{queue}": "max by (queue) (dagster_queue_utilisation)"},
-    ),
-    Trend(
-        "connections", "Database connections", "In use, and what Postgres has to give.", amount,
-        {"in use": "sum(dagster_database_connections)", "limit": "max(dagster_database_connections_limit)"},
-    ),
-    Trend("log", "Event log", "With its indexes.", formatting.size, {"event log": "max(dagster_event_log_bytes)"}),
-    Trend("bucket", "Bucket", "By prefix.", formatting.size, {"{prefix}": "sum by (prefix) (dagster_bucket_bytes)"}),
-)  # fmt: skip
+WORDS = {each.__name__: each for each in (amount, formatting.percent, formatting.seconds, formatting.size)}
+#: They stand in a file beside this one, in the order of the page.
+TRENDS = tuple(
+    Trend(**{**entry, "words": WORDS[entry["words"]]})
+    for entry in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))["trend"]
+)
