@@ -15,7 +15,6 @@ from itertools import groupby
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
-import sqlalchemy
 from dagster import DagsterEvent, DagsterRun, DagsterRunStatus
 from dagster._core.events import (
     ASSET_CHECK_EVENTS,
@@ -39,6 +38,7 @@ from dagster_stack.store.leases import Lease, Work, fenced
 from dagster_stack.store.pools import FencedSlots
 from dagster_stack.store.session import Session
 from dagster_stack.store.sqlstate import is_refusal, sentence
+from dagster_stack.store.statements import statements
 from dagster_stack.store.superseded import INDEXED_EVENTS, REPORTED, STARTS, Reported, superseded
 from dagster_stack.texts import presentable, shown
 
@@ -64,71 +64,10 @@ ENDS = {
 UNSUCCESSFUL = {DagsterEventType.STEP_FAILURE, DagsterEventType.STEP_UP_FOR_RETRY}
 #: What only Dagster reports, and of these a step's whole process: its user code, in a forked child too, is over by then.
 BY_DAGSTER = ("STEP_", "HANDLED_OUTPUT", "HOOK_", "RESOURCE_INIT_", "LOGS_CAPTURED")
-#: Answered from the index that `init` makes (STEP_ENDS_INDEX), however many events a run has.
-STANDING = sqlalchemy.text(
-    """
-    SELECT
-        runs.status,
-        runs.run_body,
-        (SELECT value FROM run_tags WHERE run_tags.run_id = runs.run_id AND key = :code_tag),
-        ends.dagster_event_type,
-        count(ends.id)
-    FROM runs
-    LEFT JOIN event_logs AS ends
-      ON ends.run_id = runs.run_id AND ends.step_key = :step AND ends.dagster_event_type = ANY(:kinds)
-    WHERE runs.run_id = :run
-    GROUP BY runs.id, ends.dagster_event_type
-    """
-)
-#: Stores events for the holder of a lease: once, also when the answer to the first try was lost with its connection,
-#: and not at all when another process has taken over.
-FENCED_INSERT = sqlalchemy.text(
-    """
-    WITH mine AS (
-        UPDATE dagster_stack_claims SET writes = :writes
-        WHERE run_id = :run AND step_key = :step AND attempt = :attempt AND epoch = :epoch AND writes < :writes
-        RETURNING 1
-    )
-    INSERT INTO event_logs (run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition)
-    SELECT row.run_id, row.event, row.dagster_event_type, row.timestamp, row.step_key, row.asset_key, row.partition
-    FROM mine, unnest(
-        CAST(:run_ids AS text[]), CAST(:events AS text[]), CAST(:dagster_event_types AS text[]),
-        CAST(:timestamps AS timestamp[]), CAST(:step_keys AS text[]), CAST(:asset_keys AS text[]),
-        CAST(:partitions AS text[])
-    ) WITH ORDINALITY
-        AS row(run_id, event, dagster_event_type, timestamp, step_key, asset_key, partition, place)
-    ORDER BY place
-    """
-)
-#: Events of a run from a row on, without those that are known, and how far transactions were as it was read. The next
-#: one to begin is not the snapshot's end, which is the first after the last that has *ended*: newer ones may be under way.
-NEWS = sqlalchemy.text(
-    """
-    SELECT CAST(CAST(pg_snapshot_xmin(present) AS text) AS bigint),
-        CAST(CAST(pg_snapshot_xmin(present) AS text) AS bigint) + age(CAST(pg_snapshot_xmin(present) AS xid)),
-        found.id, found.event
-    FROM pg_current_snapshot() AS present LEFT JOIN (
-        SELECT id, event FROM event_logs
-        WHERE run_id = :run AND id > :after AND NOT id = ANY(CAST(:known AS bigint[]))
-            AND dagster_event_type = ANY(:kinds)
-        ORDER BY id LIMIT :limit
-    ) AS found ON true
-    ORDER BY found.id
-    """
-)
-#: Whether an event is there, to the letter: no two have the same time.
-STORED = sqlalchemy.text(
-    """
-    SELECT 1 FROM event_logs
-    WHERE run_id = :run_id AND dagster_event_type = :dagster_event_type AND event = :event LIMIT 1
-    """
-)
-WRITES = sqlalchemy.text(
-    """
-    SELECT writes FROM dagster_stack_claims
-    WHERE run_id = :run AND step_key = :step AND attempt = :attempt AND epoch = :epoch
-    """
-)
+
+_SQL = statements(__file__)
+STANDING, NEWS, STORED = _SQL["standing"], _SQL["news"], _SQL["stored"]
+FENCED_INSERT, WRITES = _SQL["fenced_insert"], _SQL["writes"]
 
 
 @dataclass(frozen=True)

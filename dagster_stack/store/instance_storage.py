@@ -51,8 +51,9 @@ def make_tables(url: str) -> None:
     """Dagster's tables and the index of this stack; what is there stays as it is."""
     DagsterPostgresStorage(url, should_autocreate_tables=True)
     with patient_connection(pooled_engine(url, DEFAULT_CONNECTIONS)) as connection:
-        for statement in (STEP_ENDS_INDEX, leases.TABLE, leases.COLUMN, facts.TABLE):
-            connection.execute(sqlalchemy.text(statement))
+        own = map(sqlalchemy.text, (STEP_ENDS_INDEX, facts.TABLE))
+        for statement in (leases.TABLE, leases.COLUMN, *own):
+            connection.execute(statement)
 
 
 def in_order(value: Any) -> str:

@@ -15,46 +15,27 @@ from sqlalchemy.engine import Engine
 
 from dagster_stack.errors import Fenced
 from dagster_stack.store.connections import patiently
+from dagster_stack.store.statements import statements
 from dagster_stack.texts import shown
 from dagster_stack.timing import RUN_RENEWAL_SECS, STALE_SECS, STEP_RENEWAL_SECS
 
 #: Seconds after a run's end for which its leases are kept: a process of it that was frozen must find that it is late.
 KEPT_SECS = 24 * 3600
 
-#: Made by `init`. With the second key a new epoch is a change of a key. So it waits for transactions that hold the row
-#: FOR KEY SHARE, as fenced writes do; a sign of life does not wait.
-TABLE = """
-    CREATE TABLE IF NOT EXISTS dagster_stack_claims (
-        run_id text NOT NULL,
-        step_key text NOT NULL,
-        attempt integer NOT NULL,
-        epoch integer NOT NULL,
-        holder text NOT NULL,
-        beat_at timestamptz,
-        leaving boolean NOT NULL DEFAULT false,
-        writes integer NOT NULL DEFAULT 0,
-        losses jsonb NOT NULL DEFAULT '[]',
-        returns jsonb NOT NULL DEFAULT '[]',
-        PRIMARY KEY (run_id, step_key, attempt),
-        UNIQUE (run_id, step_key, attempt, epoch)
-    )
-"""
-#: For a table of an older version; only then, since it waits for open transactions.
-COLUMN = """
-    DO $$ BEGIN
-        IF NOT EXISTS (
-            SELECT FROM pg_attribute WHERE attrelid = 'dagster_stack_claims'::regclass AND attname = 'returns'
-        ) THEN
-            ALTER TABLE dagster_stack_claims ADD COLUMN returns jsonb NOT NULL DEFAULT '[]';
-        END IF;
-    END $$
-"""
 #: Why a work was handed back, when its process was told to stop (scaling, deployments).
 STOPPED = "it was told to stop"
 #: Why it was handed back when its execution came to an end and did not report it; counts if the work is asked for again.
 UNREPORTED = "it ended, and the end of its work is not in the event log"
 #: Characters that are kept of a reason.
 REASON_SIZE = 300
+
+_SQL = statements(__file__)
+TABLE, COLUMN = _SQL["table"], _SQL["column"]
+ACQUIRE = _SQL["acquire"].bindparams(stopped=STOPPED)
+RENEW, RELEASE, REVOKE = _SQL["renew"], _SQL["release"], _SQL["revoke"]
+MARK_LOST, MARK_LOST_OF_WORKER = _SQL["mark_lost"], _SQL["mark_lost_of_worker"]
+ACTIVE, HELD, ENDS, PRUNE = _SQL["active"], _SQL["held"], _SQL["ends"], _SQL["prune"]
+HOLD, HOLD_ALONE = _SQL["hold"], _SQL["hold_alone"]
 
 
 @dataclass(frozen=True)
@@ -123,148 +104,6 @@ class Renewal:
 
     #: A value of DagsterRunStatus; None: the run was deleted.
     run_status: str | None
-
-
-#: A holder that died without a word adds a loss here; one whose death was seen (MARK_LOST), or that handed its work
-#: over, has none to add.
-ACQUIRE = sqlalchemy.text(
-    f"""
-    INSERT INTO dagster_stack_claims AS held (run_id, step_key, attempt, epoch, holder, beat_at)
-    VALUES (:run, :step, :attempt, 1, :holder, now())
-    ON CONFLICT (run_id, step_key, attempt) DO UPDATE SET
-        epoch = held.epoch + 1,
-        writes = 0,
-        losses = CASE
-            WHEN held.beat_at IS NULL OR held.leaving OR held.holder = excluded.holder THEN held.losses
-            ELSE held.losses || jsonb_build_object(
-                'holder', held.holder, 'reason', 'no sign of life for ' || CAST(:stale AS text) || ' s',
-                'at', extract(epoch FROM now())
-            )
-        END,
-        returns = CASE
-            WHEN held.beat_at IS NULL OR NOT held.leaving THEN held.returns
-            ELSE held.returns || jsonb_build_object(
-                'holder', held.holder, 'reason', '{STOPPED}', 'at', extract(epoch FROM now())
-            )
-        END,
-        holder = excluded.holder,
-        beat_at = excluded.beat_at,
-        leaving = false
-    WHERE held.beat_at IS NULL
-        OR held.beat_at < now() - make_interval(secs => :stale)
-        OR held.leaving
-        -- The same process asks again, since the connection was lost with the answer.
-        OR held.holder = excluded.holder
-    RETURNING epoch, losses, returns
-    """
-)
-MINE = "run_id = :run AND step_key = :step AND attempt = :attempt AND epoch = :epoch"
-RENEW = sqlalchemy.text(
-    f"""
-    UPDATE dagster_stack_claims SET beat_at = now(), leaving = :leaving WHERE {MINE}
-    RETURNING (SELECT status FROM runs WHERE runs.run_id = :run)
-    """
-)
-#: A new epoch without a holder: all further writes of the last holder are refused.
-RELEASE = sqlalchemy.text(
-    f"""
-    UPDATE dagster_stack_claims SET
-        epoch = epoch + 1,
-        beat_at = NULL,
-        returns = returns || jsonb_build_object(
-            'holder', holder, 'reason', CAST(:reason AS text), 'at', extract(epoch FROM now())
-        )
-    WHERE {MINE}
-    """
-)
-REVOKE = sqlalchemy.text(
-    """
-    UPDATE dagster_stack_claims SET epoch = epoch + 1, beat_at = NULL
-    WHERE run_id = :run AND step_key != '' AND beat_at IS NOT NULL
-    RETURNING run_id, step_key, attempt
-    """
-)
-#: By the worker whose process died. A process that has already taken over gets the reason too.
-MARK_LOST = sqlalchemy.text(
-    """
-    UPDATE dagster_stack_claims SET
-        losses = CASE
-            WHEN holder = :holder AND beat_at IS NOT NULL
-            THEN losses || jsonb_build_object(
-                'holder', CAST(:holder AS text), 'reason', CAST(:reason AS text), 'at', extract(epoch FROM now())
-            )
-            ELSE coalesce((
-                SELECT jsonb_agg(
-                    CASE WHEN loss ->> 'holder' = :holder
-                    THEN loss || jsonb_build_object('reason', CAST(:reason AS text)) ELSE loss END ORDER BY place
-                )
-                FROM jsonb_array_elements(losses) WITH ORDINALITY AS each(loss, place)
-            ), '[]')
-        END,
-        epoch = CASE WHEN holder = :holder THEN epoch + 1 ELSE epoch END,
-        beat_at = CASE WHEN holder = :holder THEN NULL ELSE beat_at END
-    WHERE run_id = :run AND (
-        step_key = :step AND attempt = :attempt
-        -- With a run, the step that its own process executed.
-        OR CAST(:step AS text) = '' AND holder = :holder AND beat_at IS NOT NULL
-    )
-    """
-)
-#: Processes of a worker that was started anew: their last sign of life is older than it.
-MARK_LOST_OF_WORKER = sqlalchemy.text(
-    """
-    UPDATE dagster_stack_claims SET
-        losses = losses || jsonb_build_object(
-            'holder', holder, 'reason', CAST(:reason AS text), 'at', extract(epoch FROM now())
-        ),
-        epoch = epoch + 1,
-        beat_at = NULL
-    WHERE starts_with(holder, :worker) AND NOT leaving
-        AND beat_at < now() - make_interval(secs => :age)
-    """
-)
-ACTIVE = sqlalchemy.text(
-    """
-    SELECT run_id, step_key, attempt FROM dagster_stack_claims
-    WHERE run_id = ANY(:runs) AND (
-        beat_at > now() - make_interval(secs => :stale)
-        -- A read-only server takes no sign of life: who had the work still counts as alive.
-        OR (beat_at IS NOT NULL AND current_setting('transaction_read_only') = 'on')
-    )
-    """
-)
-#: One that is silent may be busy, and comes back to its work as long as the run goes on.
-HELD = sqlalchemy.text(
-    """
-    SELECT held.run_id, step_key, attempt, epoch FROM dagster_stack_claims AS held JOIN runs USING (run_id)
-    WHERE run_id = ANY(:runs) AND beat_at IS NOT NULL AND (
-        beat_at > now() - make_interval(secs => :stale) OR runs.status NOT IN ('SUCCESS', 'FAILURE', 'CANCELED')
-    )
-    """
-)
-ENDS = sqlalchemy.text(
-    """
-    SELECT losses, returns FROM dagster_stack_claims
-    WHERE run_id = :run AND step_key = :step AND attempt = :attempt
-    """
-)
-HOLD = sqlalchemy.text(f"SELECT 1 FROM dagster_stack_claims WHERE {MINE} FOR KEY SHARE")
-#: The same, once no transaction of the holder's is under way: one whose connection broke may still be, or be stored.
-HOLD_ALONE = sqlalchemy.text(f"SELECT 1 FROM dagster_stack_claims WHERE {MINE} FOR UPDATE")
-#: Runs that ended a while ago: until then, a zombie of theirs must find that its epoch is not the last. And deleted
-#: runs: no process can take their works any more, and a zombie finds no lease at all.
-PRUNE = sqlalchemy.text(
-    """
-    DELETE FROM dagster_stack_claims AS held
-    WHERE NOT EXISTS (
-        SELECT 1 FROM runs
-        WHERE runs.run_id = held.run_id AND NOT (
-            runs.status IN ('SUCCESS', 'FAILURE', 'CANCELED')
-            AND runs.update_timestamp < now() AT TIME ZONE 'utc' - make_interval(secs => :age)
-        )
-    )
-    """
-)
 
 
 class Leases:
