@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from dagster_stack.project import VARIABLE as PROJECT
 from dagster_stack.project.data import DATA
@@ -60,7 +61,7 @@ def dev() -> int:
     make_databases()
     say(f"\n  Dagit: http://127.0.0.1:{port} once it says so below; Ctrl-C ends it. Data: {HOME}\n")
     with DevWorker(HOME, environment(), folder()) as worker:
-        process = subprocess.Popen(dagster_dev(port), cwd=folder(), env=environment())
+        process = start(dagster_dev(port))
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: process.send_signal(signal.SIGINT))
         while True:
@@ -94,19 +95,19 @@ def dagit() -> Iterator[str]:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     with log.open("w") as file:
-        process = subprocess.Popen(
-            dagster_dev(str(port)),
-            cwd=folder(),
-            env=environment(),
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
+        process = start(dagster_dev(str(port)), stdout=file, stderr=file, start_new_session=True)
     try:
         wait_until_answers(url, process, log)
         yield url
     finally:
         stop(process)
+
+
+def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    """Dagster in the project's folder; SIGINT ends it, also where a shell has put this process in the background."""
+    # Such a shell lets it ignore SIGINT, and so would Dagster, which heeds nothing else.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, cwd=folder(), env=environment(), **options)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -90,6 +90,20 @@ def test_a_dagit_that_ends_at_once_shows_the_end_of_its_log(tmp_path: Path) -> N
         dev.wait_until_answers("http://127.0.0.1:9", process, log)
 
 
+def test_dagster_heeds_interrupts_also_where_make_dev_is_in_the_background(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a shell that lets what it puts in the background ignore SIGINT
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(dev, "folder", lambda: home)
+        # When Dagster is started, then it does not ignore it
+        ignores = "import signal; raise SystemExit(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"
+        assert dev.start([sys.executable, "-c", ignores]).wait() == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_stopping_ends_all_that_dagit_started_and_nothing_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     # Given a process that ignores a polite end, with a child
     monkeypatch.setattr(dev, "STOP_TIMEOUT_SECS", 0.2)

@@ -6,10 +6,13 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy
 from psycopg2 import extensions  # type: ignore[import-untyped]
+from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from dagster_stack.monitoring import database as module
+from dagster_stack.monitoring import gauges
 from dagster_stack.monitoring.database import database
+from tests.unit.postgres_server import PostgresServer
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +39,26 @@ def test_a_server_that_says_nothing_is_given_up() -> None:
         # Then a connection fails in a second
         with pytest.raises(OperationalError, match="says nothing for 1 s"):
             engine.connect()
+
+
+def test_connections_of_other_databases_count_since_they_share_the_servers_limit(
+    postgres: PostgresServer,
+) -> None:
+    question = next(each for each in gauges.QUESTIONS if each.name == "dagster_database_connections")
+
+    def counted(connection: Connection) -> float:
+        return sum(sample.value for sample in question.answer(connection).samples)
+
+    with postgres.database() as url, postgres.database() as other:
+        mine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+        with mine.connect() as connection:
+            before = counted(connection)
+            # When somebody connects to another database of the server, then one more is counted
+            theirs = sqlalchemy.create_engine(other)
+            with theirs.connect():
+                assert counted(connection) == before + 1
+            theirs.dispose()
+        mine.dispose()
 
 
 def test_nothing_can_be_changed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
