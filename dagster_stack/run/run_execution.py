@@ -195,29 +195,17 @@ class RunExecution:
 
     def _drive(self, instance: DagsterInstance, run: DagsterRun) -> None:
         assert self._lease
-        losses = self._lease.losses
         if run.status == DagsterRunStatus.CANCELING:
             cancel(self._task.app, instance, run)
             return
-        recent = [
-            each
-            for each in self._lease.before
-            if each.reason not in {STOPPED, KILLED_AT_LIMIT} and each.at > time.time() - LOSSES_SECS
-        ]
-        if len(recent) >= MOST_LOSSES:
-            names = "; ".join(map(str, recent))
-            instance.report_run_failed(run, f"It lost its runner {len(recent)} times within a day: {names}.")
+        if reason := lost_too_often(self._lease):
+            instance.report_run_failed(run, reason)
             return
         job = loaded_job(instance, run)
         goes_on = run.status == DagsterRunStatus.STARTED
         is_ours = defaults.uses_workers(job.get_definition(), run.run_config)
         if goes_on and not is_ours:
-            reason = f"Its runner was lost: {losses[-1]}." if losses else "Its runner was stopped."
-            instance.report_run_failed(
-                run,
-                f"{reason} The steps of this job's executor ended with it. If run retries are on (run_retries in"
-                " dagster.yaml), it starts again from the steps that had not ended.",
-            )
+            instance.report_run_failed(run, steps_ended_with_runner(self._lease))
             return
         if goes_on:
             logger.info(
@@ -267,6 +255,27 @@ class RunExecution:
     def _has_ended(self, instance: DagsterInstance) -> bool:
         run = instance.get_run_by_id(self._message.run_id)
         return run is None or run.is_finished
+
+
+def lost_too_often(lease: Lease) -> str:
+    """Why a run is not driven again that has lost its runner again and again; "" for any other."""
+    recent = [
+        loss
+        for loss in lease.before
+        if loss.reason not in {STOPPED, KILLED_AT_LIMIT} and loss.at > time.time() - LOSSES_SECS
+    ]
+    if len(recent) < MOST_LOSSES:
+        return ""
+    return f"It lost its runner {len(recent)} times within a day: {'; '.join(map(str, recent))}."
+
+
+def steps_ended_with_runner(lease: Lease) -> str:
+    """Why a run can't go on whose executor has the steps in the runner."""
+    reason = f"Its runner was lost: {lease.losses[-1]}." if lease.losses else "Its runner was stopped."
+    return (
+        f"{reason} The steps of this job's executor ended with it. If run retries are on (run_retries in"
+        " dagster.yaml), it starts again from the steps that had not ended."
+    )
 
 
 def say_unfenced(instance: DagsterInstance, run: DagsterRun) -> None:

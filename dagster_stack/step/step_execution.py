@@ -242,21 +242,8 @@ class StepExecution:
     def _execute_here(
         self, instance: DagsterInstance, run: DagsterRun, planned: PlannedJob, plan: ExecutionPlan
     ) -> None:
-        message, lease = self._message, self._lease
-        DagsterEvent.step_worker_started(
-            create_context_free_log_manager(instance, run),
-            run.job_name,
-            message=f'Executing step "{message.step_key}" on {self._holder}.',
-            metadata={
-                "Celery worker": MetadataValue.text(self._holder.partition(" ")[0]),
-                "pid": MetadataValue.text(str(os.getpid())),
-                "attempt": MetadataValue.int(message.attempt),
-                "execution": MetadataValue.int(lease.epoch if lease else 1),
-                "task": MetadataValue.text(message.task_id),
-                "code": MetadataValue.text(code_version()),
-            },
-            step_key=message.step_key,
-        )
+        lease = self._lease
+        self._report_start(instance, run)
         without_resources = is_late = False
         left: list[str] = []
         limit = self._limit(plan, run)
@@ -287,12 +274,7 @@ class StepExecution:
             is_late = of_limit and not self.has_ended
             # A limit that passes as the step ends is not meant for its run.
             self.was_interrupted = not of_limit
-            logger.warning(
-                "step %s of run %s was interrupted",
-                message.step_key,
-                message.run_id,
-                extra={"action": "step.interrupted"},
-            )
+            logger.warning("%s was interrupted", self._message.work, extra={"action": "step.interrupted"})
         except Fenced:
             raise
         except Exception as error:
@@ -306,9 +288,28 @@ class StepExecution:
                 self._fail(instance, run, Reason.NOT_EXECUTED, f"It could not be executed on {self._holder}.")
         finally:
             if left:
-                tell_left(instance, run, f'Step "{message.step_key}"', left, message.step_key)
+                step_key = self._message.step_key
+                tell_left(instance, run, f'Step "{step_key}"', left, step_key)
         if is_late:
             self._fail_at_limit(instance, run)
+
+    def _report_start(self, instance: DagsterInstance, run: DagsterRun) -> None:
+        """Say in the run's log where the step is executed, and for which time."""
+        message, lease = self._message, self._lease
+        DagsterEvent.step_worker_started(
+            create_context_free_log_manager(instance, run),
+            run.job_name,
+            message=f'Executing step "{message.step_key}" on {self._holder}.',
+            metadata={
+                "Celery worker": MetadataValue.text(self._holder.partition(" ")[0]),
+                "pid": MetadataValue.text(str(os.getpid())),
+                "attempt": MetadataValue.int(message.attempt),
+                "execution": MetadataValue.int(lease.epoch if lease else 1),
+                "task": MetadataValue.text(message.task_id),
+                "code": MetadataValue.text(code_version()),
+            },
+            step_key=message.step_key,
+        )
 
     def _load(self, instance: DagsterInstance, run: DagsterRun) -> tuple[PlannedJob, ExecutionPlan]:
         """The run's job, and the plan of this step; raises NoSuchJob, and fails the step, when it can't be loaded."""
