@@ -33,6 +33,8 @@ HEADERS: dict[str, tuple[type, ...]] = {
     "stamped_headers": (list, type(None)),
     "stamps": (dict, type(None)),
 }
+#: For what a worker's main process publishes: nobody misses an event or an answer that is lost.
+UNCONFIRMED = {"confirm_publish": False}
 #: Levels of a message. JSON is read ten times as deep as the pool can pickle it, of which the worker would end.
 DEEPEST = 100
 
@@ -44,6 +46,29 @@ class Consumer(CeleryConsumer):
     received = putting_aside = 0
     #: Why the worker gets no messages, if so: for the watchdog.
     complaint: str | None = None
+
+    def connection_for_read(self, *arguments: Any, **named: Any) -> Any:
+        """Celery's own, for messages and answers to questions; no answer waits for the broker's confirmation."""
+        found = self.app.connection_for_read(*arguments, transport_options=UNCONFIRMED, **named)
+        return self.ensure_connected(found)
+
+    def connection_for_write(self, *arguments: Any, **named: Any) -> Any:
+        """Celery's own, for events: none waits for a confirmation, and none is sent while the broker has an alarm.
+
+        The broker reads none of them then. An event loop that waits starts no process in the place of one that died.
+        """
+        found = self.app.connection_for_write(*arguments, transport_options=UNCONFIRMED, **named)
+        connection = self.ensure_connected(found)
+        if connection.transport.driver_type == "amqp":
+            # RabbitMQ's notices to publishers: https://www.rabbitmq.com/docs/connection-blocked
+            amqp = connection.connection
+            amqp.on_blocked = lambda _reason: self._let_events(False)
+            amqp.on_unblocked = lambda: self._let_events(True)
+        return connection
+
+    def _let_events(self, go: bool) -> None:
+        if self.event_dispatcher:
+            self.event_dispatcher.enabled = go
 
     def create_task_handler(self, *arguments: Any, **named: Any) -> Callable[[Any], None]:
         handle = super().create_task_handler(*arguments, **named)

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.stack import faults
 from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
@@ -16,6 +17,10 @@ from tests.waiting import wait_until
 QUEUES = ("dagster", "heavy")
 #: Seconds in which a deaf worker must hear again.
 HEARING_SECS = 60
+#: More than any disk has.
+NO_DISK_FREE = "100000GB"
+#: Seconds in which a worker has another process in the place of one that died.
+REPLACED_SECS = 20
 #: Ends the broker's side of every subscription to a queue, without a word to the worker; fails when one is left.
 DEAFEN = """
 {ok, Queue} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"VHOST">>, queue, <<"QUEUE">>)),
@@ -113,3 +118,24 @@ def test_workers_whose_subscriptions_the_broker_forgot_hear_again(stack: Stack) 
 
     wait_until(consumers, HEARING_SECS, f"{before} workers consume", lambda seen: seen == before)
     stack.succeed("queues")
+
+
+def test_a_lost_process_is_replaced_while_the_broker_has_an_alarm(stack: Stack) -> None:
+    worker = stack.container("worker")
+    lost = faults.pool_process(stack, worker)
+    free = int(stack.broker("nodes")[0]["disk_free_limit"])
+    stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", NO_DISK_FREE)
+    try:
+        # Given a broker that reads no events of the worker any more
+        wait_until(
+            lambda: [each.get("state") for each in stack.broker("connections")], 30, "a blocked connection",
+            until=lambda states: "blocked" in states,
+        )  # fmt: skip
+        # When its pool process dies, then there is another one, long before the alarm ends
+        faults.crash(lost)
+        wait_until(
+            lambda: [pid for pid in faults.children(stack, worker, faults.main_process(stack, worker)) if pid != lost],
+            REPLACED_SECS, "another process",
+        )  # fmt: skip
+    finally:
+        stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", str(free))

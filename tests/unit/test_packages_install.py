@@ -341,6 +341,7 @@ def test_what_the_platforms_own_code_imports_never_moves() -> None:
         "botocore",
         "s3transfer",
         "click",
+        "jinja2",
         "matplotlib",
         "packaging",
         "python-dotenv",
