@@ -111,6 +111,11 @@ class PooledEventLogStorage(FencedSlots):
     def _connect(self) -> AbstractContextManager[Connection]:
         return self._connection()
 
+    def has_table(self, table_name: str) -> bool:
+        """Dagster's own. Earlier releases leave its connection to the garbage collector, and a process has two."""
+        with self._connect() as connection:
+            return bool(connection.dialect.has_table(connection, table_name))
+
     @property
     def lease(self) -> Lease | None:
         """What this process works for."""

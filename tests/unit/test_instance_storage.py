@@ -1,5 +1,6 @@
 """The storage on kept connections: what waits, what is written together, and what is not."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -397,3 +398,15 @@ def test_a_transaction_that_user_code_leaves_open_ends_with_its_step(database_ur
         held = "SELECT FROM pg_locks WHERE relation = 'locked'::regclass"
         assert connection.execute(sqlalchemy.text(held)).all() == []
         connection.execute(sqlalchemy.text("DROP TABLE locked"))
+
+
+def test_what_is_asked_for_a_table_gives_its_connection_back(database_url: str) -> None:
+    engine = pooled_engine(database_url, 1)
+    events = PooledEventLogStorage(database_url, engine, Session())
+    gc.disable()
+    try:
+        assert events.has_table("concurrency_limits")
+        assert not events.has_table("of_nobody")
+    finally:
+        gc.enable()
+    assert cast(QueuePool, engine.pool).checkedout() == 0
