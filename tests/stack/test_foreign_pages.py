@@ -23,7 +23,7 @@ FOREIGN: list[Mapping[str, str]] = [
 ]
 #: Everything that Flower's API can do to workers and tasks.
 FLOWER_ACTIONS = [
-    "worker/shutdown/w", "worker/prefork_pool/restart/w", "worker/prefork_pool/grow/w", "worker/prefork_pool/shrink/w", "worker/prefork_pool/autoscale/w",
+    "worker/shutdown/w", "worker/pool/restart/w", "worker/pool/grow/w", "worker/pool/shrink/w", "worker/pool/autoscale/w",
     "worker/queue/add-consumer/w", "worker/queue/cancel-consumer/w", "task/timeout/t", "task/rate-limit/t",
     "task/revoke/t", "task/apply/t", "task/async-apply/t", "task/send-task/t", "task/abort/t",
 ]  # fmt: skip
