@@ -10,6 +10,7 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import requests
+from dagster._core.execution.backfill import BulkActionStatus
 from dagster_graphql.schema import create_schema
 from graphql import (
     GraphQLEnumType,
@@ -235,7 +236,11 @@ def test_the_page_is_told_what_its_user_may(users: list[User]) -> None:
                 and each["permission"] != "edit_app_managed_components"
             )
             assert each["value"] == may, each
-            assert may or role is Role.ADMIN or role.value in each["disabledReason"]
+            # And the reason is what shows where the pointer is
+            if not may and each["permission"] != "edit_app_managed_components":
+                assert each["disabledReason"] == (
+                    f"Your role is {role.value}; this needs {LEAST[each['permission']].value}"
+                )
 
 
 def literal(type_: Any) -> str:
@@ -427,25 +432,59 @@ def test_several_runs_at_once_have_it(operator: User, deeds: Any) -> None:
     assert brief(deeds()) == [("otto", "launchMultipleRuns", True)]
 
 
-def test_a_backfill_and_its_runs_have_it(operator: User, admin: User) -> None:
-    # When a user backfills, with another one's name in their tags
-    params = {
+BACKFILL = """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
+    ... on LaunchBackfillSuccess { backfillId launchedRunIds } ... on PythonError { message } } }"""
+
+
+def spelled_params(**more: Any) -> dict[str, Any]:
+    """A backfill, with another one's name in its tags."""
+    return {
         "selector": {
             "partitionSetName": "spelled_partition_set",
-            "repositorySelector": {"repositoryLocationName": "jobs.py", "repositoryName": "__repository__"},
+            "repositorySelector": {
+                "repositoryLocationName": "jobs.py",
+                "repositoryName": "__repository__",
+            },
         },
         "partitionNames": ["a", "b"],
-        "tags": [{"key": "user", "value": "ana"}],
-        "forceSynchronousSubmission": True,
+        "tags": [{"key": "user", "value": "vera"}],
+        **more,
     }
-    query = """mutation($params: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $params) {
-        __typename ... on LaunchBackfillSuccess { backfillId launchedRunIds } ... on PythonError { message stack } } }"""
-    answer = operator.ask(query, {"params": params})
-    # Then it has their own, and so have its runs, which the daemon gives the backfill's tags
-    who = "query($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { user tags { key value } } } }"
-    backfill = operator.ask(who, {"id": answer["backfillId"]})
-    assert backfill["user"] == "otto"
-    assert {"key": "user", "value": "otto"} in backfill["tags"]
+
+
+def who_backfills(user: User, backfill_id: str) -> Any:
+    query = """query($id: String!) { partitionBackfillOrError(backfillId: $id) {
+        ... on PartitionBackfill { user tags { key value } } } }"""
+    found = user.ask(query, {"id": backfill_id})
+    # The daemon gives a backfill's tags to its runs
+    assert {"key": "user", "value": found["user"]} in found["tags"]
+    return found["user"]
+
+
+def test_a_backfill_has_it_also_again(operator: User, admin: User, database: Database, deeds: Any) -> None:
+    # Given a backfill of one user, which has ended
+    backfill_id = operator.ask(BACKFILL, {"params": spelled_params()})["backfillId"]
+    assert who_backfills(operator, backfill_id) == "otto"
+    storage = database.process().run_storage
+    backfill = storage.get_backfill(backfill_id)
+    assert backfill
+    storage.update_backfill(backfill.with_status(BulkActionStatus.CANCELED))
+    # When another one does it again
+    query = """mutation($params: ReexecutionParams!) { reexecutePartitionBackfill(reexecutionParams: $params) {
+        ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
+    params = {"parentRunId": backfill_id, "strategy": "ALL_STEPS"}
+    again = admin.ask(query, {"params": params})["backfillId"]
+    # Then each has the name of its own
+    assert who_backfills(admin, again) == "ana"
+    assert who_backfills(admin, backfill_id) == "otto"
+    assert [(each.operation, each.target) for each in deeds()] == [
+        ("launchPartitionBackfill", "partition set spelled_partition_set, location jobs.py, partitions a b"),
+        ("reexecutePartitionBackfill", f"parent run {backfill_id}"),
+    ]
+
+
+def test_runs_of_a_backfill_have_it(operator: User) -> None:
+    answer = operator.ask(BACKFILL, {"params": spelled_params(forceSynchronousSubmission=True)})
     assert {operator.tags(run_id)["user"] for run_id in answer["launchedRunIds"]} == {"otto"}
 
 
@@ -493,13 +532,14 @@ def test_an_operator_does_an_operators_work(operator: User, deeds: Any) -> None:
         f'resetSchedule(scheduleSelector: {{{where}, scheduleName: "yearly"}}) {{ __typename }}': "ScheduleStateResult",
         f'startSensor(sensorSelector: {{{where}, sensorName: "looker"}}) {{ __typename }}': "Sensor",
         f'setSensorCursor(sensorSelector: {{{where}, sensorName: "looker"}}, cursor: "1") {{ __typename }}': "Sensor",
-        f'sensorDryRun(selectorData: {{{where}, sensorName: "looker"}}) {{ __typename }}': "DryRunInstigationTick",
+        f'sensorDryRun(selectorData: {{{where}, sensorName: "looker"}}, cursor: "1") {{ __typename ... on PythonError {{ message stack }} }}': "DryRunInstigationTick",
         f'addDynamicPartition(repositorySelector: {{{where}}}, partitionsDefName: "guests", partitionKey: "x") {{ __typename }}': "AddDynamicPartitionSuccess",
         f'deleteDynamicPartitions(repositorySelector: {{{where}}}, partitionsDefName: "guests", partitionKeys: ["x"]) {{ __typename }}': "DeleteDynamicPartitionsSuccess",
         'reportRunlessAssetEvents(eventParams: {eventType: ASSET_MATERIALIZATION, assetKey: {path: ["orders"]}}) { __typename }': "ReportRunlessAssetEventsSuccess",
     }  # fmt: skip
     for mutation, kind in done.items():
-        assert operator.ask(f"mutation {{ {mutation} }}")["__typename"] == kind
+        answer = operator.ask(f"mutation {{ {mutation} }}")
+        assert answer["__typename"] == kind, answer
     assert operator.ask("mutation { setAutoMaterializePaused(paused: true) }") is True
     assert all(each.allowed for each in deeds())
     assert len(deeds()) == len(done) + 1
