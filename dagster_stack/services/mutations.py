@@ -12,9 +12,9 @@ from dagster import DagsterInstance
 from dagster._core.definitions.asset_key import AssetKey
 from dagster._core.workspace.permissions import Permissions
 from dagster_graphql.schema.errors import GrapheneUnauthorizedError
-from graphene import Schema
 from graphql import GraphQLError, GraphQLResolveInfo, GraphQLUnionType, get_named_type
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 
 from dagster_stack.patches.dagster import REPORT_REFUSAL, WEBSERVER_CONTEXT, WEBSERVER_SCHEMA
@@ -163,8 +163,8 @@ def _targets(arguments: Mapping[str, Any]) -> Iterator[str]:
 # --- mutations of GraphQL ----------------------------------------------------------------------------------------
 
 
-def guard(schema: Schema) -> Schema:
-    """Let each mutation of a schema be checked and recorded before it is done. Queries are what they were."""
+def guard(schema: Any) -> Any:
+    """Let each mutation of a schema of graphene's be checked and recorded before it is done. Queries are what they were."""
     mutations = schema.graphql_schema.mutation_type
     for name, field in (mutations.fields if mutations else {}).items():
         if name not in OPEN and field.resolve:
@@ -193,7 +193,7 @@ def guarded(mutation: str, resolve: Resolver, is_told: bool) -> Resolver:
         if not allowed:
             reason = refusal(context, mutation, wanted)
             if is_told:
-                return GrapheneUnauthorizedError(message=reason)
+                return GrapheneUnauthorizedError(message=reason)  # type: ignore[no-untyped-call]
             raise failure(info, reason)
         user = context.identity.user
         note_termination(mutation, arguments, context.instance, user)
@@ -246,7 +246,8 @@ def note_termination(
 
 def report_refusal(context: UserRequestContext, asset_key: AssetKey) -> JSONResponse | None:
     """In the place of Dagster's own check, which each of the three routes asks before it stores a report."""
-    operation = str(context.source.url.path).strip("/").split("/")[0]  # type: ignore[union-attr]
+    assert isinstance(context.source, HTTPConnection)
+    operation = context.source.url.path.strip("/").split("/")[0]
     allowed = context.has_permission_for_selector(Permissions.REPORT_RUNLESS_ASSET_EVENTS, asset_key)
     try:
         context.record(operation, f"asset {'/'.join(asset_key.path)}", allowed)

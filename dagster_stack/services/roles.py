@@ -72,7 +72,7 @@ class UserRequestContext(WorkspaceRequestContext):
         self._of_locations: dict[str, Mapping[str, PermissionResult]] = {}
 
     @cached_property
-    def permissions(self) -> Mapping[str, PermissionResult]:  # type: ignore[override]
+    def permissions(self) -> Mapping[str, PermissionResult]:
         return restricted(self.identity.role, super().permissions)
 
     def permissions_for_location(self, *, location_name: str) -> Mapping[str, PermissionResult]:

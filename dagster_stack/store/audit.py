@@ -14,6 +14,7 @@ from sqlalchemy.engine import Engine
 
 from dagster_stack.errors import SettingsError
 from dagster_stack.store.connections import patient_connection
+from dagster_stack.texts import cut, shown
 
 DAYS_VARIABLE = "AUDIT_DAYS"
 DAYS = 365
@@ -44,7 +45,7 @@ RECORD = sqlalchemy.text(
 )
 READ = sqlalchemy.text(
     """
-    SELECT at, user_name, role, address, operation, target, allowed FROM dagster_stack_audit
+    SELECT user_name, role, address, operation, target, allowed, at FROM dagster_stack_audit
     WHERE (CAST(:user AS text) IS NULL OR user_name = :user)
         AND (CAST(:since AS timestamptz) IS NULL OR at >= :since)
     ORDER BY at DESC, id DESC LIMIT :limit
@@ -84,7 +85,7 @@ class Audit:
 
     def record(self, deed: Deed) -> None:
         texts = ("user", "role", "address", "operation", "target")
-        values: dict[str, Any] = {name: getattr(deed, name)[:MOST_TEXT] for name in texts}
+        values: dict[str, Any] = {name: cut(shown(getattr(deed, name)), MOST_TEXT) for name in texts}
         with patient_connection(self._engine) as connection:
             connection.execute(RECORD, {**values, "allowed": deed.allowed})
 
@@ -94,7 +95,7 @@ class Audit:
         """The newest ones, the oldest of these first."""
         with patient_connection(self._engine) as connection:
             rows = connection.execute(READ, {"user": user, "since": since, "limit": limit}).all()
-        return [Deed(*row[1:], at=row[0]) for row in reversed(rows)]
+        return [Deed(*row) for row in reversed(rows)]
 
     def forget(self, days: int) -> None:
         """Delete what is older, a few rows at a time."""

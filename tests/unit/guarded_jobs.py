@@ -32,7 +32,7 @@ def wait(config: Waits) -> None:
 
 
 @job
-def waiting():
+def waiting() -> None:
     wait()
 
 
@@ -41,7 +41,7 @@ def say() -> None: ...
 
 
 @job(partitions_def=letters)
-def spelled():
+def spelled() -> None:
     say()
 
 
@@ -54,12 +54,12 @@ def orders() -> None: ...
 
 
 @schedule(job=waiting, cron_schedule="0 0 1 1 *")
-def yearly():
+def yearly() -> dict[str, str]:
     return {}
 
 
 @sensor(job=waiting)
-def looker(): ...
+def looker() -> None: ...
 
 
 defs = Definitions(

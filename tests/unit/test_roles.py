@@ -128,11 +128,11 @@ def users(viewer: User, operator: User, admin: User) -> list[User]:
 
 
 @pytest.fixture
-def deeds(database: Database) -> Iterator[Any]:
+def deeds(database: Database) -> Any:
     """What was recorded since the test began."""
     database.execute("DELETE FROM dagster_stack_audit")
-    audit = database.process().run_storage.audit  # type: ignore[attr-defined]
-    yield audit.deeds
+    audit = database.process().run_storage.audit
+    return audit.deeds
 
 
 def brief(deeds: list[Deed]) -> list[tuple[str, str, bool]]:
@@ -354,7 +354,7 @@ def test_a_viewer_sees_all(viewer: User, operator: User) -> None:
 
 def test_what_the_page_sends_by_itself_is_everybodys_and_not_on_record(users: list[User], deeds: Any) -> None:
     telemetry = 'mutation { logTelemetry(action: "a", clientTime: "1", clientId: "c", metadata: "{}") { __typename } }'
-    assert OPEN == {"logTelemetry", "setNuxSeen"}
+    assert {"logTelemetry", "setNuxSeen"} == OPEN
     for user in users:
         assert user.ask("mutation { setNuxSeen }") is True
         assert user.send(telemetry).status_code == 200
@@ -594,7 +594,7 @@ def test_what_can_not_be_recorded_is_not_done(admin: User, viewer: User, databas
 
 def test_names_may_be_of_any_letters(url: str, deeds: Any) -> None:
     for value, name in (("Jörg Ōkubo".encode(), "Jörg Ōkubo"), ("Jörg".encode("latin-1"), "Jörg")):
-        headers = {**door("ana"), "X-Stack-User": value}
+        headers: dict[str, str | bytes] = {**door("ana"), "X-Stack-User": value}
         body = {"query": 'mutation { deleteConcurrencyLimit(concurrencyKey: "none") }'}
         assert requests.post(f"{url}/graphql", json=body, headers=headers, timeout=30).status_code == 200
         assert deeds()[-1].user == name
