@@ -15,10 +15,11 @@ from dagster_stack.errors import DagitError, DagitUnreachable, LaunchRefused
 
 DEFAULT_URL = "http://127.0.0.1:3000"
 URL_VARIABLE = "DAGSTER_STACK_DAGIT_URL"
-#: What the door and Dagit share: `make` commands get it where people log in, and come in beside the door.
-SECRET_VARIABLE = "DOOR_SECRET"
-USER = "make"
 PUBLIC_URL_VARIABLE = "DAGSTER_STACK_DAGIT_PUBLIC_URL"
+#: With a login: what the door shows Dagit, so that this client may pass as well.
+SECRET_VARIABLE = "DOOR_SECRET"
+#: Who the make commands are to Dagit.
+USER, ROLE = "make", "admin"
 
 #: Seconds for a connection: Dagit is one hop away, so more only delays the message.
 CONNECT_TIMEOUT_SECS = 3.0
@@ -73,15 +74,14 @@ class RunQueue:
 class Dagit:
     """One Dagit, by its address. Raises DagitUnreachable or DagitError; opens nothing until first used."""
 
-    def __init__(self, url: str, public_url: str | None = None, door_secret: str | None = None) -> None:
+    def __init__(self, url: str, public_url: str | None = None, secret: str | None = None) -> None:
         self.url = url.rstrip("/")
         self._public_url = (public_url or url).rstrip("/")
         self._session = requests.Session()
         # A proxy in the environment is for the world outside, not for the service beside this process.
         self._session.trust_env = False
-        if door_secret:
-            own = {"X-Stack-Door": door_secret, "X-Stack-User": USER, "X-Stack-Role": "admin"}
-            self._session.headers.update(own)
+        if secret:
+            self._session.headers.update({"X-Stack-Door": secret, "X-Stack-User": USER, "X-Stack-Role": ROLE})
         retries = Retry(connect=CONNECT_RETRIES, read=0, status=0, other=0, backoff_factor=0.2)
         self._session.mount("http://", HTTPAdapter(max_retries=retries))
         self._session.mount("https://", HTTPAdapter(max_retries=retries))

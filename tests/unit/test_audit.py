@@ -170,7 +170,7 @@ def test_people_read_a_line_a_deed(audit: Audit, environment: dict[str, str]) ->
         "launchRun",
         "job",
         "flights",
-        "[2Jx",
+        "x",
         "refused",
     ]
     assert f"{datetime.now(UTC):%Y-%m-%d}" in first

@@ -24,7 +24,8 @@ from graphql import (
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from dagster_stack.services.identity import Role
+from dagster_stack.errors import SettingsError
+from dagster_stack.services.identity import Role, door_digest
 from dagster_stack.services.mutations import MUTATIONS, OPEN, role_for
 from dagster_stack.services.roles import LEAST
 from dagster_stack.store.audit import Deed
@@ -217,6 +218,39 @@ def test_the_secret_is_in_no_log_and_no_answer(home: Path, admin: User) -> None:
     assert SECRET not in log
     assert "X-Stack" not in log
     assert "x-stack" not in log
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LOGIN": "yes"}, {"LOGIN": "ON"}, {"LOGIN": "on"}, {"LOGIN": "on", "DOOR_SECRET_SHA256": ""},
+        {"LOGIN": "on", "DOOR_SECRET_SHA256": SECRET}, {"LOGIN": "on", "DOOR_SECRET_SHA256": "x" * 64},
+    ],
+)  # fmt: skip
+def test_a_login_that_could_not_work_is_refused(environment: dict[str, str]) -> None:
+    """Dagit does not start then: it would let everybody in, or nobody."""
+    with pytest.raises(SettingsError, match=r"\.env|make up"):
+        door_digest(environment)
+
+
+def test_without_a_login_there_is_no_door() -> None:
+    assert (
+        door_digest({})
+        is door_digest({"LOGIN": ""})
+        is door_digest({"LOGIN": "off", "DOOR_SECRET_SHA256": "x"})
+        is None
+    )
+
+
+def test_without_a_login_the_headers_mean_nothing(dagit_url: str) -> None:
+    """Nobody is known, and everybody may do all."""
+    query = "{ permissions { permission value } }"
+    for headers in ({}, door("vera"), {"X-Stack-Role": "viewer"}):
+        answer = requests.post(
+            f"{dagit_url}/graphql", json={"query": query}, headers=headers, timeout=30
+        ).json()
+        refused = {each["permission"] for each in answer["data"]["permissions"] if not each["value"]}
+        assert refused == {"edit_app_managed_components"}
 
 
 # --- what roles may ----------------------------------------------------------------------------------------------
