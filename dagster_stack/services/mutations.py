@@ -113,6 +113,8 @@ TARGETS = {
     "componentId": "component",
     "defsStateKey": "state",
 }
+#: Those that hold the id of a schedule or sensor.
+BY_ID = frozenset({"id", "job_origin_id", "schedule_origin_id"})
 #: Arguments in which the audit looks for these.
 AROUND = frozenset({
     "executionParams", "executionParamsList", "executionMetadata", "reexecutionParams", "backfillParams", "selector",
@@ -140,6 +142,21 @@ def role_for(mutation: str, arguments: Mapping[str, Any]) -> Role:
 def target_of(arguments: Mapping[str, Any]) -> str:
     """What a mutation is about, for people."""
     return ", ".join(dict.fromkeys(_targets(arguments)))
+
+
+def stopped(context: UserRequestContext, arguments: Mapping[str, Any]) -> str | None:
+    """The schedule or sensor that is named by an id alone, as those are that somebody stops; None when there is none."""
+    ids = {str(arguments.get(name) or "").partition(":")[0] for name in BY_ID}
+    for location in context.code_locations:
+        for repository in location.get_repositories().values():
+            for kind, found in (
+                ("schedule", repository.get_schedules()),
+                ("sensor", repository.get_sensors()),
+            ):
+                for each in found:
+                    if each.get_remote_origin_id() in ids:
+                        return f"{kind} {each.name}, location {location.name}"
+    return None
 
 
 def _targets(arguments: Mapping[str, Any]) -> Iterator[str]:
@@ -187,7 +204,8 @@ def guarded(mutation: str, resolve: Resolver, is_told: bool) -> Resolver:
         wanted = role_for(mutation, arguments)
         allowed = context.identity.role.includes(wanted)
         try:
-            context.record(mutation, target_of(arguments), allowed)
+            by_id = not BY_ID.isdisjoint(arguments) and stopped(context, arguments)
+            context.record(mutation, by_id or target_of(arguments), allowed)
         except SQLAlchemyError as error:
             raise failure(info, unrecorded(mutation, error)) from error
         if not allowed:

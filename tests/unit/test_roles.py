@@ -582,6 +582,23 @@ def test_an_operator_does_an_operators_work(operator: User, deeds: Any) -> None:
     assert operator.ask(f"mutation {{ {wipe} }}")["__typename"] == "UnauthorizedError"
 
 
+@pytest.mark.parametrize(("kind", "name"), [("schedule", "yearly"), ("sensor", "looker")])
+def test_what_is_stopped_by_its_id_is_on_record_by_its_name(
+    operator: User, viewer: User, deeds: Any, kind: str, name: str
+) -> None:
+    where = 'repositoryName: "__repository__", repositoryLocationName: "jobs.py"'
+    title = kind.title()
+    query = f"""{{ {kind}OrError({kind}Selector: {{{where}, {kind}Name: "{name}"}}) {{
+        ... on {title} {{ {kind}State {{ id }} }} }} }}"""
+    state = operator.ask(query)[f"{kind}State"]["id"]
+    stop = "stopRunningSchedule" if kind == "schedule" else "stopSensor"
+    for user in (viewer, operator):
+        answer = user.ask(f'mutation {{ {stop}(id: "{state}") {{ __typename }} }}')
+        assert (answer["__typename"] == "UnauthorizedError") == (user is viewer)
+    operator.send(f'mutation {{ {stop}(id: "no:thing") {{ __typename }} }}')
+    assert [each.target for each in deeds()] == [f"{kind} {name}, location jobs.py"] * 2 + ["id no:thing"]
+
+
 def test_an_admin_does_the_rest(admin: User, operator: User, deeds: Any) -> None:
     run_id = operator.launch()["run"]["runId"]
     wait_until(lambda: operator.status(run_id) == "SUCCESS", 60, "ends")
