@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from hashlib import sha256
 from hmac import compare_digest
 
@@ -37,7 +37,7 @@ NOT_THE_DOOR = (
 )
 
 
-class Role(Enum):
+class Role(StrEnum):
     """What a user may do: each role may do all that the one before may."""
 
     VIEWER = "viewer"
@@ -45,8 +45,10 @@ class Role(Enum):
     ADMIN = "admin"
 
     def includes(self, other: "Role") -> bool:
-        order = list(Role)
-        return order.index(self) >= order.index(other)
+        return RANKS[self] >= RANKS[other]
+
+
+RANKS = {role: number for number, role in enumerate(Role)}
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,9 @@ def door_digest(environment: Mapping[str, str] = os.environ) -> str | None:
     if login == "off":
         return None
     digest = environment.get(DIGEST_VARIABLE, "")
-    if not re.fullmatch("[0-9a-f]{64}", digest):
+    if not re.fullmatch("[0-9a-f]{64}", digest) or digest == sha256(b"").hexdigest():
         raise SettingsError(
-            f"{LOGIN_VARIABLE}=on, but {DIGEST_VARIABLE} is no SHA-256: Dagit could not tell the door from others."
+            f"{LOGIN_VARIABLE}=on, but {DIGEST_VARIABLE} is no SHA-256 of a secret: Dagit could not tell the door from others."
             " Run `make up`, which sets it."
         )
     return digest
@@ -124,7 +126,7 @@ class Door:
         user, role, address = (text_of(found.get(name, b"")) for name in (USER, ROLE, ADDRESS))
         if not user:
             raise Refused("The door names no user: log in again.")
-        if role not in (each.value for each in Role):
+        if role not in set(Role):
             raise Refused(
                 f"{quoted(user)} has no role here. An admin gives one: make user NAME=… ROLE=viewer, operator or admin.",
                 403,

@@ -18,7 +18,7 @@ from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse
 
 from dagster_stack.patches.dagster import REPORT_REFUSAL, WEBSERVER_CONTEXT, WEBSERVER_SCHEMA
-from dagster_stack.services.identity import Role
+from dagster_stack.services.identity import RANKS, Role
 from dagster_stack.services.roles import UserProcessContext, UserRequestContext, least
 from dagster_stack.store.audit import acting_for
 from dagster_stack.store.sqlstate import sentence
@@ -136,7 +136,7 @@ def needed(mutation: str, arguments: Mapping[str, Any]) -> tuple[str, ...]:
 def role_for(mutation: str, arguments: Mapping[str, Any]) -> Role:
     """The least role that may do it; one that is not listed is for admins."""
     roles = [least(each) for each in needed(mutation, arguments)] if mutation in MUTATIONS else [Role.ADMIN]
-    return max(roles, key=list(Role).index)
+    return max(roles, key=RANKS.__getitem__)
 
 
 def target_of(arguments: Mapping[str, Any]) -> str:

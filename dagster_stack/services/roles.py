@@ -56,7 +56,7 @@ def least(permission: str) -> Role:
 def restricted(role: Role, permissions: Mapping[str, PermissionResult]) -> Mapping[str, PermissionResult]:
     """Those of Dagster, without what a role may not do."""
     return {
-        str(name): found
+        name: found
         if not found.enabled or role.includes(least(name))
         else PermissionResult(False, f"Your role is {role.value}; this needs {least(name).value}")
         for name, found in permissions.items()

@@ -225,6 +225,8 @@ def test_the_secret_is_in_no_log_and_no_answer(home: Path, admin: User) -> None:
     [
         {"LOGIN": "yes"}, {"LOGIN": "ON"}, {"LOGIN": "on"}, {"LOGIN": "on", "DOOR_SECRET_SHA256": ""},
         {"LOGIN": "on", "DOOR_SECRET_SHA256": SECRET}, {"LOGIN": "on", "DOOR_SECRET_SHA256": "x" * 64},
+        # Whoever sends no secret would be the door
+        {"LOGIN": "on", "DOOR_SECRET_SHA256": sha256(b"").hexdigest()},
     ],
 )  # fmt: skip
 def test_a_login_that_could_not_work_is_refused(environment: dict[str, str]) -> None:
@@ -577,7 +579,12 @@ def test_an_operator_does_an_operators_work(operator: User, deeds: Any) -> None:
     assert operator.ask("mutation { setAutoMaterializePaused(paused: true) }") is True
     assert all(each.allowed for each in deeds())
     assert len(deeds()) == len(done) + 1
-    # And what their page shows of a report is who made it
+    # And a report says whose it is
+    query = """{ assetOrError(assetKey: {path: ["orders"]}) { ... on Asset {
+        assetMaterializations(limit: 1) { tags { key value } } } } }"""
+    (report,) = operator.ask(query)["assetMaterializations"]
+    assert {"key": "dagster/reporting_user", "value": "otto"} in report["tags"]
+    # And to wipe is not theirs
     wipe = f'deleteDynamicPartitions(repositorySelector: {{{where}}}, partitionsDefName: "guests", partitionKeys: ["x"], wipeMaterializations: true) {{ __typename }}'
     assert operator.ask(f"mutation {{ {wipe} }}")["__typename"] == "UnauthorizedError"
 
