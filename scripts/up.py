@@ -55,6 +55,7 @@ def prepare() -> None:
     """Make all that images and containers need: engine, settings, base image."""
     say("Looking at this machine")
     preflight.report(preflight.machine())
+    env_file.require_clear()
     engine.ensure()
     preflight.report([*preflight.engine_kind(), *preflight.compose_files()])
     preflight.report([*preflight.versions(), *preflight.disk()])

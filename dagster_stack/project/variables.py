@@ -17,6 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
+from dagster_stack import environment
+
 #: The texts, the most important one last, as JSON in base64: nothing in it means anything to a shell or to Compose.
 VARIABLE = "DAGSTER_STACK_VARIABLES"
 #: Bytes that it may have: Linux takes no longer variable.
@@ -156,6 +158,7 @@ def of_location(name: str) -> dict[str, str]:
 
 def main(command: Sequence[str]) -> NoReturn:
     try:
+        environment.complete()
         apply()
     except ValueError as error:
         sys.exit(f"{VARIABLE} can't be read ({error}): `make up` writes it anew.")
