@@ -9,6 +9,7 @@ from pathlib import Path
 from dagster_stack.project import DEFAULT
 from scripts import (
     base_image,
+    certificates,
     code_check,
     code_location,
     compose,
@@ -62,13 +63,20 @@ def prepare() -> None:
     env_file.complete()
     env_file.complete_profiles()
     compose.require_own_project()
+    certificates.record()
     proxies.record()
     variables.record()
     if "grafana" in env_file.profiles():
         make_readable(ROOT / "docker" / "grafana")
     require_connections(env_file.number("WORKERS", 2))
     preflight.report(
-        [*preflight.runs_at_once(), *preflight.ports(), *preflight.names(), *data_folder.findings()]
+        [
+            *preflight.runs_at_once(),
+            *preflight.ports(),
+            *preflight.names(),
+            *preflight.keys(),
+            *data_folder.findings(),
+        ]
     )
     base_image.ensure()
     data_folder.ensure()

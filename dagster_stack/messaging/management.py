@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 import requests
 
+from dagster_stack.authorities import bundle
 from dagster_stack.messaging.task_names import RUN_QUEUE
 from dagster_stack.settings import BROKER_PARTS
 
@@ -47,6 +48,7 @@ class BrokerApi:
         self._session = requests.Session()
         # A proxy in the environment is not for a service of this stack.
         self._session.trust_env = False
+        self._session.verify = bundle() or True
         self._session.auth = (user, password)
 
     @staticmethod

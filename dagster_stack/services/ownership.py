@@ -17,6 +17,7 @@ from botocore.exceptions import ClientError
 from kombu.connection import Connection
 from sqlalchemy.engine import Engine
 
+from dagster_stack.authorities import broker_tls
 from dagster_stack.errors import ProvisionError
 from dagster_stack.objects.client import s3_client
 from dagster_stack.objects.conditions import ABSENT
@@ -136,7 +137,7 @@ def own_prefix(claimant: Claimant, settings: Settings) -> None:
 
 def own_vhost(claimant: Claimant, url: str) -> None:
     """The mark is an exchange that nobody uses; whose it is stands in the name of its alternate."""
-    with Connection(url, connect_timeout=5) as connection:
+    with Connection(url, connect_timeout=5, ssl=broker_tls(url) or False) as connection:
         try:
             connection.connect()
         except amqp.exceptions.AccessRefused as error:

@@ -26,7 +26,7 @@ from dagster_stack import tags
 from dagster_stack.code_version import code_version
 from dagster_stack.definitions import DIFFERS, DIFFERS_DAYS
 from dagster_stack.errors import ProvisionError
-from dagster_stack.objects.client import CLOCKS, s3_client
+from dagster_stack.objects.client import CLOCKS, new_client, s3_client
 from dagster_stack.objects.conditions import TOLD, TOLD_DAYS, UNFENCED, Write, note, place_of, probe
 from dagster_stack.project import data
 from dagster_stack.services.lifecycle import expire_logs_of_outside_bucket, set_log_expiry
@@ -172,7 +172,7 @@ def make_bucket(client: Any, settings: Settings) -> None:
 def make_outside_bucket(settings: Settings) -> None:
     """Use the bucket of an outside store; make it and its expiry rule where the keys allow that."""
     assert settings.s3 is not None
-    client = boto3.client("s3")
+    client = new_client(settings.s3.endpoint_url)
     bucket = settings.s3.bucket
     was_made = False
     try:

@@ -229,7 +229,7 @@ def test_a_bucket_that_is_there_stays_and_its_rule_is_kept_up_to_date(s3: Any) -
 @pytest.fixture
 def outside(s3: Any, monkeypatch: pytest.MonkeyPatch) -> tuple[Stubber, Settings]:
     client, stubber = s3
-    monkeypatch.setattr(boto3, "client", lambda *_: client)
+    monkeypatch.setattr(provision, "new_client", lambda *_: client)
     settings = Settings.from_environment({"DAGSTER_STACK_S3_BUCKET": "dagster"})
     return stubber, settings
 
