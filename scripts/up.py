@@ -17,6 +17,7 @@ from scripts import (
     engine,
     env_file,
     images,
+    logins,
     preflight,
     proxies,
     variables,
@@ -47,6 +48,7 @@ def up() -> None:
             code_check.check()
     say("Starting")
     start()
+    logins.close_former()
     # Before the user is told what to do next.
     check_code_location()
     addresses()
