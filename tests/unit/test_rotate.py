@@ -119,6 +119,20 @@ def test_up_completes_it_too(env: Path, said: list[str], monkeypatch: pytest.Mon
     assert not logins.former()
 
 
+def test_former_logins_stay_open_as_long_as_a_service_may_have_one(
+    env: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as after a `make deploy` that began before `.env` had new ones."""
+    env_file.set_values(logins.renewed("postgres"))
+    monkeypatch.setattr(up, "is_up", lambda: False)
+
+    with pytest.raises(Failure, match=r"the former ones stay open: `make up` completes it"):
+        up.close_former_logins()
+
+    assert said == []
+    assert logins.former()
+
+
 def test_a_login_that_env_names_again_is_not_closed(env: Path, said: list[str]) -> None:
     """From a backup of `.env`, or by hand."""
     env_file.set_values({"ROTATING": "postgres:dagster,rabbitmq:odd%2Cname"})
