@@ -1,6 +1,7 @@
 """compose.yaml as Compose reads it, without Compose: with what it includes, and what its services extend."""
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -8,6 +9,8 @@ import yaml
 from scripts.console import ROOT
 
 FOLDER = ROOT / "compose"
+#: What services extend.
+SHAPES = ("compose/shapes.yaml", "compose/pages.yaml")
 
 
 @cache
@@ -15,32 +18,38 @@ def read(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((ROOT / name).read_text(encoding="utf-8")))
 
 
-def files() -> list[str]:
+def files(login: str = "off") -> list[str]:
     """The files that make up the stack: the first, and those that it includes."""
-    return ["compose.yaml", *(each["path"] for each in read("compose.yaml")["include"])]
+    return ["compose.yaml", *(chosen(each["path"], login) for each in read("compose.yaml")["include"])]
 
 
 def texts() -> str:
     """All of them, and what they extend, as they are written."""
-    return "\n".join((ROOT / name).read_text(encoding="utf-8") for name in [*files(), "compose/shapes.yaml"])
+    names = [*files(), *files("on")[len(files()) - 1 :], *SHAPES]
+    return "\n".join((ROOT / name).read_text(encoding="utf-8") for name in names)
 
 
-def services() -> dict[str, dict[str, Any]]:
+def services(login: str = "off") -> dict[str, dict[str, Any]]:
     """Every service by its name, variables as they are written."""
-    return {name: whole(each) for file in files() for name, each in read(file)["services"].items()}
+    return {
+        name: whole(each, login) for file in files(login) for name, each in read(file)["services"].items()
+    }
 
 
-def shape(name: str) -> dict[str, Any]:
+def shape(name: str, file: str = SHAPES[0], login: str = "off") -> dict[str, Any]:
     """What services have that extend it."""
-    return whole(read("compose/shapes.yaml")["services"][name])
+    return whole(read(file)["services"][name], login, file)
 
 
-def whole(service: dict[str, Any]) -> dict[str, Any]:
+def whole(service: dict[str, Any], login: str = "off", file: str = SHAPES[0]) -> dict[str, Any]:
     own = dict(service)
     extended = own.pop("extends", None)
     if extended is None:
         return own
-    found = shape(extended if isinstance(extended, str) else extended["service"])
+    if isinstance(extended, str):
+        found = shape(extended, file, login)
+    else:
+        found = shape(chosen(extended["service"], login), f"compose/{Path(extended['file']).name}", login)
     for key, value in own.items():
         match value:
             case dict():
@@ -50,3 +59,10 @@ def whole(service: dict[str, Any]) -> dict[str, Any]:
             case _:
                 found[key] = value
     return found
+
+
+def chosen(text: str, login: str) -> str:
+    """A name of a file or shape, as it is with LOGIN=on or off and the stack's own store."""
+    return text.replace("${LOGIN:-off}", login).replace(
+        "${S3_ENDPOINT_URL:+-s3-is-outside}${OIDC_ISSUER:+-oidc}", ""
+    )

@@ -162,10 +162,12 @@ def door_with_stubs(
 
 
 @contextmanager
-def stubs(stack: Stack, network: str, port: int) -> Iterator[str]:
+def stubs(stack: Stack, network: str, port: int, only_issuer: bool = False) -> Iterator[str]:
     """Pages and an issuer in that network; the issuer is on this port of this host too."""
     name = f"{stack.project}-door-stubs"
-    aliases = [part for page in (*PAGES, "issuer") for part in ("--network-alias", page)]
+    aliases = [
+        part for page in (*(() if only_issuer else PAGES), "issuer") for part in ("--network-alias", page)
+    ]
     run("rm", "--force", name, check=False)
     run("create", "--name", name, "--network", network, *aliases, "--publish", f"127.0.0.1:{port}:8080",
         "--entrypoint", "python3", f"{stack.project}/dagster", "/tmp/door_stubs.py", CLIENT_SECRET,

@@ -1,0 +1,316 @@
+"""The whole stack with LOGIN=on, as its users see it: viewer, operator, admin, and one of an issuer's.
+
+The session's stack is switched on and off again by `make up`, which is what is tested first and last.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+from playwright.sync_api import Browser, Page, expect
+
+from scripts import env_file
+from tests.browser.conftest import PATIENCE_MS, VIEWPORT
+from tests.conftest import free_ports
+from tests.stack.door import CLIENT_SECRET, stubs
+from tests.stack.stack import Stack
+from tests.waiting import wait_until
+
+JOB = "parallel_pipeline"
+#: Milliseconds that its run may take on a busy machine.
+RUN_MS = 240_000
+USERS = {"vera": "viewer", "otto": "operator"}
+OIDC = {"OIDC_ISSUER": "http://issuer:8080", "OIDC_CLIENT_ID": "dagit", "OIDC_CLIENT_SECRET": CLIENT_SECRET,
+        "OIDC_ROLE_CLAIM": "groups", "OIDC_ROLES": "viewer:everyone,operator:data,admin:ops"}  # fmt: skip
+LAUNCH = """
+mutation { launchRun(executionParams: {selector: {
+  jobName: "parallel_pipeline", repositoryName: "__repository__", repositoryLocationName: "pipelines"}}) { __typename
+  ... on UnauthorizedError { message } ... on PythonError { message } } }
+"""
+DELETE = 'mutation { deletePipelineRun(runId: "%s") { __typename } }'
+
+
+@dataclass
+class Login:
+    """The stack with its door; who has which password."""
+
+    stack: Stack
+    browser: Browser
+    passwords: dict[str, str]
+    #: What `make up` said.
+    said: str
+    issuer: int
+
+    @property
+    def url(self) -> str:
+        return self.stack.settings["DOOR_URL"]
+
+    def page(self) -> Page:
+        """Of somebody who has not logged in; the certificate is the door's own."""
+        context = self.browser.new_context(viewport=VIEWPORT, ignore_https_errors=True)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        return page
+
+    def page_of(self, user: str, path: str = "/") -> Page:
+        page = self.page()
+        page.goto(f"{self.url}{path}")
+        log_in(page, user, self.passwords[user])
+        return page
+
+    def ask(self, user: str, query: str) -> requests.Response:
+        """By basic auth, as scripts do."""
+        certificate = re.findall(r"certificate is in (\S+)", self.said)[0]
+        with requests.Session() as session:
+            session.trust_env = False
+            return session.post(
+                f"{self.url}/graphql", json={"query": query}, auth=(user, self.passwords[user]),
+                verify=certificate, timeout=60,
+            )  # fmt: skip
+
+
+def log_in(page: Page, user: str, password: str) -> None:
+    page.get_by_label("Name").fill(user)
+    page.get_by_label("Password").fill(password)
+    page.get_by_role("button", name="Log in").click()
+
+
+@pytest.fixture(scope="module")
+def switched_on(stack: Stack) -> Iterator[tuple[str, dict[str, str], int]]:
+    """What `make up` said; the users' passwords; the issuer's port. Off again afterwards."""
+    before = {each["Service"] for each in stack.containers()}
+    for name, value in {"LOGIN": "on", **OIDC}.items():
+        env_file.set_value(name, value, stack.env)
+    try:
+        said = stack.make("monitoring", timeout=1800).stdout
+        passwords = {"admin": stack.settings["DOOR_ADMIN_PASSWORD"]}
+        for name, role in USERS.items():
+            answer = stack.make("user", f"NAME={name}", f"ROLE={role}", "PASSWORD=new").stdout
+            passwords[name] = answer.split()[-1]
+        port = int(free_ports(1)[0])
+        with stubs(stack, f"{stack.project}_outbound", port, only_issuer=True):
+            yield said, passwords, port
+    finally:
+        for name in ("LOGIN", *OIDC):
+            env_file.set_value(name, "off" if name == "LOGIN" else "", stack.env)
+        said = stack.make("up", timeout=1800).stdout
+    # Then no door is left, and Dagit answers at its port as before
+    after = {each["Service"] for each in stack.containers()}
+    assert "door" not in after
+    assert before <= after
+    assert f"http://127.0.0.1:{stack.settings['DAGIT_PORT']}" in said
+    assert stack.graphql("{ version }")["version"]
+
+
+@pytest.fixture
+def login(stack: Stack, switched_on: tuple[str, dict[str, str], int], browser: Browser) -> Login:
+    said, passwords, issuer = switched_on
+    return Login(stack, browser, passwords, said, issuer)
+
+
+def test_make_up_says_where_to_log_in_and_where_the_password_is_and_not_the_password(login: Login) -> None:
+    assert re.search(rf"Dagit +{login.url} +user admin, DOOR_ADMIN_PASSWORD in \.env", login.said)
+    assert login.url.startswith("https://127.0.0.1:")
+    assert login.passwords["admin"] not in login.said
+
+
+def test_the_door_alone_has_ports_besides_pages_with_a_login_of_their_own(login: Login) -> None:
+    # When the published ports of all containers are listed
+    found = {
+        (each["Service"], each_port["URL"], each_port["PublishedPort"])
+        for each in login.stack.containers()
+        for each_port in each["Publishers"] or []
+        if each_port["PublishedPort"]
+    }
+    ports = {name: int(login.stack.settings[name]) for name in ("DAGIT_PORT", "MINIO_PORT", "RABBITMQ_PORT",
+                                                               "MINIO_CONSOLE_PORT")}  # fmt: skip
+
+    assert found == {
+        ("door", "127.0.0.1", ports["DAGIT_PORT"]),
+        ("door", "127.0.0.1", ports["MINIO_PORT"]),
+        ("rabbitmq", "127.0.0.1", ports["RABBITMQ_PORT"]),
+        ("minio", "127.0.0.1", ports["MINIO_CONSOLE_PORT"]),
+    }
+
+
+def test_a_viewer_looks_and_launches_nothing(login: Login, screenshots: Path) -> None:
+    # Given somebody who opens a page of Dagit, and mistypes the password once
+    path = f"/locations/pipelines/jobs/{JOB}/playground"
+    page = login.page()
+    page.goto(f"{login.url}{path}")
+    page.screenshot(path=screenshots / "login.png")
+    log_in(page, "vera", "no")
+    expect(page.get_by_role("alert")).to_contain_text("is wrong")
+    page.screenshot(path=screenshots / "login-wrong.png")
+    # When they log in
+    log_in(page, "vera", login.passwords["vera"])
+    # Then it is that page, and its button is grey
+    page.wait_for_url(f"{login.url}{path}")
+    button = page.get_by_role("button", name="Launch Run")
+    expect(button).to_be_disabled()
+    page.screenshot(path=screenshots / "viewer.png")
+    # And a mutation by hand is refused, by whatever way it comes
+    answer = login.ask("vera", LAUNCH)
+    assert "LaunchRunSuccess" not in answer.text
+    assert "UnauthorizedError" in answer.text or "viewer" in answer.text
+
+
+def test_an_operator_launches_and_an_admin_deletes(login: Login, screenshots: Path) -> None:
+    # When an operator launches
+    page = login.page_of("otto", f"/locations/pipelines/jobs/{JOB}/playground")
+    page.get_by_role("button", name="Launch Run").click()
+    page.wait_for_url(re.compile(r"/runs/[0-9a-f-]{36}"))
+    expect(page.get_by_text("Success", exact=True).first).to_be_visible(timeout=RUN_MS)
+    page.screenshot(path=screenshots / "operator.png")
+    run_id = re.findall(r"/runs/([0-9a-f-]{36})", page.url)[0]
+    # Then the run has its name, over the WebSocket that showed it
+    tags = login.ask(
+        "otto", f'{{ runOrError(runId: "{run_id}") {{ ... on Run {{ tags {{ key value }} }} }} }}'
+    )
+    assert {"key": "user", "value": "otto"} in tags.json()["data"]["runOrError"]["tags"]
+    # And only an admin deletes it
+    assert "DeletePipelineRunSuccess" not in login.ask("otto", DELETE % run_id).text
+    admin = login.page_of("admin", f"/runs/{run_id}")
+    admin.get_by_role("button", name=re.compile("^(Actions|more|Open menu)$")).or_(
+        admin.locator("button:has([aria-label=expand_more]), button:has([aria-label=more_horiz])")
+    ).last.click()
+    admin.get_by_text(re.compile("^Delete")).last.click()
+    admin.screenshot(path=screenshots / "admin-deletes.png")
+    admin.get_by_role("button", name=re.compile("^Delete")).last.click()
+    wait_until(
+        lambda: login.ask("admin", f'{{ runOrError(runId: "{run_id}") {{ __typename }} }}').text, 30, "the run is gone",
+        until=lambda text: "RunNotFoundError" in text,
+    )  # fmt: skip
+    # And all of that is on record
+    record = login.stack.make("audit").stdout
+    assert re.search(r"vera .*launchRun", record), record
+    assert re.search(r"otto .*launch", record), record
+    assert re.search(r"admin .*deletePipelineRun", record), record
+
+
+def test_a_logout_ends_it(login: Login, screenshots: Path) -> None:
+    page = login.page_of("otto")
+    page.wait_for_url(re.compile(r"/(overview|runs|home|locations|jobs)"))
+    page.goto(f"{login.url}/door/")
+    expect(page.get_by_role("heading")).to_contain_text("otto, operator")
+    page.screenshot(path=screenshots / "door.png")
+    page.get_by_role("link", name="Log out").click()
+    expect(page.get_by_label("Password")).to_be_visible()
+    page.goto(f"{login.url}/runs")
+    expect(page.get_by_label("Password")).to_be_visible()
+
+
+def test_a_user_who_is_removed_is_out_within_seconds(login: Login) -> None:
+    login.passwords["gone"] = login.stack.make("user", "NAME=gone", "ROLE=viewer").stdout.split()[-1]
+    page = login.page()
+    page.goto(f"{login.url}/runs")
+    with page.expect_websocket() as opened:
+        log_in(page, "gone", login.passwords["gone"])
+    websocket = opened.value
+    assert "gone " in login.stack.make("users").stdout
+
+    login.stack.make("user", "NAME=gone", "REMOVE=1")
+
+    if not websocket.is_closed():
+        websocket.wait_for_event("close", timeout=15_000)
+    assert login.ask("gone", "{ version }").status_code == 401
+    page.goto(f"{login.url}/runs")
+    expect(page.get_by_label("Password")).to_be_visible()
+    assert "gone " not in login.stack.make("users").stdout
+
+
+def test_a_user_of_the_issuer_has_the_role_of_the_claim(login: Login, screenshots: Path) -> None:
+    requests.get(f"http://127.0.0.1:{login.issuer}/become", params={"groups": "data,everyone"}, timeout=20)
+    page = login.page()
+    page.goto(f"{login.url}/locations/pipelines/jobs/{JOB}/playground")
+    page.get_by_role("link", name=re.compile("Log in at")).click()
+    page.wait_for_url(f"{login.url}/locations/pipelines/jobs/{JOB}/playground")
+    expect(page.get_by_role("button", name="Launch Run")).to_be_enabled()
+    page.goto(f"{login.url}/door/")
+    expect(page.get_by_role("heading")).to_contain_text("oidc:eva, operator")
+    page.screenshot(path=screenshots / "oidc.png")
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "follow"),
+    [
+        ("/flower/", "dagster@", "Tasks"),
+        ("/prometheus/classic/alerts", "Inactive", "Graph"),
+        ("/figures/", "Runs in progress", "6 h"),
+    ],
+)
+def test_an_admins_page_works_under_its_prefix(
+    login: Login, screenshots: Path, path: str, text: str, follow: str
+) -> None:
+    # Given that nothing of the page is missing
+    page = login.page()
+    failed: list[str] = []
+    page.on(
+        "response", lambda each: failed.append(f"{each.status} {each.url}") if each.status >= 400 else None
+    )
+    page.goto(f"{login.url}{path}")
+    failed.clear()
+    log_in(page, "admin", login.passwords["admin"])
+    # When its text is there and a link of it is followed
+    expect(page.get_by_text(text).first).to_be_visible()
+    page.screenshot(path=screenshots / f"door-{path.split('/')[1]}.png")
+    page.get_by_role("link", name=follow).first.click()
+    page.wait_for_load_state()
+    # Then that is under the prefix as well
+    assert page.url.startswith(f"{login.url}/{path.split('/')[1]}/")
+    assert failed == []
+    # And nobody else sees it
+    other = login.page_of("otto", path)
+    expect(other.get_by_role("heading")).to_contain_text("Not with your role")
+
+
+def test_a_step_cannot_say_that_it_is_somebody(login: Login) -> None:
+    # Given what code of a step can send, which shares networks with Dagit
+    forged = ("X-Stack-User: admin", "X-Stack-Role: admin", "X-Stack-Door: guess")
+    headers = [part for each in (*forged, "Content-Type: application/json") for part in ("-H", each)]
+    answer = login.stack.exec(
+        "worker",
+        "curl",
+        "-s",
+        "-w",
+        " %{http_code}",
+        *headers,
+        "-d",
+        json.dumps({"query": LAUNCH}),
+        "http://dagit:3000/graphql",
+    ).stdout
+
+    assert answer.endswith(" 401")
+    # And what it could know: no container but the door has the secret
+    secret = login.stack.settings["DOOR_SECRET"]
+    for service in ("worker", "runner", "daemon", "dagit"):
+        assert (
+            secret
+            not in login.stack.exec(
+                service, "sh", "-c", "cat /proc/[0-9]*/environ 2>/dev/null || true"
+            ).stdout
+        )
+
+
+def test_links_to_reports_open_by_the_door(login: Login) -> None:
+    link = next(iter(re.findall(r"https://\S+?/dagster/\S+", login.stack.make("demo", timeout=900).stdout)))
+
+    page = login.page()
+    page.goto(link)
+    expect(page.get_by_text("336,776")).to_be_visible()
+
+
+def test_runs_do_not_notice_that_the_door_is_gone(login: Login) -> None:
+    # Given a run under way
+    answer = login.ask("otto", LAUNCH)
+    assert "LaunchRunSuccess" in answer.text
+    # When the door is killed
+    login.stack.compose("kill", "door")
+    # Then a job that the make commands launch runs to its end
+    assert "SUCCESS" in login.stack.make("run", f"JOB={JOB}").stdout
+    login.stack.compose("up", "--detach", "--no-deps", "--wait", "door")
+    assert login.ask("otto", "{ version }").status_code == 200
