@@ -8,7 +8,7 @@ all as it was; later `make rotate` or `make up` completes it.
 import os
 import signal
 
-from scripts import certificates, compose, deploy, env_file, logins, up
+from scripts import compose, deploy, env_file, logins, up
 from scripts.console import Failure, done, main, say
 
 WAYS = {
@@ -38,7 +38,6 @@ def rotate() -> None:
                 deploy.wait_for_runs(minutes)
             env_file.set_values(logins.renewed(what))
             done(f"new passwords are in {env_file.env_path().name}: keep it with your backups")
-    certificates.record()
     deploy.swap()
     up.close_former_logins()
     done("all services have the new passwords, and no store takes the former ones")

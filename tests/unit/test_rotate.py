@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scripts import certificates, compose, deploy, engine, env_file, logins, rotate, up
+from scripts import compose, deploy, engine, env_file, logins, rotate, up
 from scripts.console import Failure
 
 TEXT = """\
@@ -40,7 +40,6 @@ def said(env: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(compose, "containers", lambda: [])
     monkeypatch.setattr(compose, "output", output)
     monkeypatch.setattr(engine, "ask", lambda *_: "")
-    monkeypatch.setattr(certificates, "record", lambda: None)
     monkeypatch.setattr(deploy, "wait_for_runs", tell("wait"))
     monkeypatch.setattr(deploy, "swap", tell("swap"))
     monkeypatch.setattr(logins, "run_logged", lambda _, command: told.append(f"run {command[-1]}"))
