@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from dagster_stack.errors import SettingsError
 
@@ -16,6 +17,10 @@ DEFAULT_WORKSPACE_YAML = DEFAULT_CELERY_YAML.with_name("workspace.yaml")
 
 #: What Celery itself takes from the environment, before any configuration file.
 BROKER_VARIABLE = "CELERY_BROKER_URL"
+#: Of what it is made where it is not set, since in an address a password's characters mean something else.
+BROKER_PARTS = {
+    part: f"DAGSTER_STACK_BROKER_{part}" for part in ("SCHEME", "HOST", "PORT", "VHOST", "USER", "PASSWORD")
+}
 BUCKET_VARIABLE = "DAGSTER_STACK_S3_BUCKET"
 ENDPOINT_VARIABLE = "DAGSTER_STACK_S3_ENDPOINT_URL"
 PREFIX_VARIABLE = "DAGSTER_STACK_S3_PREFIX"
@@ -94,6 +99,18 @@ class Settings:
             log_format=_choice(environment, LOG_FORMAT_VARIABLE, LOG_FORMATS),
             executor=_choice(environment, EXECUTOR_VARIABLE, EXECUTORS),
         )
+
+
+def broker_address(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The broker's address as the environment says, or as its parts say; None where neither does."""
+    if named := environment.get(BROKER_VARIABLE):
+        return named
+    scheme, host, port, *quotable = (environment.get(name, "") for name in BROKER_PARTS.values())
+    vhost, user, password = (quote(text, safe="") for text in quotable)
+    if not (host and password):
+        return None
+    host = f"[{host.strip('[]')}]" if ":" in host else host
+    return f"{scheme or 'amqp'}://{user}:{password}@{host}:{port or 5672}/{vhost}"
 
 
 def s3_key_prefix(environment: Mapping[str, str] = os.environ) -> str:

@@ -2,7 +2,7 @@
 
 import os
 
-from scripts import compose, data_folder, engine, env_file, variables
+from scripts import certificates, compose, data_folder, engine, env_file, variables
 from scripts import project as user_project
 from scripts.console import attended, confirm, done, main, run_logged, say
 
@@ -33,6 +33,7 @@ def clean() -> None:
     )
     user_project.remove(user_project.context())
     variables.file().unlink(missing_ok=True)
+    certificates.file().unlink(missing_ok=True)
     kept = ["images", env_file.env_path().name]
     if folder := env_file.settings().get(data_folder.VARIABLE):
         kept.append(f"{folder}, which is this host's,")

@@ -4,9 +4,12 @@ import os
 import re
 import secrets
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
+from scripts import dotenv
 from scripts.console import ROOT, Failure, done
+from scripts.dotenv import Statement
 
 EXAMPLE = ROOT / ".env.example"
 #: Bytes of randomness in each secret; they are written as twice as many hexadecimal digits.
@@ -28,11 +31,6 @@ SECRETS = (
 )
 #: Profiles of the stack's own stores. Naming an outside store switches its own off, not leaving its profile out.
 STORES = ("postgres", "rabbitmq", "minio")
-#: A line that sets a variable, as Compose reads it: what stands before the value, its name, the value, the rest.
-ASSIGNMENT = re.compile(
-    r"""(\s*(?:export\s+)?([A-Za-z_]\w*)[ \t]*=)([ \t]*(?:"[^"]*"|'[^']*')|.*?)((?:[ \t]+\#.*)?\s*)""",
-    re.DOTALL,
-)
 
 
 def env_path() -> Path:
@@ -40,22 +38,41 @@ def env_path() -> Path:
     return Path(os.environ.get("STACK_ENV_FILE") or ROOT / ".env").resolve()
 
 
-def lines_of(path: Path) -> list[str]:
-    """The lines with their ends, such that joined they are the very file."""
-    return path.read_bytes().decode(errors="surrogateescape").splitlines(keepends=True)
+def text_of(path: Path) -> str:
+    """The very file, also where it is not UTF-8."""
+    return path.read_bytes().decode(errors="surrogateescape")
+
+
+def statements(text: str) -> list[Statement]:
+    """What sets a variable that Compose takes: one with a digit in front it leaves out."""
+    found = dotenv.statements(text, os.environ)
+    return [each for each in found if re.fullmatch(r"[A-Za-z_]\w*", each.name, re.ASCII)]
 
 
 def read(path: Path) -> dict[str, str]:
     """The variables of a file; empty when there is none. Where one stands twice the last wins, as in Compose."""
+    return {each.name: each.value for each in statements(text_of(path))} if path.exists() else {}
+
+
+def require_clear() -> None:
+    """Raises Failure where the file in use says something else to Compose than to whoever wrote it."""
+    path = env_path()
     if not path.exists():
-        return {}
-    found = (ASSIGNMENT.fullmatch(line) for line in lines_of(path))
-    return {match[2]: unquoted(match[3]) for match in found if match}
-
-
-def unquoted(value: str) -> str:
-    value = value.strip()
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
+        return
+    text = text_of(path)
+    found = []
+    for each in dotenv.statements(text, os.environ):
+        objection = each.objection
+        raw = text[each.start : each.end]
+        if not objection and each.name in SECRETS and dotenv.names_part(raw):
+            objection = (
+                "a $ in its value begins the name of a variable. Single quotes let a $ be a $: NAME='…'"
+            )
+        if objection:
+            line = text.count("\n", 0, each.start) + 1
+            found.append(f"    line {line}{f', {each.name}' if each.name else ''}: {objection}")
+    if found:
+        raise Failure(f"{path} is not clear, and nothing was started:\n" + "\n".join(found))
 
 
 def settings() -> dict[str, str]:
@@ -100,7 +117,7 @@ def complete(path: Path | None = None, example: Path = EXAMPLE) -> None:
     path = path or env_path()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, "".join(filled(line) for line in lines_of(example)))
+        write(path, filled(text_of(example)))
         done(f"{path.name} written, with random secrets in it (mode 0600, not in git)")
         return
     present = read(path)
@@ -110,13 +127,11 @@ def complete(path: Path | None = None, example: Path = EXAMPLE) -> None:
             done(f"{path.name} had an empty {name}: generated")
     missing = [name for name in read(example) if name not in present]
     if missing:
-        lines = lines_of(path)
-        end = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
-        if lines and not lines[-1].endswith("\n"):
-            lines.append(end)
-        added = [filled(line).rstrip() for line in lines_of(example) if name_of(line) in missing]
-        text = end.join(["", "# Added by `make up`, see .env.example.", *added, ""])
-        write(path, "".join(lines) + text)
+        text = text_of(path)
+        end = end_of_line(text)
+        added = [line.rstrip() for line in filled(text_of(example)).splitlines() if name_of(line) in missing]
+        lines = ["", "# Added by `make up`, see .env.example.", *added, ""]
+        write(path, whole_lines(text) + end.join(lines))
         done(f"{path.name} was of an older version: added {', '.join(missing)}; nothing else changed")
     else:
         path.chmod(0o600)
@@ -125,16 +140,18 @@ def complete(path: Path | None = None, example: Path = EXAMPLE) -> None:
 
 def name_of(line: str) -> str | None:
     """The variable that a line sets, if it sets one."""
-    match = ASSIGNMENT.fullmatch(line)
-    return match[2] if match else None
+    found = statements(line)
+    return found[0].name if found else None
 
 
-def filled(line: str) -> str:
-    """A line of the example, with a fresh secret where it wants one."""
-    match = ASSIGNMENT.fullmatch(line)
-    if match and match[2] in SECRETS and not match[3]:
-        return f"{match[1]}{generated(match[2])}{match[4]}"
-    return line
+def filled(text: str) -> str:
+    """The example, with a fresh secret where it wants one."""
+    wanted = {each.name: generated(each.name) for each in statements(text) if is_wanted(each)}
+    return replaced(text, wanted)
+
+
+def is_wanted(statement: Statement) -> bool:
+    return statement.name in SECRETS and not statement.value
 
 
 def generated(name: str) -> str:
@@ -145,19 +162,31 @@ def generated(name: str) -> str:
 
 def set_value(name: str, value: str, path: Path | None = None) -> None:
     """Set one variable where it stands (the last place, which wins), or at the end."""
+    set_values({name: value}, path)
+
+
+def set_values(values: Mapping[str, str], path: Path | None = None) -> None:
+    """Set several at once: after a crash the file has all of them or none."""
     path = path or env_path()
-    lines = lines_of(path)
-    end = "\r\n" if lines and lines[0].endswith("\r\n") else "\n"
-    if lines and not lines[-1].endswith("\n"):
-        lines[-1] += end
-    for index, line in reversed(list(enumerate(lines))):
-        match = ASSIGNMENT.fullmatch(line)
-        if match and match[2] == name:
-            lines[index] = f"{match[1]}{value}{match[4]}"
-            break
-    else:
-        lines.append(f"{name}={value}{end}")
-    write(path, "".join(lines))
+    write(path, replaced(text_of(path), values))
+
+
+def replaced(text: str, values: Mapping[str, str]) -> str:
+    """A file's text with other values, each as it is: of letters, digits and what needs no quotes."""
+    last = {each.name: each for each in statements(text)}
+    for each in sorted(last.values(), key=lambda each: each.start, reverse=True):
+        if each.name in values:
+            text = f"{text[: each.start]}{values[each.name]}{text[each.end :]}"
+    new = [f"{name}={value}{end_of_line(text)}" for name, value in values.items() if name not in last]
+    return whole_lines(text) + "".join(new) if new else text
+
+
+def end_of_line(text: str) -> str:
+    return "\r\n" if text.partition("\n")[0].endswith("\r") else "\n"
+
+
+def whole_lines(text: str) -> str:
+    return text if not text or text.endswith("\n") else text + end_of_line(text)
 
 
 def write(path: Path, text: str, like: Path | None = None) -> None:

@@ -261,6 +261,18 @@ def names() -> list[Finding]:
     return [Finding(subject, required, found, cure, fatal=False)]
 
 
+def keys() -> list[Finding]:
+    """The access key of the stack's own S3 store, which is that of no machine's role."""
+    settings = env_file.settings()
+    if settings.get("S3_ENDPOINT_URL") or settings.get("S3_ACCESS_KEY"):
+        return []
+    cure = (
+        f"set S3_ACCESS_KEY in {env_file.env_path().name} (it came as `dagster`); it may be empty for an outside store"
+        " alone (S3_ENDPOINT_URL), on a machine that has a role"
+    )
+    return [Finding("S3 access key", "one, for the stack's own store", "none", cure)]
+
+
 def is_outside(variable: str, settings: dict[str, str]) -> bool:
     """Whether the port belongs to a store that is an outside one, so that nothing is published."""
     store = {"RABBITMQ_PORT": "RABBITMQ_HOST", "MINIO_PORT": "S3_ENDPOINT_URL",

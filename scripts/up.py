@@ -9,6 +9,7 @@ from pathlib import Path
 from dagster_stack.project import DEFAULT
 from scripts import (
     base_image,
+    certificates,
     code_check,
     code_location,
     compose,
@@ -16,6 +17,7 @@ from scripts import (
     engine,
     env_file,
     images,
+    logins,
     preflight,
     proxies,
     variables,
@@ -46,6 +48,7 @@ def up() -> None:
             code_check.check()
     say("Starting")
     start()
+    logins.close_former()
     # Before the user is told what to do next.
     check_code_location()
     addresses()
@@ -55,19 +58,27 @@ def prepare() -> None:
     """Make all that images and containers need: engine, settings, base image."""
     say("Looking at this machine")
     preflight.report(preflight.machine())
+    env_file.require_clear()
     engine.ensure()
     preflight.report([*preflight.engine_kind(), *preflight.compose_files()])
     preflight.report([*preflight.versions(), *preflight.disk()])
     env_file.complete()
     env_file.complete_profiles()
     compose.require_own_project()
+    certificates.record()
     proxies.record()
     variables.record()
     if "grafana" in env_file.profiles():
         make_readable(ROOT / "docker" / "grafana")
     require_connections(env_file.number("WORKERS", 2))
     preflight.report(
-        [*preflight.runs_at_once(), *preflight.ports(), *preflight.names(), *data_folder.findings()]
+        [
+            *preflight.runs_at_once(),
+            *preflight.ports(),
+            *preflight.names(),
+            *preflight.keys(),
+            *data_folder.findings(),
+        ]
     )
     base_image.ensure()
     data_folder.ensure()

@@ -16,7 +16,7 @@ from dagster_stack.client.workers import PLAIN_WIDTH
 from dagster_stack.errors import ExitCode
 from dagster_stack.messaging.connection import connected
 from dagster_stack.messaging.dead_letters import QUEUE, DeadLetter, letters
-from dagster_stack.settings import BROKER_VARIABLE
+from dagster_stack.settings import broker_address
 
 #: Characters of a message's body, and of the names of its run and step, in the table.
 SHOWN_BODY, SHOWN_NAME = 80, 200
@@ -29,7 +29,7 @@ To remove them, purge the queue {QUEUE.name} in RabbitMQ's management."""
 
 def show_dead_letters(out: TextIO, as_json: bool, environment: Mapping[str, str] = os.environ) -> ExitCode:
     """Print what was put aside, the oldest first. Raises UsageError or BrokerUnreachable."""
-    with connected(environment.get(BROKER_VARIABLE)) as (_, connection):
+    with connected(broker_address(environment)) as (_, connection):
         found = list(letters(connection))
     if as_json:
         print(json.dumps([asdict(letter) for letter in found], indent=2), file=out)

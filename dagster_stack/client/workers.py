@@ -15,7 +15,7 @@ from dagster_stack.errors import ExitCode
 from dagster_stack.messaging.connection import connected
 from dagster_stack.messaging.workers import Activity, Worker, ask
 from dagster_stack.monitoring.formatting import seconds
-from dagster_stack.settings import BROKER_VARIABLE
+from dagster_stack.settings import broker_address
 
 #: Seconds for the answers. Their number is not known, so it waits in full. A busy worker's takes some 50 ms.
 ANSWER_TIMEOUT_SECS = 1.5
@@ -27,7 +27,7 @@ PLAIN_WIDTH = 200
 
 def show_workers(out: TextIO, as_json: bool, environment: Mapping[str, str] = os.environ) -> ExitCode:
     """Print all workers; FAILED when none is alive. Raises UsageError or BrokerUnreachable."""
-    workers = ask_workers(environment.get(BROKER_VARIABLE))
+    workers = ask_workers(broker_address(environment))
     if as_json:
         print(json.dumps([asdict(worker) for worker in workers], indent=2), file=out)
     elif workers:

@@ -5,14 +5,14 @@ import os
 from celery import Celery
 
 from dagster_stack.messaging.task_names import RUN_QUEUE
-from dagster_stack.settings import BROKER_VARIABLE
+from dagster_stack.settings import BROKER_PARTS, BROKER_VARIABLE, broker_address
 
 _withheld: dict[str, str] = {}
 
 
 def address() -> str | None:
     """As this process's environment says, or said."""
-    return os.environ.get(BROKER_VARIABLE) or _withheld.get(BROKER_VARIABLE)
+    return broker_address() or _withheld.get(BROKER_VARIABLE)
 
 
 def withhold(app: Celery | None = None) -> None:
@@ -22,7 +22,10 @@ def withhold(app: Celery | None = None) -> None:
     """
     if app and RUN_QUEUE in app.amqp.queues.consume_from:
         return
-    if url := os.environ.pop(BROKER_VARIABLE, None):
+    url = broker_address()
+    for name in (BROKER_VARIABLE, BROKER_PARTS["PASSWORD"]):
+        os.environ.pop(name, None)
+    if url:
         _withheld[BROKER_VARIABLE] = url
         if app:
             app.conf.broker_url = url

@@ -5,6 +5,7 @@ from pathlib import Path
 from celery import Celery
 from kombu.entity import Queue
 
+from dagster_stack.authorities import broker_tls
 from dagster_stack.messaging.address import address
 from dagster_stack.messaging.task_names import STOCK_TASKS
 from dagster_stack.settings import CeleryConfig, Settings
@@ -22,9 +23,11 @@ POLLING_SECS = 0.05
 
 def make_app(config: CeleryConfig, settings: Settings) -> Celery:
     """An app with the settings of `celery.yaml` or a job; makes no connection."""
-    app = Celery("dagster", broker=config.broker or address(), backend=config.backend, include=config.include)
+    broker = config.broker or address()
+    app = Celery("dagster", broker=broker, backend=config.backend, include=config.include)
+    app.conf.update(broker_use_ssl=broker_tls(broker))
     app.conf.update(config.config_source)
-    if settings.embedded and not (config.broker or address()):
+    if settings.embedded and not broker:
         use_folder_as_broker(app, settings.broker_folder)
     app.conf.update(
         task_queues=[

@@ -7,6 +7,7 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import KombuError
 
+from dagster_stack.authorities import broker_tls
 from dagster_stack.errors import BrokerUnreachable, UsageError
 from dagster_stack.settings import BROKER_VARIABLE
 
@@ -24,7 +25,11 @@ def connected(broker: str | None) -> Iterator[tuple[Celery, Any]]:
         )
     app = Celery(broker=broker)
     # One try, since a person waits.
-    app.conf.update(broker_connection_timeout=CONNECT_TIMEOUT_SECS, broker_connection_retry=False)
+    app.conf.update(
+        broker_connection_timeout=CONNECT_TIMEOUT_SECS,
+        broker_connection_retry=False,
+        broker_use_ssl=broker_tls(broker),
+    )
     try:
         transport = app.connection_for_write().transport
     except KeyError as error:

@@ -10,12 +10,14 @@ from urllib.parse import quote
 
 import requests
 
+from dagster_stack.authorities import bundle
 from dagster_stack.messaging.task_names import RUN_QUEUE
+from dagster_stack.settings import BROKER_PARTS
 
 URL_VARIABLE = "DAGSTER_STACK_BROKER_API_URL"
 USER_VARIABLE = "DAGSTER_STACK_BROKER_API_USER"
 PASSWORD_VARIABLE = "DAGSTER_STACK_BROKER_API_PASSWORD"
-VHOST_VARIABLE = "DAGSTER_STACK_BROKER_VHOST"
+VHOST_VARIABLE = BROKER_PARTS["VHOST"]
 
 #: Seconds for an answer: the backlog is an extra, the progress must not wait long for it.
 TIMEOUT_SECS = 2.0
@@ -46,6 +48,7 @@ class BrokerApi:
         self._session = requests.Session()
         # A proxy in the environment is not for a service of this stack.
         self._session.trust_env = False
+        self._session.verify = bundle() or True
         self._session.auth = (user, password)
 
     @staticmethod

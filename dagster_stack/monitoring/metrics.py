@@ -18,7 +18,7 @@ from dagster_stack.monitoring.counters import History
 from dagster_stack.monitoring.database import database
 from dagster_stack.monitoring.workers import RollCall, Workers
 from dagster_stack.objects.client import s3_client
-from dagster_stack.settings import BROKER_VARIABLE, Settings
+from dagster_stack.settings import Settings, broker_address
 
 #: Seconds that one who asks waits for those before: about as long as one of them may wait for a store. Else requests
 #: would pile up while a store hangs.
@@ -77,7 +77,7 @@ class Figures(Collector):
 def figures_of_stack(environment: Mapping[str, str] = os.environ) -> Figures:
     """Of the stores and the broker that the environment names; what is slow to ask is asked in threads from now on."""
     sources: list[Source] = []
-    if broker := environment.get(BROKER_VARIABLE):
+    if broker := broker_address(environment):
         workers = Workers()
         RollCall(broker, workers).start()
         sources.append(workers.figures)

@@ -5,14 +5,23 @@ from functools import cache
 from typing import Any, cast
 
 import boto3
+import botocore.session
 from botocore.config import Config
 
+from dagster_stack.authorities import bundle
 from dagster_stack.patches.botocore import renew_connections
 
 #: Seconds that a link given to a browser stays valid: the longest that S3 signatures allow, 7 days.
 LINK_LIFETIME_SECS = 7 * 24 * 3600
 #: What boto3 calls the keys, and the ends of the variables' names.
-KEYS = {"aws_access_key_id": "ACCESS_KEY", "aws_secret_access_key": "SECRET_KEY", "region_name": "REGION"}
+KEYS = {
+    "aws_access_key_id": "ACCESS_KEY",
+    "aws_secret_access_key": "SECRET_KEY",
+    "aws_session_token": "SESSION_TOKEN",
+    "region_name": "REGION",
+}
+#: What the stack's own keys are called; there and empty: the machine has a role.
+ACCESS_KEY_VARIABLE = "DAGSTER_STACK_S3_ACCESS_KEY"
 #: The cure for a request that S3 takes for too old or too new.
 CLOCKS = "this machine's clock and the store's differ by more than 15 minutes. Set both by NTP."
 
@@ -35,9 +44,20 @@ def s3_client(endpoint_url: str | None, impatient: bool = False) -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    client = boto3.Session().client("s3", endpoint_url=endpoint_url, config=config, **own_keys())
+    client = new_client(endpoint_url, config)
     _clients.append(client)
     return client
+
+
+def new_client(endpoint_url: str | None, config: Config | None = None) -> Any:
+    """A client with the stack's own keys, or those of the machine's role, which trusts a company's own certificates too."""
+    session = botocore.session.Session()
+    if os.environ.get(ACCESS_KEY_VARIABLE) == "":
+        # A project's own keys may be in the environment.
+        session.get_component("credential_provider").remove("env")
+    return boto3.Session(botocore_session=session).client(
+        "s3", endpoint_url=endpoint_url, config=config, verify=bundle(), **own_keys()
+    )
 
 
 def own_keys() -> dict[str, str]:

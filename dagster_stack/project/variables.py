@@ -17,6 +17,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NoReturn
 
+from dagster_stack import environment
+
 #: The texts, the most important one last, as JSON in base64: nothing in it means anything to a shell or to Compose.
 VARIABLE = "DAGSTER_STACK_VARIABLES"
 #: Bytes that it may have: Linux takes no longer variable.
@@ -38,6 +40,7 @@ OWN = {
     "LD_PRELOAD": "take the line out",
     "LD_LIBRARY_PATH": "take the line out",
     "AWS_PROFILE": "~/.aws is not there: give its keys, as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "PGSSLROOTCERT": "Dagster's own connections would follow it: put sslrootcert into your connection's address",
     "PGSSLMODE": "Dagster's own connections would follow it: put sslmode into your connection's address",
     # Without the stack's own hosts in it, services would look for each other behind the proxy.
     **dict.fromkeys(("NO_PROXY", "no_proxy"), "name those hosts in NO_PROXY of the stack's own .env"),
@@ -55,7 +58,13 @@ FAMILIES = ("DAGSTER_STACK_", "DAGSTER_POSTGRES_", "CELERY_")
 #: A project that names one of these has a store of its own: none of the stack's variables for S3 reach it then.
 OWN_STORE = ("AWS_ACCESS_KEY_ID", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
 #: Those that the stack gives to user code, for its own bucket.
-OF_STORE = ("AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
+OF_STORE = (
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
+)
 
 # The grammar of python-dotenv, as far as names need it.
 _SPACE, _BLANKS = re.compile(r"\s*"), re.compile(r"[^\S\r\n]*")
@@ -156,9 +165,10 @@ def of_location(name: str) -> dict[str, str]:
 
 def main(command: Sequence[str]) -> NoReturn:
     try:
+        environment.complete()
         apply()
-    except ValueError as error:
-        sys.exit(f"{VARIABLE} can't be read ({error}): `make up` writes it anew.")
+    except (ValueError, OSError) as error:
+        sys.exit(f"What `make up` has handed on can't be used ({error}): `make up` writes it anew.")
     try:
         os.execvp(command[0], list(command))
     except OSError as error:

@@ -1,7 +1,15 @@
 """The `flower` service: Celery's tasks as they go, with logs as all services have them."""
 
+import os
+from collections.abc import MutableMapping
+from urllib.parse import quote
+
 from dagster_stack.logs.service import configure
+from dagster_stack.messaging.management import PASSWORD_VARIABLE, URL_VARIABLE, USER_VARIABLE
 from dagster_stack.patches.servers import OBSERVE_TASK
+
+#: Flower's own.
+BROKER_API_VARIABLE = "FLOWER_BROKER_API"
 
 
 def bound_figures() -> None:
@@ -13,8 +21,20 @@ def bound_figures() -> None:
     OBSERVE_TASK.replace(lambda *_: None)
 
 
+def name_broker_api(environment: MutableMapping[str, str] = os.environ) -> None:
+    """Give Flower RabbitMQ's management in the one form that it takes: an address with a login."""
+    url, user, password = (
+        environment.get(name, "") for name in (URL_VARIABLE, USER_VARIABLE, PASSWORD_VARIABLE)
+    )
+    if url and password and not environment.get(BROKER_API_VARIABLE):
+        scheme, _, place = url.rstrip("/").partition("://")
+        login = ":".join(quote(text, safe="") for text in (user, password))
+        environment[BROKER_API_VARIABLE] = f"{scheme}://{login}@{place}/api/"
+
+
 def main() -> None:
     """Run Flower, as FLOWER_* configure it, until it is stopped."""
+    name_broker_api()
     # Whoever imports it becomes the app's process.
     from dagster_stack.app import app
 

@@ -17,10 +17,11 @@ from botocore.exceptions import ClientError
 from kombu.connection import Connection
 from sqlalchemy.engine import Engine
 
+from dagster_stack.authorities import broker_tls
 from dagster_stack.errors import ProvisionError
 from dagster_stack.objects.client import s3_client
 from dagster_stack.objects.conditions import ABSENT
-from dagster_stack.settings import BROKER_VARIABLE, Settings
+from dagster_stack.settings import Settings, broker_address
 from dagster_stack.store.facts import Facts
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,7 @@ def own_places(settings: Settings, facts: Facts, engine: Engine) -> None:
         return
     claimant = own_database(claimant, facts, engine)
     own_prefix(claimant, settings)
-    if url := os.environ.get(BROKER_VARIABLE):
+    if url := broker_address():
         own_vhost(claimant, url)
 
 
@@ -136,7 +137,14 @@ def own_prefix(claimant: Claimant, settings: Settings) -> None:
 
 def own_vhost(claimant: Claimant, url: str) -> None:
     """The mark is an exchange that nobody uses; whose it is stands in the name of its alternate."""
-    with Connection(url, connect_timeout=5) as connection:
+    with Connection(url, connect_timeout=5, ssl=broker_tls(url) or False) as connection:
+        try:
+            connection.connect()
+        except amqp.exceptions.AccessRefused as error:
+            raise ProvisionError(
+                f"RabbitMQ refuses the login {connection.userid}: {error}. Correct RABBITMQ_USER, RABBITMQ_PASSWORD and"
+                " RABBITMQ_VHOST in .env: they stand there as they are, not percent-encoded."
+            ) from error
         try:
             before = marked(connection, claimant.owner.mark)
             if before is None:

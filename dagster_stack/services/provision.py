@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -26,9 +27,10 @@ from dagster_stack import tags
 from dagster_stack.code_version import code_version
 from dagster_stack.definitions import DIFFERS, DIFFERS_DAYS
 from dagster_stack.errors import ProvisionError
-from dagster_stack.objects.client import CLOCKS, s3_client
+from dagster_stack.objects.client import CLOCKS, new_client, s3_client
 from dagster_stack.objects.conditions import TOLD, TOLD_DAYS, UNFENCED, Write, note, place_of, probe
 from dagster_stack.project import data
+from dagster_stack.services.former_key import remove_ended
 from dagster_stack.services.lifecycle import expire_logs_of_outside_bucket, set_log_expiry
 from dagster_stack.services.ownership import own_places
 from dagster_stack.settings import Settings
@@ -172,7 +174,7 @@ def make_bucket(client: Any, settings: Settings) -> None:
 def make_outside_bucket(settings: Settings) -> None:
     """Use the bucket of an outside store; make it and its expiry rule where the keys allow that."""
     assert settings.s3 is not None
-    client = boto3.client("s3")
+    client = new_client(settings.s3.endpoint_url)
     bucket = settings.s3.bucket
     was_made = False
     try:
@@ -214,6 +216,8 @@ def make_user(root: MinioRoot, settings: Settings) -> None:
     admin.policy_add(POLICY_NAME, policy=policy)
     admin.user_add(user, os.environ["AWS_SECRET_ACCESS_KEY"])
     attach_policy(admin, user, POLICY_NAME)
+    for former in remove_ended(admin, datetime.now(UTC)):
+        logger.info("S3 user %s, a former one, is removed", former, extra={"action": "user.removed"})
     logger.info(
         "S3 user %s may use bucket %s and nothing else",
         user,
@@ -247,7 +251,7 @@ def administration(root: MinioRoot, endpoint_url: str) -> MinioAdmin:
 
 
 def attach_policy(admin: MinioAdmin, user: str, policy: str) -> None:
-    if json.loads(admin.user_info(user)).get("policyName") == policy:
+    if policy in str(json.loads(admin.user_info(user)).get("policyName", "")).split(","):
         return
     admin.attach_policy([policy], user=user)
 

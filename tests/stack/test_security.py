@@ -400,7 +400,10 @@ def test_s3_refuses_strangers(stack: Stack) -> None:
 
 def test_the_stacks_broker_user_has_no_management_and_no_other_vhost(stack: Stack) -> None:
     # Given that its password is right: it works from where workers are
-    connect = "import os, kombu; kombu.Connection(os.environ['CELERY_BROKER_URL'].rpartition('/')[0] + '/{}').connect()"
+    connect = (
+        "import kombu, dagster_stack.messaging.address as broker;"
+        " kombu.Connection(broker.address().rpartition('/')[0] + '/{}').connect()"
+    )
     assert stack.exec("worker", "python", "-c", connect.format("dagster")).returncode == 0
     # Then the management API is closed to it
     assert stack.broker_response("overview", "dagster").status_code == 401

@@ -29,6 +29,8 @@ from tests.stack.test_deploy import NOT_COPIED
 from tests.waiting import wait_until
 
 STORES = ("postgres", "rabbitmq", "minio")
+#: What a password of an outside store may hold: all that means something to a shell, to Compose, or in an address.
+PASSWORD = """o$ut${side} #%41'"\\x@:/?&+*`e"""
 SECOND = f"{PROJECT}-second"
 #: A folder's name that shells, Make and Compose may stumble over.
 FOLDER = "Jörg's $HOME #1 (copy)"
@@ -228,7 +230,7 @@ class OutsideStores:
 def outside(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OutsideStores]:
     bridge = gateway(stack)
     postgres, rabbitmq, rabbitmq_api, s3 = free_ports(4)
-    password = "outside0123456789"
+    password = PASSWORD
     with ExitStack() as cleanup:
         cleanup.enter_context(
             container(
@@ -328,7 +330,8 @@ def s3_status(address: str, port: int) -> int | None:
 def outsourced(second: Second, outside: OutsideStores) -> Stack:
     """The second copy, whose .env now names outside stores."""
     for name, value in outside.settings.items():
-        env_file.set_value(name, value, second.stack.env)
+        in_quotes = value.replace("'", "\\'")
+        env_file.set_value(name, f"'{in_quotes}'", second.stack.env)
     second.stack.make("up")
     return second.stack
 

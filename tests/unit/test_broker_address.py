@@ -4,12 +4,14 @@ import os
 
 import pytest
 from celery import Celery
+from kombu.connection import Connection
 
+from dagster_stack import environment
 from dagster_stack.messaging import address as broker_address
 from dagster_stack.messaging.address import address, withhold
 from dagster_stack.messaging.app_factory import make_app
 from dagster_stack.run.executor import run_app
-from dagster_stack.settings import BROKER_VARIABLE, CeleryConfig, Settings
+from dagster_stack.settings import BROKER_PARTS, BROKER_VARIABLE, CeleryConfig, Settings
 
 URL = "amqp://dagster:sesame@rabbitmq:5672/dagster"
 
@@ -66,3 +68,68 @@ def test_where_runs_are_driven_it_stays() -> None:
     withhold(worker("runs"))
 
     assert os.environ[BROKER_VARIABLE] == URL
+
+
+ODD = """a$b #%41'"\\@:/?&+=*`{}é["""
+
+
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(BROKER_VARIABLE)
+    for part, value in zip(
+        BROKER_PARTS, ("amqps", "mq.example.com", "5671", "v/h", f"me{ODD}", ODD), strict=True
+    ):
+        monkeypatch.setenv(BROKER_PARTS[part], value)
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_a_password_of_any_characters_arrives_as_it_stands_in_env() -> None:
+    connection = Connection(address())
+
+    assert (connection.userid, connection.password, connection.virtual_host) == (f"me{ODD}", ODD, "v/h")
+    assert (connection.hostname, connection.port, connection.transport_cls) == (
+        "mq.example.com",
+        5671,
+        "amqps",
+    )
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_an_address_that_is_set_wins_over_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BROKER_VARIABLE, URL)
+
+    assert address() == URL
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_the_first_command_of_a_container_gets_the_address_for_whoever_reads_the_variable() -> None:
+    expected = address()
+
+    environment.complete()
+
+    assert os.environ[BROKER_VARIABLE] == expected
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_the_parts_are_without_the_password_too_once_it_is_withheld() -> None:
+    expected = address()
+
+    withhold(worker("dagster"))
+
+    assert ODD not in os.environ.values()
+    assert address() == expected
+
+
+@pytest.mark.parametrize("part", ["HOST", "PASSWORD"])
+@pytest.mark.usefixtures("in_parts")
+def test_parts_that_are_not_complete_are_no_address(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    monkeypatch.setenv(BROKER_PARTS[part], "")
+
+    assert address() is None
+
+
+@pytest.mark.usefixtures("in_parts")
+def test_an_address_by_number_is_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BROKER_PARTS["HOST"], "2001:db8::1")
+
+    assert Connection(address()).hostname == "2001:db8::1"

@@ -117,7 +117,7 @@ def test_permissions_that_were_opened_are_closed_again(env: Path, example: Path)
         ("DAGIT_PORT=3100 # moved", "3100"),
         ("DAGIT_PORT=3000\nDAGIT_PORT=3100", "3100"),
         ("DAGIT_PORT=", ""),
-        ("DAGIT_PORT= # none", ""),
+        ("DAGIT_PORT= # none", "# none"),
         ("DAGIT_PORT=a#b", "a#b"),
         ("DAGIT_PORT='a # b' # c", "a # b"),
     ],

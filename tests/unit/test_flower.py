@@ -7,7 +7,7 @@ from flower import options  # noqa: F401 (defines what PrometheusMetrics reads)
 from flower.events import PrometheusMetrics, get_prometheus_metrics
 from prometheus_client import REGISTRY
 
-from dagster_stack.services.flower import bound_figures
+from dagster_stack.services.flower import bound_figures, name_broker_api
 
 
 def test_flower_counts_workers_and_no_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -25,3 +25,24 @@ def test_flower_counts_workers_and_no_tasks(monkeypatch: pytest.MonkeyPatch) -> 
     labels = {"worker": "dagster@1"}
     assert REGISTRY.get_sample_value("flower_worker_number_of_currently_executing_tasks", labels) == 3
     assert not [s for family in REGISTRY.collect() for s in family.samples if "task" in s.labels]
+
+
+def test_flower_gets_the_login_of_the_management_in_an_address() -> None:
+    environment = {
+        "DAGSTER_STACK_BROKER_API_URL": "https://mq.example.com:15671/", "DAGSTER_STACK_BROKER_API_USER": "monitor",
+        "DAGSTER_STACK_BROKER_API_PASSWORD": "a@b:/#%",
+    }  # fmt: skip
+
+    name_broker_api(environment)
+
+    assert environment["FLOWER_BROKER_API"] == "https://monitor:a%40b%3A%2F%23%25@mq.example.com:15671/api/"
+
+
+def test_flower_keeps_an_address_that_somebody_has_set() -> None:
+    environment = {
+        "DAGSTER_STACK_BROKER_API_URL": "http://x", "DAGSTER_STACK_BROKER_API_PASSWORD": "p", "FLOWER_BROKER_API": "http://y",
+    }  # fmt: skip
+
+    name_broker_api(environment)
+
+    assert environment["FLOWER_BROKER_API"] == "http://y"

@@ -10,7 +10,7 @@ import pytest
 from dagster_stack.errors import ProvisionError
 from dagster_stack.objects.client import s3_client
 from dagster_stack.services import ownership
-from dagster_stack.services.ownership import own_places
+from dagster_stack.services.ownership import Claimant, Owner, own_places, own_vhost
 from dagster_stack.services.provision import provision
 from dagster_stack.settings import Settings
 from tests.unit import conftest
@@ -27,6 +27,8 @@ class Broker:
         self.mark: str | None = None
         self.virtual_host = "shared"
         self.default_channel = self
+        self.userid = "me"
+        self.refuses = False
 
     def __call__(self, url: str, **_: Any) -> "Broker":
         return self
@@ -36,6 +38,10 @@ class Broker:
 
     def __exit__(self, *_: object) -> None:
         pass
+
+    def connect(self) -> None:
+        if self.refuses:
+            raise amqp.exceptions.AccessRefused("ACCESS_REFUSED - Login was refused", (0, 0))
 
     def channel(self) -> "Broker":
         return self
@@ -221,3 +227,12 @@ def test_init_prepares_outside_stores_as_often_as_it_is_started(
     assert broker.mark
     (rule,) = client.get_bucket_lifecycle_configuration(Bucket="whole")["Rules"]
     assert rule.get("Filter", {}).get("Prefix", rule.get("Prefix")) == "team/logs/"
+
+
+def test_a_broker_that_refuses_the_login_says_how_its_password_stands_in_env(broker: Broker) -> None:
+    broker.refuses = True
+
+    with pytest.raises(
+        ProvisionError, match=r"refuses the login me: .*RABBITMQ_PASSWORD.* not percent-encoded"
+    ):
+        own_vhost(Claimant(Owner("a", "b"), takes_over=False), "amqp://x")

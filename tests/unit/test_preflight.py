@@ -322,3 +322,20 @@ def test_several_problems_are_named_at_once() -> None:
 
     with pytest.raises(Failure, match="a: more a\n    c: more c"):
         preflight.report(findings)
+
+
+@pytest.mark.parametrize(
+    ("text", "refused"),
+    [
+        ("S3_ACCESS_KEY=\n", True),
+        ("S3_ACCESS_KEY=a\n", False),
+        ("S3_ACCESS_KEY=\nS3_ENDPOINT_URL=https://s3.example.com\n", False),
+    ],
+)
+def test_only_an_outside_s3_store_may_do_without_an_access_key(env: Path, text: str, refused: bool) -> None:
+    env.write_text(text)
+
+    found = preflight.keys()
+
+    assert bool(found) == refused
+    assert all(finding.fatal and "S3_ENDPOINT_URL" in finding.cure for finding in found)

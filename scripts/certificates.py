@@ -1,0 +1,67 @@
+"""TLS_CA_FILE: a company's certificates, handed to the services that connect to outside stores."""
+
+import base64
+import ssl
+from pathlib import Path
+
+from dagster_stack.authorities import BUNDLE_VARIABLE, PUBLIC, VARIABLE
+from scripts import env_file
+from scripts.compose import project
+from scripts.console import BUILD_FOLDER, ROOT, Failure, done
+
+SETTING = "TLS_CA_FILE"
+#: Where containers have the public certificates and these: in scratch space that nobody clears.
+BUNDLE = "/tmp/dagster/tls/bundle.pem"
+#: Characters that it may have: Linux takes no longer variable.
+MOST = 90_000
+
+
+def file() -> Path:
+    """The file by which Compose gives them to containers; there only where there is something to say."""
+    return BUILD_FOLDER / "tls" / f"{project()}.env"
+
+
+def record() -> None:
+    """Write for Compose what containers trust; raises Failure for a TLS_CA_FILE that holds no certificate."""
+    values = variables()
+    env_file.hand_on(file(), "".join(f"{name}={value}\n" for name, value in values.items()), like=ROOT)
+
+
+def variables() -> dict[str, str]:
+    settings = env_file.settings()
+    values = {}
+    if named := settings.get(SETTING):
+        found = certificates(named)
+        values = {VARIABLE: base64.b64encode(found.encode()).decode()}
+        # Whatever library user code has: OpenSSL, Go and Rust read the second, boto3 the third.
+        values |= dict.fromkeys((BUNDLE_VARIABLE, "SSL_CERT_FILE", "AWS_CA_BUNDLE"), BUNDLE)
+    if settings.get("POSTGRES_SSLMODE", "").startswith("verify-"):
+        # Not for `require`: libpq would verify what was only to be encrypted.
+        values["PGSSLROOTCERT"] = BUNDLE if named else str(PUBLIC)
+    return values
+
+
+def certificates(named: str) -> str:
+    """The file's text; raises Failure with the cure."""
+    where = f"{SETTING}={named} in {env_file.env_path().name}"
+    path = ROOT / Path(named).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8")
+        if "PRIVATE KEY-----" in text:
+            raise Failure(
+                f"{where} has a private key, which no service needs: name a file with the certificates alone."
+            )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.load_verify_locations(cadata=text)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise Failure(
+            f"{where} has no certificates that can be read ({error}): name the file of the company's CA, in PEM"
+            " (-----BEGIN CERTIFICATE-----), or take the line out."
+        ) from None
+    if len(text) > MOST:
+        raise Failure(
+            f"{where} has {len(text):,} characters, and containers take {MOST:,}: name a file with the company's own"
+            " certificates; the public ones are trusted anyway."
+        )
+    done(f"{context.cert_store_stats()['x509']} certificates of {path} are trusted, beside the public ones")
+    return text

@@ -1,0 +1,57 @@
+"""`make rotate`: new passwords for the stack's own stores, and no run fails.
+
+As with `make deploy` the daemon stops and runs under way end first, or are handed over. Then `.env` gets new logins, stores
+learn them beside the former ones, services are swapped, and the former ones are closed. Killed before the swap it leaves
+all as it was; later `make rotate` or `make up` completes it.
+"""
+
+import os
+import signal
+
+from scripts import certificates, compose, deploy, env_file, logins, up
+from scripts.console import Failure, done, main, say
+
+WAYS = {
+    "wait": "Runs under way end first, at most {minutes} min; then all services are swapped.",
+    "hand-over": "All services are swapped at once; runs under way go on with the new ones.",
+}
+
+
+def rotate() -> None:
+    compose.require_env_file()
+    env_file.require_clear()
+    how, minutes = deploy.wanted()
+    # `kill` ends it as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if logins.former():
+        say("Completing the rotation that was interrupted")
+    else:
+        what = os.environ.get("WHAT") or logins.ALL
+        described(logins.chosen(what), what, WAYS[how].format(minutes=minutes))
+        logins.renewed(what)
+        if not up.is_up():
+            raise Failure(
+                "Not all services are up with the images and settings that they should have: `make up` first, then rotate."
+            )
+        with deploy.queue_stopped():
+            if how == "wait":
+                deploy.wait_for_runs(minutes)
+            env_file.set_values(logins.renewed(what))
+            done(f"new passwords are in {env_file.env_path().name}: keep it with your backups")
+    certificates.record()
+    deploy.swap()
+    logins.close_former()
+    done("all services have the new passwords, and no store takes the former ones")
+
+
+def described(stores: list[str], what: str, way: str) -> None:
+    titles = [logins.STORES[name].title for name in stores]
+    others = ", and those of people, pages and monitoring" if what == logins.ALL else ""
+    say(f"New passwords for {', '.join(titles)}{others}")
+    say(
+        f"  {way} Stores restart for that, but queued runs wait meanwhile. Then the former passwords are refused."
+    )
+
+
+if __name__ == "__main__":
+    main(rotate)
