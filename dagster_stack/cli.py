@@ -102,6 +102,17 @@ def dead_letters(as_json: bool) -> ExitCode:
 
 
 @cli.command()
+@click.option("--user", metavar="NAME", help="What this user did.")
+@click.option("--since", metavar="TIME", help="From then on: 10m, 2h, 3d ago, or 2026-11-29.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def audit(user: str | None, since: str | None, as_json: bool) -> ExitCode:
+    """Show who did what in Dagit, the oldest first."""
+    from dagster_stack.client.audit import show_audit
+
+    return show_audit(sys.stdout, user, since, as_json=as_json)
+
+
+@cli.command()
 def init() -> None:
     """Make schema, bucket, S3 user and data folder: the service `init`, safe to repeat."""
     with uncollected():

@@ -91,6 +91,12 @@ class BrokerUnreachable(StackError):
     exit_code = ExitCode.UNREACHABLE
 
 
+class DatabaseUnreachable(StackError):
+    """Raised when Postgres does not answer what a command asks."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
 class PrometheusUnreachable(StackError):
     """Raised when Prometheus does not answer at its address."""
 

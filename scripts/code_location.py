@@ -20,9 +20,9 @@ QUERY = """
 """
 
 
-def check(dagit_url: str) -> None:
+def check(dagit_url: str, opener: urllib.request.OpenerDirector = DIRECTLY) -> None:
     """Raises Failure with the error of each code location that can't be loaded."""
-    errors = load_errors(workspace(dagit_url))
+    errors = load_errors(workspace(dagit_url, opener))
     if errors:
         raise Failure(
             "The stack is up, but Dagit can't load your code:\n\n"
@@ -31,7 +31,7 @@ def check(dagit_url: str) -> None:
         )
 
 
-def workspace(dagit_url: str) -> dict:
+def workspace(dagit_url: str, opener: urllib.request.OpenerDirector) -> dict:
     """What Dagit says of its code locations, once it has loaded them or given up."""
     request = urllib.request.Request(
         f"{dagit_url}/graphql",
@@ -41,7 +41,7 @@ def workspace(dagit_url: str) -> dict:
     deadline = time.monotonic() + LOAD_TIMEOUT_SECS
     while True:
         try:
-            with DIRECTLY.open(request, timeout=LOAD_TIMEOUT_SECS) as response:
+            with opener.open(request, timeout=LOAD_TIMEOUT_SECS) as response:
                 answer: dict = json.load(response)["data"]["workspaceOrError"]
         except OSError as error:
             raise Failure(

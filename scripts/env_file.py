@@ -27,6 +27,8 @@ SECRETS = (
     "FLOWER_PASSWORD",
     "S3_SECRET_KEY",
     "GRAFANA_PASSWORD",
+    "DOOR_ADMIN_PASSWORD",
+    "DOOR_SECRET",
     "STACK_ID",
 )
 #: Profiles of the stack's own stores. Naming an outside store switches its own off, not leaving its profile out.
@@ -83,6 +85,11 @@ def settings() -> dict[str, str]:
 def profiles() -> set[str]:
     """The parts of the stack that are started."""
     return {name for part in settings().get("COMPOSE_PROFILES", "").split(",") if (name := part.strip())}
+
+
+def has_login() -> bool:
+    """Whether the pages stand behind the door: LOGIN=on."""
+    return settings().get("LOGIN") == "on"
 
 
 def complete_profiles() -> None:

@@ -86,6 +86,7 @@ def images() -> list[Image]:
             "dagster-celery-stack/minio", "minio", ("docker/minio",), "compiles MinIO, 4 minutes on 2 cores"
         ),
         Image("dagster-celery-stack/prometheus", "prometheus", ("docker/prometheus",)),
+        Image("dagster-celery-stack/door", "door", ("docker/door",)),
         Image("dagster-celery-stack/postgres-exporter", "postgres-exporter", ("docker/postgres-exporter",)),
     ]
 
@@ -210,6 +211,8 @@ def wanted() -> list[Image]:
 
 def is_started(service: str) -> bool:
     """Whether a service's own container is part of the stack: its profile is on, its store is no outside one."""
+    if service == "door":
+        return env_file.has_login()
     if service == "prometheus":
         return MONITORING in env_file.profiles()
     if service == "postgres-exporter":

@@ -36,6 +36,8 @@ PORT_VARIABLES = {
     "MINIO_PORT": ("MinIO's S3", 9000),
     "MINIO_CONSOLE_PORT": ("MinIO's console", 9001),
 }
+#: Those that are the door's with LOGIN=on.
+DOOR_PORTS = ("DAGIT_PORT", "MINIO_PORT")
 #: Those of the profiles that may be off.
 PROFILE_PORTS = {
     "monitoring": {
@@ -214,16 +216,19 @@ def runs_at_once() -> list[Finding]:
 def ports() -> list[Finding]:
     """The addresses that the stack publishes: free, or already its own."""
     settings = env_file.settings()
-    address = settings.get("BIND_ADDRESS") or "127.0.0.1"
+    bound = settings.get("BIND_ADDRESS") or "127.0.0.1"
     file = env_file.env_path().name
     own, elsewhere = compose.published_ports(), engine.is_elsewhere()
     findings = []
     chosen: dict[int, str] = {}
-    of_profiles = [PROFILE_PORTS.get(profile, {}) for profile in sorted(env_file.profiles())]
+    # Behind the door the pages of monitoring have no port of their own.
+    profiles = () if env_file.has_login() else sorted(env_file.profiles())
+    of_profiles = [PROFILE_PORTS.get(profile, {}) for profile in profiles]
     for variable, (subject, default) in ChainMap(*of_profiles[::-1], PORT_VARIABLES).items():
         if is_outside(variable, settings):
             continue
         port = env_file.number(variable, default, HIGHEST_PORT)
+        address = "127.0.0.1" if env_file.has_login() and variable not in DOOR_PORTS else bound
         found, cure = "free", ""
         if port in chosen:
             found, cure = (

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import NoReturn
 from uuid import uuid4
 
-from scripts import compose
+from scripts import compose, env_file
 from scripts.console import Failure, interactive, main
 from scripts.engine import docker
 
 #: The variable that carries the run config into the container, which can't see this host's files.
 CONFIG_VARIABLE = "RUN_CONFIG"
+#: By which Dagit knows whom it may trust. It is for the commands that ask Dagit, and for no other process.
+SECRET_VARIABLE = "DOOR_SECRET"
+ASKING_DAGIT = ("run", "demo", "reload")
 
 
 def run() -> NoReturn:
@@ -43,6 +46,9 @@ def read_config(file: Path) -> str:
 def command_line(*arguments: str) -> NoReturn:
     """Become the stack's command line, in a container of its own."""
     options = ["--env", CONFIG_VARIABLE] if CONFIG_VARIABLE in os.environ else []
+    if env_file.has_login() and arguments[0] in ASKING_DAGIT:
+        os.environ[SECRET_VARIABLE] = env_file.settings().get(SECRET_VARIABLE, "")
+        options += ["--env", SECRET_VARIABLE]
     command = [*options, "cli", "python", "-m", "dagster_stack", *arguments]
     start = ["--progress", "quiet", "run", "--rm", "--no-deps"]
     if interactive():

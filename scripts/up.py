@@ -17,6 +17,7 @@ from scripts import (
     engine,
     env_file,
     images,
+    login,
     logins,
     preflight,
     proxies,
@@ -49,6 +50,8 @@ def up() -> None:
     say("Starting")
     start()
     logins.close_former()
+    if env_file.has_login():
+        login.hand_over_certificate()
     # Before the user is told what to do next.
     check_code_location()
     addresses()
@@ -64,6 +67,8 @@ def prepare() -> None:
     preflight.report([*preflight.versions(), *preflight.disk()])
     env_file.complete()
     env_file.complete_profiles()
+    preflight.report(login.findings())
+    login.derive()
     compose.require_own_project()
     certificates.record()
     proxies.record()
@@ -95,7 +100,10 @@ def make_readable(folder: Path) -> None:
 def check_code_location() -> None:
     """Raise Failure when Dagit, where it can be asked from here, can't load the code."""
     if not engine.is_elsewhere():
-        code_location.check(dagit_url())
+        if env_file.has_login():
+            code_location.check(local_url("https"), login.opener())
+        else:
+            code_location.check(local_url("http"))
 
 
 def start() -> None:
@@ -243,8 +251,9 @@ def unwell_failure(container: compose.Container) -> Failure:
     )
 
 
-def dagit_url() -> str:
-    return f"http://{host()}:{env_file.settings().get('DAGIT_PORT') or 3000}"
+def local_url(scheme: str) -> str:
+    """Where Dagit, or the door before it, is reached from here."""
+    return f"{scheme}://{host()}:{env_file.settings().get('DAGIT_PORT') or 3000}"
 
 
 def host() -> str:
@@ -259,30 +268,49 @@ def addresses() -> None:
     """Where to look, and what to do next."""
     settings = env_file.settings()
     name = env_file.env_path().name
-    rows = [("Dagit", dagit_url(), "")]
+    here = host()
+    if env_file.has_login():
+        here = "127.0.0.1"
+        rows = [("Dagit", settings["DOOR_URL"], f"user {login.ADMIN}, DOOR_ADMIN_PASSWORD in {name}")]
+    else:
+        rows = [("Dagit", local_url("http"), "")]
     if not settings.get("RABBITMQ_HOST"):
         port = settings.get("RABBITMQ_PORT") or 15672
-        rows.append(("RabbitMQ", f"http://{host()}:{port}", f"user admin, RABBITMQ_ADMIN_PASSWORD in {name}"))
+        rows.append(("RabbitMQ", f"http://{here}:{port}", f"user admin, RABBITMQ_ADMIN_PASSWORD in {name}"))
     if not settings.get("S3_ENDPOINT_URL"):
         port = settings.get("MINIO_CONSOLE_PORT") or 9001
-        rows.append(("MinIO", f"http://{host()}:{port}", f"user root, MINIO_ROOT_PASSWORD in {name}"))
-    if "monitoring" in env_file.profiles():
+        rows.append(("MinIO", f"http://{here}:{port}", f"user root, MINIO_ROOT_PASSWORD in {name}"))
+    if env_file.has_login():
+        rows += [(title, f"{settings['DOOR_URL']}/{path}", "") for title, path in pages_behind_door()]
+    elif "monitoring" in env_file.profiles():
         port = settings.get("METRICS_PORT") or 9808
         rows.append(("Figures", f"http://{host()}:{port}", "`make status` has them too"))
         port = settings.get("FLOWER_PORT") or 5555
         rows.append(("Flower", f"http://{host()}:{port}", f"user admin, FLOWER_PASSWORD in {name}"))
         port = settings.get("PROMETHEUS_PORT") or 9090
         rows.append(("Prometheus", f"http://{host()}:{port}/classic/alerts", ""))
-    if "grafana" in env_file.profiles():
+    if "grafana" in env_file.profiles() and not env_file.has_login():
         port = settings.get("GRAFANA_PORT") or 3001
         rows.append(("Grafana", f"http://{host()}:{port}", f"user admin, GRAFANA_PASSWORD in {name}"))
     say("")
-    for title, address, login in rows:
-        say(f"  {title:<10} {address:<24} {login}".rstrip())
+    for title, address, note in rows:
+        say(f"  {title:<10} {address:<24} {note}".rstrip())
+    if env_file.has_login():
+        say("  `make user NAME=ana ROLE=operator` adds a user, `make users` lists them.")
     is_example = user_project.folder() == ROOT / DEFAULT
     flights = "`make demo` runs 336,776 flights through it"
     own = "`make run JOB=…` or Dagit launches a job, `make project` lists yours"
     say(f"\n  Next: {flights if is_example else own}; `make help` lists the rest.")
+
+
+def pages_behind_door() -> list[tuple[str, str]]:
+    """Those of the profiles that are on, by their titles; and the page that lists them."""
+    monitoring = [("Figures", "figures/"), ("Flower", "flower/"), ("Prometheus", "prometheus/classic/alerts")]
+    return [
+        ("Log out", "door/"),
+        *(monitoring if "monitoring" in env_file.profiles() else []),
+        *([("Grafana", "grafana/")] if "grafana" in env_file.profiles() else []),
+    ]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,10 @@ from dagster_stack.errors import DagitError, DagitUnreachable, LaunchRefused
 DEFAULT_URL = "http://127.0.0.1:3000"
 URL_VARIABLE = "DAGSTER_STACK_DAGIT_URL"
 PUBLIC_URL_VARIABLE = "DAGSTER_STACK_DAGIT_PUBLIC_URL"
+#: With a login: what the door shows Dagit, so that this client may pass as well.
+SECRET_VARIABLE = "DOOR_SECRET"
+#: Who the make commands are to Dagit.
+USER, ROLE = "make", "admin"
 
 #: Seconds for a connection: Dagit is one hop away, so more only delays the message.
 CONNECT_TIMEOUT_SECS = 3.0
@@ -70,19 +74,25 @@ class RunQueue:
 class Dagit:
     """One Dagit, by its address. Raises DagitUnreachable or DagitError; opens nothing until first used."""
 
-    def __init__(self, url: str, public_url: str | None = None) -> None:
+    def __init__(self, url: str, public_url: str | None = None, secret: str | None = None) -> None:
         self.url = url.rstrip("/")
         self._public_url = (public_url or url).rstrip("/")
         self._session = requests.Session()
         # A proxy in the environment is for the world outside, not for the service beside this process.
         self._session.trust_env = False
+        if secret:
+            self._session.headers.update({"X-Stack-Door": secret, "X-Stack-User": USER, "X-Stack-Role": ROLE})
         retries = Retry(connect=CONNECT_RETRIES, read=0, status=0, other=0, backoff_factor=0.2)
         self._session.mount("http://", HTTPAdapter(max_retries=retries))
         self._session.mount("https://", HTTPAdapter(max_retries=retries))
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Dagit":
-        return Dagit(environment.get(URL_VARIABLE) or DEFAULT_URL, environment.get(PUBLIC_URL_VARIABLE))
+        return Dagit(
+            environment.get(URL_VARIABLE) or DEFAULT_URL,
+            environment.get(PUBLIC_URL_VARIABLE),
+            environment.get(SECRET_VARIABLE),
+        )
 
     def run_page(self, run_id: str) -> str:
         """The address of a run for the user's browser."""

@@ -43,6 +43,13 @@ CODE_SERVER_START = _dagster("dagster._grpc.server:open_ipc_subprocess", "parts,
 WEBSERVER_APP = _dagster("dagster_webserver.cli:create_app_from_workspace_process_context",
     "workspace_process_context, path_prefix, live_data_poll_rate, kwargs",
     "no option adds the middleware that refuses foreign pages.")
+WEBSERVER_CONTEXT = _dagster("dagster_webserver.cli:WorkspaceProcessContext",
+    "instance, workspace_load_target, version, read_only, grpc_server_registry, code_server_log_level, server_command",
+    "no option gives a user's requests the permissions of their role.")
+WEBSERVER_SCHEMA = _dagster("dagster_webserver.webserver:create_schema", "",
+    "each mutation is recorded, and refused to who may not do it, also one whose resolver forgets to ask.")
+REPORT_REFUSAL = _dagster("dagster_webserver.external_assets:_unauthorized_response_or_none", "context, asset_key",
+    "each report of an asset is recorded, and only this knows the asset before the report is stored.")
 STATUS_CODE = _dagster("dagster_webserver.graphql:GraphQLServer._determine_status_code",
     "self, resolver_errors, captured_errors", "HTTP 500 hides the answer when it is Postgres that refused a value.")
 JSON_RESPONSE = _dagster("dagster_webserver.graphql:JSONResponse",

@@ -53,6 +53,10 @@ OF_SETTINGS = (
     "LOG_FORMAT",
     "PUBLIC_HOST",
     "BIND_ADDRESS",
+    "LOGIN",
+    "DOOR_SECRET",
+    "DOOR_SECRET_SHA256",
+    "AUDIT_DAYS",
 )
 FAMILIES = ("DAGSTER_STACK_", "DAGSTER_POSTGRES_", "CELERY_")
 #: A project that names one of these has a store of its own: none of the stack's variables for S3 reach it then.

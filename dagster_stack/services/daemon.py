@@ -13,6 +13,7 @@ from dagster_stack.logs.libraries import leave_to_service, use_in_dagster
 from dagster_stack.patches.dagster import DAEMON_INTERVAL
 from dagster_stack.services.code_server import use_in_code_servers
 from dagster_stack.services.health import Heartbeat
+from dagster_stack.store.audit import kept_days
 from dagster_stack.store.instance_storage import PooledPostgresStorage
 
 #: Connections that this process keeps at most: it evaluates sensors and schedules in several threads.
@@ -27,6 +28,7 @@ SILENCE_SECS = 60
 
 def run_daemon(workspaces: Sequence[str]) -> None:
     """Run Dagster's daemon, with the code locations of workspace files, until it is stopped."""
+    audit_days = kept_days()
     PooledPostgresStorage.allow_process(CONNECTIONS)
     DAEMON_INTERVAL.replace(BACKFILL_LOOK_SECS)
     use_in_dagster()
@@ -34,7 +36,7 @@ def run_daemon(workspaces: Sequence[str]) -> None:
     leave_to_service(controller)
     definitions.use_in_daemon()
     with DagsterInstance.get() as instance:
-        RunWatch(instance).start()
+        RunWatch(instance, audit_days).start()
         # No exit of our own: Dagster's daemon ends itself when one of its threads falls silent.
         Heartbeat(lambda: daemon_complaint(instance), interval=PROBE_INTERVAL_SECS).start()
         cli(["run", *(word for file in workspaces for word in ("--workspace", file))], obj={})

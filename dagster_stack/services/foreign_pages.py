@@ -1,17 +1,11 @@
 """Refuses what a page of another site makes a browser send to Dagit, which has no login of its own."""
 
-import logging
-import time
-from typing import Any
-
 from graphql import GraphQLError, OperationDefinitionNode, OperationType, parse
 from starlette.datastructures import Headers, QueryParams
-from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dagster_stack.own_names import PUBLIC_VARIABLE, Authority, OwnNames
-
-logger = logging.getLogger(__name__)
+from dagster_stack.services.refusals import RefusalLog, quoted, refusal
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 #: What Sec-Fetch-Site says of Dagit's own page, and of an address that was typed.
@@ -22,10 +16,6 @@ PROTECTION = [
     (b"x-frame-options", b"SAMEORIGIN"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
-#: Seconds between log lines: a page can send thousands of requests.
-LOG_EVERY_SECS = 10
-#: Characters of a header that a reason quotes.
-QUOTED = 100
 
 
 class ForeignPages:
@@ -35,7 +25,7 @@ class ForeignPages:
     def __init__(self, app: ASGIApp, own: OwnNames) -> None:
         self._app = app
         self._own = own
-        self._logged_at = -float(LOG_EVERY_SECS)
+        self._log = RefusalLog()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -54,7 +44,7 @@ class ForeignPages:
         if reason is None:
             await self._app(scope, receive, send_protected)
             return
-        self._log(reason)
+        self._log.note(reason)
         await refusal(reason, scope, headers)(scope, receive, send_protected)
 
     def _foreign(self, scope: Scope, headers: Headers) -> str | None:
@@ -77,12 +67,6 @@ class ForeignPages:
         if set(headers.getlist("sec-fetch-site")) - set(OWN_SITES) and not is_visit(scope, headers):
             return "A page of another site may not use Dagit: open Dagit by its address in a tab of its own."
         return None
-
-    def _log(self, reason: str) -> None:
-        now = time.monotonic()
-        if now - self._logged_at >= LOG_EVERY_SECS:
-            self._logged_at = now
-            logger.warning("a request was refused: %s", reason, extra={"action": "http.refused"})
 
 
 def is_visit(scope: Scope, headers: Headers) -> bool:
@@ -119,16 +103,3 @@ def only_reads(document: str) -> bool:
         return True
     operations = [each for each in definitions if isinstance(each, OperationDefinitionNode)]
     return all(each.operation is OperationType.QUERY for each in operations)
-
-
-def refusal(reason: str, scope: Scope, headers: Headers) -> Response:
-    """403, as JSON where the client is one of GraphQL."""
-    never_kept = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    if scope["path"].endswith("/graphql") and "text/html" not in headers.get("accept", ""):
-        content: dict[str, Any] = {"data": None, "errors": [{"message": reason}]}
-        return JSONResponse(content, 403, never_kept)
-    return PlainTextResponse(f"{reason}\n", 403, never_kept)
-
-
-def quoted(text: str) -> str:
-    return repr(text if len(text) <= QUOTED else f"{text[:QUOTED]}…")

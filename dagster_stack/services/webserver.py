@@ -18,11 +18,12 @@ from dagster_stack.logs.service import configure
 from dagster_stack.own_names import OwnNames
 from dagster_stack.patches.dagster import WEBSERVER_APP
 from dagster_stack.patches.servers import without_handlers
-from dagster_stack.services import code_server
+from dagster_stack.services import code_server, mutations
 from dagster_stack.services.answers import use_in_webserver
 from dagster_stack.services.code_server import use_in_code_servers
 from dagster_stack.services.foreign_pages import ForeignPages
 from dagster_stack.services.health import LIFELESS_STATES, Heartbeat, process_state
+from dagster_stack.services.identity import Door, door_digest
 from dagster_stack.store.connections import limit_writes
 from dagster_stack.store.instance_storage import PooledPostgresStorage
 from dagster_stack.timing import WRITE_PATIENCE_SECS
@@ -52,12 +53,15 @@ class CodeServerProbe:
         return "the process that loads the code is gone, no run can be launched" if self._seen else None
 
 
-def refuse_foreign_pages(own: OwnNames) -> None:
-    """Let the webserver of this process answer under these names alone, and to no foreign page."""
+def guard_requests(own: OwnNames, door_digest: str | None = None) -> None:
+    """Let the webserver of this process answer under these names alone, to no foreign page, and, with the digest of the
+    door's secret, to nobody but the door."""
 
     def make_guarded(*arguments: Any, **options: Any) -> Starlette:
         app: Starlette = make_app(*arguments, **options)
         app.add_middleware(ForeignPages, own=own)
+        if door_digest:
+            app.add_middleware(Door, digest=door_digest)
         return app
 
     make_app = WEBSERVER_APP.replace(make_guarded)
@@ -74,7 +78,10 @@ def run_webserver(words: Sequence[str]) -> None:
     leave_to_service(cli)
     use_in_webserver()
     definitions.use_in_webserver()
-    refuse_foreign_pages(OwnNames.of("dagit"))
+    digest = door_digest()
+    guard_requests(OwnNames.of("dagit"), digest)
+    if digest:
+        mutations.use_in_webserver()
     PooledPostgresStorage.allow_process(CONNECTIONS)
     limit_writes(WRITE_PATIENCE_SECS)
     Heartbeat(CodeServerProbe(), exit_after=EXIT_AFTER_SECS).start()

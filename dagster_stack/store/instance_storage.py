@@ -24,7 +24,7 @@ from sqlalchemy.engine import Connection
 
 from dagster_stack.logs.context import bound
 from dagster_stack.patches.dagster import SERIALIZE_RUN
-from dagster_stack.store import error_chains, facts, leases
+from dagster_stack.store import audit, error_chains, facts, leases
 from dagster_stack.store.connections import (
     DEFAULT_CONNECTIONS,
     patient_connection,
@@ -51,7 +51,7 @@ def make_tables(url: str) -> None:
     """Dagster's tables and the index of this stack; what is there stays as it is."""
     DagsterPostgresStorage(url, should_autocreate_tables=True)
     with patient_connection(pooled_engine(url, DEFAULT_CONNECTIONS)) as connection:
-        own = map(sqlalchemy.text, (STEP_ENDS_INDEX, facts.TABLE))
+        own = map(sqlalchemy.text, (STEP_ENDS_INDEX, facts.TABLE, audit.TABLE, audit.INDEX))
         for statement in (leases.TABLE, leases.COLUMN, *own):
             connection.execute(statement)
 
@@ -102,9 +102,10 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
     def add_run(self, dagster_run: DagsterRun) -> DagsterRun:
         """Dagster's own, with tags that Postgres takes, and as a whole: a run that is refused is not there at all.
 
-        What the stack has said of a run by tags is not true of a new one that user code gave them to.
+        What the stack has said of a run by tags is not true of a new one that user code gave them to. Who asks for it in
+        Dagit is said by no one else.
         """
-        add, tags = super().add_run, shown_tags(dagster_run.tags)
+        add, tags = super().add_run, shown_tags(audit.with_user(dagster_run.tags))
         if dagster_run.status == DagsterRunStatus.NOT_STARTED:
             tags = {name: value for name, value in tags.items() if name not in OF_ONE_RUN}
         run = dagster_run if tags == dagster_run.tags else dagster_run.with_tags(tags)
@@ -116,8 +117,9 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
 
     def add_backfill(self, partition_backfill: PartitionBackfill) -> None:
         """Dagster's own, in one transaction: else a run whose tags are refused would still be executed."""
-        add = super().add_backfill
-        self._store_whole(partition_backfill.backfill_id, lambda _: add(partition_backfill))
+        add, tags = super().add_backfill, audit.with_user(partition_backfill.tags)
+        backfill = partition_backfill._replace(tags=tags)
+        self._store_whole(backfill.backfill_id, lambda _: add(backfill))
 
     def add_run_tags(self, run_id: str, new_tags: Mapping[str, str]) -> None:
         """Dagster's own, in one transaction: else half of it would count as done when it is tried again."""

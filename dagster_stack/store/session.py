@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from dagster_stack.errors import GivenUp
 from dagster_stack.store import connections, leases
+from dagster_stack.store.audit import Audit
 from dagster_stack.store.connections import patient_connection, patiently
 from dagster_stack.store.facts import Facts
 from dagster_stack.store.leases import Lease, Leases, fenced
@@ -63,6 +64,10 @@ class PooledStorage:
     @property
     def engine(self) -> Engine:
         return self._engine
+
+    @property
+    def audit(self) -> Audit:
+        return Audit(self._engine)
 
     @property
     def facts(self) -> Facts:

@@ -63,13 +63,13 @@ defs = Definitions(jobs=[flights, configured, failing], executor=in_process_exec
 
 
 @contextmanager
-def real_dagit(home: Path, **environment: str) -> Iterator[str]:
-    """The address of a Dagit with the code above; its data and its log are in `home`."""
+def real_dagit(home: Path, storage: str = "", code: str = CODE, **environment: str) -> Iterator[str]:
+    """The address of a Dagit with some code; its data, if `storage` says nothing else, and its log are in `home`."""
     (home / "dagster.yaml").write_text(
         "telemetry: {enabled: false}\n"
-        "run_coordinator: {module: dagster._core.run_coordinator, class: DefaultRunCoordinator}\n"
+        "run_coordinator: {module: dagster._core.run_coordinator, class: DefaultRunCoordinator}\n" + storage
     )
-    (home / "jobs.py").write_text(CODE)
+    (home / "jobs.py").write_text(code)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

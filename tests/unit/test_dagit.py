@@ -40,6 +40,18 @@ def test_run_page_is_under_the_public_address() -> None:
     assert Dagit.from_environment({}).run_page("x") == "http://127.0.0.1:3000/runs/x"
 
 
+def test_where_people_log_in_make_commands_come_in_beside_the_door() -> None:
+    own = {name.lower() for name in ("X-Stack-Door", "X-Stack-User", "X-Stack-Role")}
+
+    headers = Dagit.from_environment({"DOOR_SECRET": "c0ffee"})._session.headers
+    assert {name: headers[name] for name in own} == {
+        "x-stack-door": "c0ffee",
+        "x-stack-user": "make",
+        "x-stack-role": "admin",
+    }
+    assert not own & {name.lower() for name in Dagit.from_environment({})._session.headers}
+
+
 def test_launch_sends_job_config_and_tags_as_the_launchpad_does(stub: DagitStub, dagit: Dagit) -> None:
     run_id = dagit.launch(FLIGHTS, "ops: {}", {"team": "data"})
 

@@ -493,7 +493,7 @@ def test_the_command_line_of_dagster_serves_the_guarded_app(monkeypatch: pytest.
     # Given the webserver of this process, with Dagster's part replaced: whatever it makes is guarded
     name = "create_app_from_workspace_process_context"
     monkeypatch.setattr(cli, name, lambda *_, **__: Starlette())
-    webserver.refuse_foreign_pages(OwnNames.of("dagit", {}))
+    webserver.guard_requests(OwnNames.of("dagit", {}))
 
     app = getattr(cli, name)("context", "", 2000, lifespan=None)
 

@@ -44,8 +44,8 @@ def test_each_requirement_of_the_platform_is_understood(name: str) -> None:
     found = tomllib.loads(versions.with_requirements(text, versions.SETS[name]))["project"]["dependencies"]
 
     assert len(found) == len(tomllib.loads(text)["project"]["dependencies"])
-    # The oldest and the newest differ in whatever has a lower bound
-    assert any("==1.13.15" in each for each in found) == (name == "oldest")
+    # These tests run in the copies too, whose own bounds are those of a set
+    assert not (name == "oldest" and any(">=" in each for each in found))
 
 
 def test_a_set_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
