@@ -1,4 +1,4 @@
-"""TLS_CA_FILE: a company's certificates, handed to the services that connect to outside stores."""
+"""Whom services trust beside public authorities: a company's (TLS_CA_FILE), the stack's own (INTERNAL_TLS)."""
 
 import base64
 import ssl
@@ -8,8 +8,11 @@ from dagster_stack.authorities import BUNDLE_VARIABLE, PUBLIC, VARIABLE
 from scripts import env_file
 from scripts.compose import project
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done
+from scripts.preflight import Finding
 
 SETTING = "TLS_CA_FILE"
+#: Whether the stack's own stores have certificates of its own authority.
+INTERNAL, MODES = "INTERNAL_TLS", ("off", "on")
 #: Where containers have the public certificates and these: in scratch space that nobody clears.
 BUNDLE = "/tmp/dagster/tls/bundle.pem"
 #: Characters that it may have: Linux takes no longer variable.
@@ -19,6 +22,18 @@ MOST = 90_000
 def file() -> Path:
     """The file by which Compose gives them to containers; there only where there is something to say."""
     return BUILD_FOLDER / "tls" / f"{project()}.env"
+
+
+def findings() -> list[Finding]:
+    """Whether INTERNAL_TLS is one of its values."""
+    mode = env_file.settings().get(INTERNAL) or MODES[0]
+    cure = "" if mode in MODES else f"{INTERNAL} in {env_file.env_path().name} is on or off"
+    return [Finding("TLS to the stack's own stores", " or ".join(MODES), mode, cure)]
+
+
+def is_internal() -> bool:
+    """Whether the stack's own stores take no client without TLS."""
+    return env_file.settings().get(INTERNAL) == "on"
 
 
 def record() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dagster_stack.packages import explain
-from scripts import base_image, dbt_targets, env_file, package_index, proxies
+from scripts import base_image, certificates, dbt_targets, env_file, package_index, proxies
 from scripts import project as user_project
 from scripts.compose import compose, project
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, tail, warn
@@ -87,6 +87,7 @@ def images() -> list[Image]:
         ),
         Image("dagster-celery-stack/prometheus", "prometheus", ("docker/prometheus",)),
         Image("dagster-celery-stack/door", "door", ("docker/door",)),
+        Image("dagster-celery-stack/certificates", "certificates", ("docker/certificates",)),
         Image("dagster-celery-stack/postgres-exporter", "postgres-exporter", ("docker/postgres-exporter",)),
     ]
 
@@ -213,6 +214,8 @@ def is_started(service: str) -> bool:
     """Whether a service's own container is part of the stack: its profile is on, its store is no outside one."""
     if service == "door":
         return env_file.has_login()
+    if service == "certificates":
+        return certificates.is_internal()
     if service == "prometheus":
         return MONITORING in env_file.profiles()
     if service == "postgres-exporter":

@@ -13,6 +13,7 @@ import boto3
 import requests
 
 from scripts import env_file
+from scripts.compose import ONE_SHOTS
 from scripts.console import ROOT
 from tests.waiting import wait_until
 
@@ -165,14 +166,14 @@ class Stack:
         return str(self.inspect(container)["State"]["Health"]["Status"])
 
     def wait_until_healthy(self, service: str | None = None, timeout: float = HEALTHY_SECS) -> None:
-        """Until every container (of a service) runs and is healthy; `init` counts when it ended with 0."""
+        """Until every container (of a service) runs and is healthy; a one-shot counts when it ended with 0."""
 
         def unwell() -> list[str]:
             return [
                 f"{entry['Name']} {entry['State']} {entry['Health']}"
                 for entry in self.containers(service)
                 if not (entry["State"] == "running" and entry["Health"] in ("", "healthy"))
-                and not (entry["Service"] == "init" and entry["ExitCode"] == 0)
+                and not (entry["Service"] in ONE_SHOTS and entry["ExitCode"] == 0)
             ]
 
         wait_until(unwell, timeout, f"{service or 'all services'} healthy", until=lambda found: not found)
