@@ -48,11 +48,13 @@ def variables() -> dict[str, str]:
     if named := settings.get(SETTING):
         found = certificates(named)
         values = {VARIABLE: base64.b64encode(found.encode()).decode()}
+    if named or is_internal():
         # Whatever library user code has: OpenSSL, Go and Rust read the second, boto3 the third.
         values |= dict.fromkeys((BUNDLE_VARIABLE, "SSL_CERT_FILE", "AWS_CA_BUNDLE"), BUNDLE)
-    if settings.get("POSTGRES_SSLMODE", "").startswith("verify-"):
+    own = is_internal() and not settings.get("POSTGRES_HOST")
+    if own or settings.get("POSTGRES_SSLMODE", "").startswith("verify-"):
         # Not for `require`: libpq would verify what was only to be encrypted.
-        values["PGSSLROOTCERT"] = BUNDLE if named else str(PUBLIC)
+        values["PGSSLROOTCERT"] = BUNDLE if named or is_internal() else str(PUBLIC)
     return values
 
 
