@@ -25,7 +25,7 @@ CERTIFICATE, KEY = "TLS_CERT", "TLS_KEY"
 #: All or none of them.
 OIDC = ("OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_ROLE_CLAIM", "OIDC_ROLES")
 #: What a claim may be called, and a value of it: they stand in the door's configuration.
-CLAIM = re.compile(r"[A-Za-z0-9_.-]+")
+CLAIM = re.compile(r"[A-Za-z0-9_]+")
 CLAIM_VALUE = re.compile(r"[A-Za-z0-9_./ @-]+")
 
 

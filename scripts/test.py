@@ -13,11 +13,12 @@ from scripts.console import BUILD_FOLDER, LOG_FOLDER, ROOT, Failure, Progress, d
 SHELL_SCRIPTS = [
     *(
         f"docker/{name}/start"
-        for name in ("postgres", "rabbitmq", "minio", "prometheus", "postgres-exporter")
+        for name in ("postgres", "rabbitmq", "minio", "prometheus", "postgres-exporter", "door")
     ),
+    *(f"docker/door/{name}" for name in ("ask-dagit", "certificate", "reload", "user")),
     ".ci/run",
 ]
-DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster", "prometheus", "postgres-exporter"]
+DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster", "prometheus", "postgres-exporter", "door"]
 
 #: What of the tests needs what.
 UNIT = ["tests/unit"]

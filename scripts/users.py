@@ -12,7 +12,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 #: Who the make commands are to Dagit.
 MAKE = "make"
 #: Bytes of randomness in a password.
-PASSWORD_BYTES = 15
+PASSWORD_BYTES = 20
 
 
 def user() -> None:

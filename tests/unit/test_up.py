@@ -231,7 +231,7 @@ def test_a_project_of_ones_own_has_no_flights(
 def test_pages_are_looked_for_where_they_are_bound(env: Path, address: str, host: str) -> None:
     env.write_text(f"BIND_ADDRESS={address}\n")
 
-    assert up.dagit_url() == f"http://{host}:3000"
+    assert up.local_url("http") == f"http://{host}:3000"
 
 
 def test_what_is_mounted_into_a_container_becomes_readable_for_its_user_and_nothing_else_changes(
