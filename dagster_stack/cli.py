@@ -125,6 +125,18 @@ def init() -> None:
 
 
 @cli.command()
+@click.argument("key")
+def close_key(key: str) -> None:
+    """Let a former S3 KEY of the stack's own store only read, for a week: `make rotate` has replaced it."""
+    with uncollected():
+        from dagster_stack.logs.service import configure
+        from dagster_stack.services.provision import close_former_key
+
+    configure("init")
+    close_former_key(key)
+
+
+@cli.command()
 @click.option(
     "--workspace", metavar="FILE", multiple=True, required=True, help="Names code locations; may be repeated."
 )

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from scripts import code_check, compose, engine, env_file, images, logins, up
+from scripts import code_check, compose, engine, env_file, images, up
 from scripts.console import Failure, Progress, done, main, run_logged, say, warn
 
 #: What to do with runs under way; and the minutes after which those that are waited for are handed over.
@@ -56,7 +56,7 @@ def deploy() -> None:
         say("Building images")
         images.ensure()
         if up.is_up():
-            logins.close_former()
+            up.close_former_logins()
             done("all services run with this code and these settings: nothing to deploy")
             return
         old, new = running_code(), code_check.check()
@@ -65,7 +65,7 @@ def deploy() -> None:
             if how == "wait":
                 wait_for_runs(minutes)
     swap()
-    logins.close_former()
+    up.close_former_logins()
     done(f"{change(old, new)}: deployed")
 
 

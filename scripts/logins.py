@@ -17,14 +17,10 @@ SETTING = "ROTATING"
 ALL = "all"
 #: How the other one of two logins ends, and how long what tells S3 keys from each other is.
 OTHER, KEY_BYTES = "_b", 3
-#: The module of the Dagster image that closes an S3 key.
-CLOSE_S3_KEY = "dagster_stack.services.former_key"
 CLOSE_ROLE = """
 SELECT format('ALTER ROLE %I NOLOGIN PASSWORD NULL', rolname) FROM pg_roles WHERE rolname = :'former' \\gexec
 SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = :'former';
 """
-#: What RabbitMQ says of a user that is gone.
-GONE = "no_such_user"
 
 
 @dataclass(frozen=True)
@@ -136,28 +132,15 @@ def close_postgres(login: str) -> None:
 
 
 def close_rabbitmq(login: str) -> None:
-    try:
-        compose.output("exec", "--no-TTY", "rabbitmq", "rabbitmqctl", "--quiet", "delete_user", login)
-    except Failure as failure:
-        if GONE not in str(failure):
-            raise
+    """Its connections end. One that is gone is no error."""
+    compose.output("exec", "--no-TTY", "rabbitmq", "rabbitmqctl", "--quiet", "delete_user", login)
     done(f"RabbitMQ: {login} is deleted")
 
 
 def close_s3(login: str) -> None:
     """Signed links are good for seven days, as long as the key that signed them may read."""
-    command = [
-        *compose.compose(),
-        "run",
-        "--rm",
-        "--no-deps",
-        "--no-TTY",
-        "init",
-        "python",
-        "-m",
-        CLOSE_S3_KEY,
-        login,
-    ]
+    module = ("python", "-m", "dagster_stack", "close-key", login)
+    command = [*compose.compose(), "run", "--rm", "--no-deps", "--no-TTY", "init", *module]
     run_logged(f"MinIO: {login} may only read, for seven days, then nothing", command)
 
 

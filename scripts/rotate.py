@@ -40,7 +40,7 @@ def rotate() -> None:
             done(f"new passwords are in {env_file.env_path().name}: keep it with your backups")
     certificates.record()
     deploy.swap()
-    logins.close_former()
+    up.close_former_logins()
     done("all services have the new passwords, and no store takes the former ones")
 
 

@@ -49,7 +49,7 @@ def up() -> None:
             code_check.check()
     say("Starting")
     start()
-    logins.close_former()
+    close_former_logins()
     if env_file.has_login():
         login.hand_over_certificate()
     # Before the user is told what to do next.
@@ -117,6 +117,19 @@ def start() -> None:
     run("Starting the services", UP)
     wait_until_healthy()
     done(f"all services are healthy ({time.monotonic() - started:.0f} s)")
+
+
+def close_former_logins() -> None:
+    """Complete what `make rotate` has begun; raises Failure while a service may still have a former login."""
+    if not logins.former():
+        return
+    # Not by what was just started alone: `.env` may have got new ones meanwhile.
+    if not is_up():
+        raise Failure(
+            f"Not all services have the logins that {env_file.env_path().name} names, so the former ones stay open:"
+            " `make up` completes it."
+        )
+    logins.close_former()
 
 
 def run(title: str, command: Sequence[str]) -> None:

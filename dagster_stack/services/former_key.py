@@ -1,18 +1,14 @@
-"""Closes an S3 key that another one has replaced: for a week it may read, so that signed links still open; then nothing.
-
-As a program (`python -m dagster_stack.services.former_key KEY`) in the service `init`, which has root's keys.
-"""
+"""An S3 key that another one has replaced: for a week it may read, so that signed links still open; then nothing."""
 
 import json
 import re
-import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from minio import MinioAdmin
 
 from dagster_stack.objects.client import LINK_LIFETIME_SECS
-from dagster_stack.settings import S3Settings, Settings
+from dagster_stack.settings import S3Settings
 
 #: The policy of a former key; the day on which it ends is a part of the name.
 POLICY_NAME = "dagster-stack-until-{:%Y%m%d}"
@@ -63,18 +59,3 @@ def remove_ended(admin: MinioAdmin, now: datetime) -> list[str]:
 def users(admin: MinioAdmin) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = json.loads(admin.user_list())
     return found
-
-
-def main(key: str) -> None:
-    from dagster_stack.services.provision import administration, minio_root
-
-    settings, root = Settings.from_environment(), minio_root()
-    assert settings.s3
-    assert settings.s3.endpoint_url
-    assert root
-    until = close(administration(root, settings.s3.endpoint_url), settings.s3, key, datetime.now(UTC))
-    print(f"{key} may read until {until:%Y-%m-%d %H:%M} UTC" if until else f"{key} is gone")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

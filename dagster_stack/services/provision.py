@@ -30,7 +30,7 @@ from dagster_stack.errors import ProvisionError
 from dagster_stack.objects.client import CLOCKS, new_client, s3_client
 from dagster_stack.objects.conditions import TOLD, TOLD_DAYS, UNFENCED, Write, note, place_of, probe
 from dagster_stack.project import data
-from dagster_stack.services.former_key import remove_ended
+from dagster_stack.services import former_key
 from dagster_stack.services.lifecycle import expire_logs_of_outside_bucket, set_log_expiry
 from dagster_stack.services.ownership import own_places
 from dagster_stack.settings import Settings
@@ -216,13 +216,28 @@ def make_user(root: MinioRoot, settings: Settings) -> None:
     admin.policy_add(POLICY_NAME, policy=policy)
     admin.user_add(user, os.environ["AWS_SECRET_ACCESS_KEY"])
     attach_policy(admin, user, POLICY_NAME)
-    for former in remove_ended(admin, datetime.now(UTC)):
+    for former in former_key.remove_ended(admin, datetime.now(UTC)):
         logger.info("S3 user %s, a former one, is removed", former, extra={"action": "user.removed"})
     logger.info(
         "S3 user %s may use bucket %s and nothing else",
         user,
         settings.s3.bucket,
         extra={"action": "user.made"},
+    )
+
+
+def close_former_key(key: str) -> None:
+    """Let it read until the links that it has signed end; raises ProvisionError."""
+    settings, root = Settings.from_environment(), minio_root()
+    if not (root and settings.s3 and settings.s3.endpoint_url):
+        raise ProvisionError("There is no S3 store of the stack's own.")
+    admin, place = administration(root, settings.s3.endpoint_url), settings.s3
+    until = until_up("MinIO", lambda: former_key.close(admin, place, key, datetime.now(UTC)))
+    logger.info(
+        "S3 user %s %s",
+        key,
+        f"may read until {until:%Y-%m-%d %H:%M} UTC" if until else "is gone",
+        extra={"action": "user.closed"},
     )
 
 

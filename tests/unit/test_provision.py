@@ -1,5 +1,6 @@
 """The logic of `init`: what is made, what is left alone, what is tried again. The real stores: tests/stack."""
 
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from botocore.stub import Stubber
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.test_utils import create_run_for_test
 from dagster_postgres.utils import DagsterPostgresException
+from minio import MinioAdmin
 from minio.error import MinioAdminException
 from sqlalchemy.exc import OperationalError
 
@@ -322,6 +324,14 @@ class Admin:
     def attach_policy(self, policies: list[str], user: str) -> None:
         assert not set(policies) & set(self.policy.split(",")), "already applied"
         self.policy = policies[0]
+
+
+@pytest.mark.parametrize("call", [name for name in vars(Admin) if not name.startswith("_")])
+def test_the_stand_in_is_called_as_minio_s_own(call: str) -> None:
+    # Releases before 7.2.17 took a policy from a file alone, and `init` failed
+    accepted = inspect.signature(getattr(MinioAdmin, call)).parameters
+
+    assert set(inspect.signature(getattr(Admin, call)).parameters) - {"name"} <= set(accepted)
 
 
 def test_the_user_may_use_its_bucket_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

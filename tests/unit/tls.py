@@ -4,7 +4,7 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +20,17 @@ class Authority:
     folder: Path
 
     @staticmethod
-    def make(folder: Path) -> "Authority":
+    def make(folder: Path, names: Sequence[str] = (f"IP:{NAME}",)) -> "Authority":
         folder.mkdir(parents=True)
         request = ["req", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-        openssl(folder, *request, "-x509", "-subj", "/CN=A company", "-keyout", "ca.key", "-out", "ca.pem")
+        # Without the use of its key Python 3.13 takes it for no authority.
+        use = ["-addext", "keyUsage=critical,keyCertSign,cRLSign"]
+        openssl(
+            folder, *request, "-x509", "-subj", "/CN=A company", *use, "-keyout", "ca.key", "-out", "ca.pem"
+        )
         openssl(
             folder, *request, "-x509", "-subj", f"/CN={NAME}", "-keyout", "server.key", "-out", "server.pem",
-            "-CA", "ca.pem", "-CAkey", "ca.key", "-addext", f"subjectAltName=IP:{NAME}",
+            "-CA", "ca.pem", "-CAkey", "ca.key", "-addext", f"subjectAltName={','.join(names)}",
             "-addext", "basicConstraints=critical,CA:FALSE",
         )  # fmt: skip
         return Authority(folder)
