@@ -276,10 +276,19 @@ class Stack:
         return self.s3_client("root", self.settings["MINIO_ROOT_PASSWORD"])
 
     def s3_client(self, access_key: str, secret_key: str) -> Any:
+        by_tls = self.settings.get("INTERNAL_TLS") == "on"
         return boto3.client(
-            "s3", endpoint_url=f"http://127.0.0.1:{self.settings['MINIO_PORT']}", region_name="us-east-1",
-            aws_access_key_id=access_key, aws_secret_access_key=secret_key,
+            "s3", endpoint_url=f"http{'s' if by_tls else ''}://127.0.0.1:{self.settings['MINIO_PORT']}",
+            region_name="us-east-1", aws_access_key_id=access_key, aws_secret_access_key=secret_key,
+            verify=self._authority if by_tls else None,
         )  # fmt: skip
+
+    @cached_property
+    def _authority(self) -> str:
+        """The file with the certificate of the copy's own authority."""
+        file = self.env.with_name("ca.pem")
+        file.write_text(self.exec("minio", "cat", "/trust/ca.pem").stdout)
+        return str(file)
 
     @property
     def bucket(self) -> str:
