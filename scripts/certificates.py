@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dagster_stack.authorities import BUNDLE_VARIABLE, PUBLIC, VARIABLE
 from scripts import env_file
-from scripts.compose import project
-from scripts.console import BUILD_FOLDER, ROOT, Failure, done
+from scripts.compose import compose, project
+from scripts.console import BUILD_FOLDER, ROOT, Failure, done, run_logged
 from scripts.preflight import Finding
 
 SETTING = "TLS_CA_FILE"
@@ -34,6 +34,13 @@ def findings() -> list[Finding]:
 def is_internal() -> bool:
     """Whether the stack's own stores take no client without TLS."""
     return env_file.settings().get(INTERNAL) == "on"
+
+
+def issue() -> None:
+    """Have the stack's own authority issue what is missing: before any container that trusts it, whoever makes that."""
+    if is_internal():
+        run = ("--progress", "quiet", "run", "--rm", "--no-deps", "--no-TTY", "certificates")
+        run_logged("Looking at the stores' certificates", [*compose(), *run])
 
 
 def record() -> None:

@@ -45,6 +45,7 @@ def up() -> None:
     with images.kept_on_failure(UNTOUCHED):
         say("Building images")
         images.ensure()
+        certificates.issue()
         if not is_up():
             code_check.check()
     say("Starting")
