@@ -31,14 +31,9 @@ def findings() -> list[Finding]:
     return [Finding("TLS to the stack's own stores", " or ".join(MODES), mode, cure)]
 
 
-def is_internal() -> bool:
-    """Whether the stack's own stores take no client without TLS."""
-    return env_file.settings().get(INTERNAL) == "on"
-
-
 def issue() -> None:
     """Have the stack's own authority issue what is missing: before any container that trusts it, whoever makes that."""
-    if is_internal():
+    if env_file.has_internal_tls():
         run = ("--progress", "quiet", "run", "--rm", "--no-deps", "--no-TTY", "certificates")
         run_logged("Looking at the stores' certificates", [*compose(), *run])
 
@@ -55,13 +50,13 @@ def variables() -> dict[str, str]:
     if named := settings.get(SETTING):
         found = certificates(named)
         values = {VARIABLE: base64.b64encode(found.encode()).decode()}
-    if named or is_internal():
+    if named or env_file.has_internal_tls():
         # Whatever library user code has: OpenSSL, Go and Rust read the second, boto3 the third.
         values |= dict.fromkeys((BUNDLE_VARIABLE, "SSL_CERT_FILE", "AWS_CA_BUNDLE"), BUNDLE)
-    own = is_internal() and not settings.get("POSTGRES_HOST")
+    own = env_file.has_internal_tls() and not settings.get("POSTGRES_HOST")
     if own or settings.get("POSTGRES_SSLMODE", "").startswith("verify-"):
         # Not for `require`: libpq would verify what was only to be encrypted.
-        values["PGSSLROOTCERT"] = BUNDLE if named or is_internal() else str(PUBLIC)
+        values["PGSSLROOTCERT"] = BUNDLE if named or env_file.has_internal_tls() else str(PUBLIC)
     return values
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dagster_stack.packages import explain
-from scripts import base_image, certificates, dbt_targets, env_file, package_index, proxies
+from scripts import base_image, dbt_targets, env_file, package_index, proxies
 from scripts import project as user_project
 from scripts.compose import compose, project
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, tail, warn
@@ -215,7 +215,7 @@ def is_started(service: str) -> bool:
     if service == "door":
         return env_file.has_login()
     if service == "certificates":
-        return certificates.is_internal()
+        return env_file.has_internal_tls()
     if service == "prometheus":
         return MONITORING in env_file.profiles()
     if service == "postgres-exporter":

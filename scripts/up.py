@@ -297,7 +297,7 @@ def addresses() -> None:
         rows.append(("RabbitMQ", f"http://{here}:{port}", f"user admin, RABBITMQ_ADMIN_PASSWORD in {name}"))
     if not settings.get("S3_ENDPOINT_URL"):
         port = settings.get("MINIO_CONSOLE_PORT") or 9001
-        scheme = "https" if certificates.is_internal() else "http"
+        scheme = "https" if env_file.has_internal_tls() else "http"
         rows.append(("MinIO", f"{scheme}://{here}:{port}", f"user root, MINIO_ROOT_PASSWORD in {name}"))
     if env_file.has_login():
         rows += [(title, f"{settings['DOOR_URL']}/{path}", "") for title, path in pages_behind_door()]
