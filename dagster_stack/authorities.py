@@ -1,4 +1,4 @@
-"""Whom the stack's connections trust: the public certificate authorities, and a company's own (TLS_CA_FILE in `.env`)."""
+"""Whom the stack's connections trust: public certificate authorities, a company's (TLS_CA_FILE), the stack's (INTERNAL_TLS)."""
 
 import base64
 import os
@@ -9,16 +9,19 @@ from typing import Any
 VARIABLE = "DAGSTER_STACK_CA"
 #: Names the file with the public ones and these.
 BUNDLE_VARIABLE = "DAGSTER_STACK_CA_BUNDLE"
-#: Debian's public ones.
-PUBLIC = Path("/etc/ssl/certs/ca-certificates.crt")
+#: Debian's public ones, and the stack's own (docker/certificates).
+PUBLIC, STACK = Path("/etc/ssl/certs/ca-certificates.crt"), Path("/trust/ca.pem")
 
 
-def write(public: Path = PUBLIC) -> None:
-    """Make the file, where a company has certificates of its own; raises ValueError or OSError."""
-    if (own := os.environ.get(VARIABLE)) and (file := bundle()):
+def write(public: Path = PUBLIC, stack: Path = STACK) -> None:
+    """Make the file, where others than the public ones are trusted; raises ValueError or OSError."""
+    if file := bundle():
+        trusted = [public.read_bytes(), base64.b64decode(os.environ.get(VARIABLE, ""), validate=True)]
+        if stack.exists():
+            trusted.append(stack.read_bytes())
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(public.read_bytes() + b"\n" + base64.b64decode(own, validate=True))
+        path.write_bytes(b"\n".join(trusted))
 
 
 def bundle() -> str | None:

@@ -16,6 +16,10 @@ from scripts.engine import ask, docker
 PS_TRIES = 5
 
 
+#: Services that do their part at each start, and end.
+ONE_SHOTS = ("init", "certificates")
+
+
 @dataclass(frozen=True)
 class Container:
     """One line of `docker compose ps`. `health` is empty where there is no check."""
@@ -29,7 +33,7 @@ class Container:
     @property
     def is_well(self) -> bool:
         """Running and healthy, or a one-shot that ended well."""
-        if self.service == "init":
+        if self.service in ONE_SHOTS:
             return self.state == "exited" and self.exit_code == 0
         return self.state == "running" and self.health in ("", "healthy")
 

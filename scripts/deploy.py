@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from scripts import code_check, compose, engine, env_file, images, up
+from scripts import certificates, code_check, compose, engine, env_file, images, up
 from scripts.console import Failure, Progress, done, main, run_logged, say, warn
 
 #: What to do with runs under way; and the minutes after which those that are waited for are handed over.
@@ -55,6 +55,7 @@ def deploy() -> None:
     with images.kept_on_failure(UNTOUCHED):
         say("Building images")
         images.ensure()
+        certificates.issue()
         if up.is_up():
             up.close_former_logins()
             done("all services run with this code and these settings: nothing to deploy")

@@ -92,6 +92,11 @@ def has_login() -> bool:
     return settings().get("LOGIN") == "on"
 
 
+def has_internal_tls() -> bool:
+    """Whether the stack's own stores take no client without TLS: INTERNAL_TLS=on."""
+    return settings().get("INTERNAL_TLS") == "on"
+
+
 def complete_profiles() -> None:
     """Add the stores' profiles where only others are named: without its stores no other service starts."""
     missing = [store for store in STORES if store not in profiles()]

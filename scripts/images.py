@@ -87,6 +87,7 @@ def images() -> list[Image]:
         ),
         Image("dagster-celery-stack/prometheus", "prometheus", ("docker/prometheus",)),
         Image("dagster-celery-stack/door", "door", ("docker/door",)),
+        Image("dagster-celery-stack/certificates", "certificates", ("docker/certificates",)),
         Image("dagster-celery-stack/postgres-exporter", "postgres-exporter", ("docker/postgres-exporter",)),
     ]
 
@@ -213,6 +214,8 @@ def is_started(service: str) -> bool:
     """Whether a service's own container is part of the stack: its profile is on, its store is no outside one."""
     if service == "door":
         return env_file.has_login()
+    if service == "certificates":
+        return env_file.has_internal_tls()
     if service == "prometheus":
         return MONITORING in env_file.profiles()
     if service == "postgres-exporter":

@@ -45,6 +45,7 @@ def up() -> None:
     with images.kept_on_failure(UNTOUCHED):
         say("Building images")
         images.ensure()
+        certificates.issue()
         if not is_up():
             code_check.check()
     say("Starting")
@@ -67,7 +68,7 @@ def prepare() -> None:
     preflight.report([*preflight.versions(), *preflight.disk()])
     env_file.complete()
     env_file.complete_profiles()
-    preflight.report(login.findings())
+    preflight.report([*login.findings(), *certificates.findings()])
     login.derive()
     compose.require_own_project()
     certificates.record()
@@ -143,8 +144,12 @@ def run(title: str, command: Sequence[str]) -> None:
 
 
 def start_made() -> None:
-    """Start all containers that stand, but `init`, which has done its part: Compose would have it run once more."""
-    still = [each for each in compose.containers() if each.state in STANDING and each.service != "init"]
+    """Start all containers that stand, but those that have done their part: Compose would have them run once more."""
+    still = [
+        each
+        for each in compose.containers()
+        if each.state in STANDING and each.service not in compose.ONE_SHOTS
+    ]
     # One call for all would start them one after the other.
     started = [
         subprocess.Popen(
@@ -292,7 +297,8 @@ def addresses() -> None:
         rows.append(("RabbitMQ", f"http://{here}:{port}", f"user admin, RABBITMQ_ADMIN_PASSWORD in {name}"))
     if not settings.get("S3_ENDPOINT_URL"):
         port = settings.get("MINIO_CONSOLE_PORT") or 9001
-        rows.append(("MinIO", f"http://{here}:{port}", f"user root, MINIO_ROOT_PASSWORD in {name}"))
+        scheme = "https" if env_file.has_internal_tls() else "http"
+        rows.append(("MinIO", f"{scheme}://{here}:{port}", f"user root, MINIO_ROOT_PASSWORD in {name}"))
     if env_file.has_login():
         rows += [(title, f"{settings['DOOR_URL']}/{path}", "") for title, path in pages_behind_door()]
     elif "monitoring" in env_file.profiles():

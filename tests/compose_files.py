@@ -25,7 +25,7 @@ def files(login: str = "off") -> list[str]:
 
 def texts() -> str:
     """All of them, and what they extend, as they are written."""
-    names = [*files(), *files("on")[len(files()) - 1 :], *SHAPES]
+    names = [*dict.fromkeys([*files(), *files("on")]), *SHAPES]
     return "\n".join((ROOT / name).read_text(encoding="utf-8") for name in names)
 
 
@@ -47,7 +47,7 @@ def whole(service: dict[str, Any], login: str = "off", file: str = SHAPES[0]) ->
     if extended is None:
         return own
     if isinstance(extended, str):
-        found = shape(extended, file, login)
+        found = shape(chosen(extended, login), file, login)
     else:
         found = shape(chosen(extended["service"], login), f"compose/{Path(extended['file']).name}", login)
     for key, value in own.items():
@@ -62,7 +62,6 @@ def whole(service: dict[str, Any], login: str = "off", file: str = SHAPES[0]) ->
 
 
 def chosen(text: str, login: str) -> str:
-    """A name of a file or shape, as it is with LOGIN=on or off and the stack's own store."""
-    return text.replace("${LOGIN:-off}", login).replace(
-        "${S3_ENDPOINT_URL:+-s3-is-outside}${OIDC_ISSUER:+-oidc}", ""
-    )
+    """A name of a file or shape, as it is with LOGIN and INTERNAL_TLS on or off and the stack's own store."""
+    text = text.replace("${LOGIN:-off}", login).replace("${INTERNAL_TLS:-off}", login)
+    return text.replace("${S3_ENDPOINT_URL:+-s3-is-outside}${OIDC_ISSUER:+-oidc}", "")

@@ -13,6 +13,7 @@ import boto3
 import requests
 
 from scripts import env_file
+from scripts.compose import ONE_SHOTS
 from scripts.console import ROOT
 from tests.waiting import wait_until
 
@@ -165,14 +166,14 @@ class Stack:
         return str(self.inspect(container)["State"]["Health"]["Status"])
 
     def wait_until_healthy(self, service: str | None = None, timeout: float = HEALTHY_SECS) -> None:
-        """Until every container (of a service) runs and is healthy; `init` counts when it ended with 0."""
+        """Until every container (of a service) runs and is healthy; a one-shot counts when it ended with 0."""
 
         def unwell() -> list[str]:
             return [
                 f"{entry['Name']} {entry['State']} {entry['Health']}"
                 for entry in self.containers(service)
                 if not (entry["State"] == "running" and entry["Health"] in ("", "healthy"))
-                and not (entry["Service"] == "init" and entry["ExitCode"] == 0)
+                and not (entry["Service"] in ONE_SHOTS and entry["ExitCode"] == 0)
             ]
 
         wait_until(unwell, timeout, f"{service or 'all services'} healthy", until=lambda found: not found)
@@ -275,10 +276,19 @@ class Stack:
         return self.s3_client("root", self.settings["MINIO_ROOT_PASSWORD"])
 
     def s3_client(self, access_key: str, secret_key: str) -> Any:
+        by_tls = self.settings.get("INTERNAL_TLS") == "on"
         return boto3.client(
-            "s3", endpoint_url=f"http://127.0.0.1:{self.settings['MINIO_PORT']}", region_name="us-east-1",
-            aws_access_key_id=access_key, aws_secret_access_key=secret_key,
+            "s3", endpoint_url=f"http{'s' if by_tls else ''}://127.0.0.1:{self.settings['MINIO_PORT']}",
+            region_name="us-east-1", aws_access_key_id=access_key, aws_secret_access_key=secret_key,
+            verify=self._authority if by_tls else None,
         )  # fmt: skip
+
+    @cached_property
+    def _authority(self) -> str:
+        """The file with the certificate of the copy's own authority."""
+        file = self.env.with_name("ca.pem")
+        file.write_text(self.exec("minio", "cat", "/trust/ca.pem").stdout)
+        return str(file)
 
     @property
     def bucket(self) -> str:

@@ -19,6 +19,7 @@ import pytest
 import requests
 
 from scripts import env_file
+from scripts.certificates import BUNDLE
 from scripts.console import BUILD_FOLDER, ROOT
 from tests.conftest import PORTS, PROJECT, free_ports
 from tests.stack import work
@@ -86,6 +87,7 @@ def second(stack: Stack, hardened: Stack) -> Iterator[Second]:
         "BASE_IMAGE": stack.settings["BASE_IMAGE"],
         "WORKERS": "1",
         "POSTGRES_PASSWORD": OLD_PASSWORD,
+        "INTERNAL_TLS": "on",
     }
     env.write_text("# mine\n" + "".join(f"{name}={value}\n" for name, value in values.items()))
     try:
@@ -191,6 +193,60 @@ def test_behind_a_proxy_steps_call_the_outside_through_it_and_services_never_eac
         for name in ("NO_PROXY", "no_proxy"):
             direct = second.stack.exec(service, "printenv", name).stdout.strip().split(",")
             assert {"intranet.example", "localhost", "127.0.0.1", "minio", "rabbitmq"} <= set(direct)
+
+
+# --- TLS within the second copy ------------------------------------------------------------------------
+
+
+def test_with_internal_tls_every_client_has_verified_its_store(second: Second) -> None:
+    # Given a copy in whose .env it is on, with a run behind it, whose step asked S3 with a library of its own
+    stack = second.stack
+    jobs = AdHoc(stack, "bucket_jobs")
+    jobs.install()
+    run_id = jobs.run("own_client")
+    assert stack.run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+    # Then no connection to Postgres or RabbitMQ is without TLS
+    over_network = "FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE client_addr <> '127.0.0.1'"
+    ((plain, by_tls),) = stack.sql(
+        f"SELECT count(*) FILTER (WHERE NOT ssl), count(*) FILTER (WHERE ssl) {over_network}"
+    )
+    assert int(plain) == 0 < int(by_tls)
+    connections = stack.broker("connections")
+    assert connections
+    assert all(each["ssl"] for each in connections)
+    # And each client asks for a certificate of its store's name, by the stack's authority
+    wanted = {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": BUNDLE, "AWS_CA_BUNDLE": BUNDLE}
+    for service in ("dagit", "daemon", "runner", "worker", "worker-heavy"):
+        assert {name: stack.exec(service, "printenv", name).stdout.strip() for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("attempt", "reason"),
+    [
+        ("psycopg2.connect(host='postgres', sslmode='disable', **login)", "no encryption"),
+        ("psycopg2.connect(host=socket.gethostbyname('postgres'), **login)", "does not match host name"),
+        (
+            "psycopg2.connect(host='postgres', sslrootcert='/etc/ssl/certs/ca-certificates.crt', **login)",
+            "verify failed",
+        ),
+        ("socket.create_connection(('rabbitmq', 5672), 5)", "Connection refused"),
+        ("requests.get('http://minio:9000/', timeout=5).raise_for_status()", "400"),
+        (
+            "requests.get('https://minio:9000/', timeout=5, verify='/etc/ssl/certs/ca-certificates.crt')",
+            "verify failed",
+        ),
+    ],
+)
+def test_with_internal_tls_stores_refuse_plain_clients_and_clients_other_stores(
+    second: Second, attempt: str, reason: str
+) -> None:
+    login = "login = dict(user='dagster', dbname='dagster', password=os.environ['DAGSTER_POSTGRES_PASSWORD'])"
+    script = f"import os, psycopg2, requests, socket\n{login}\n{attempt}\n"
+
+    answer = second.stack.exec("worker", "python", "-c", script, check=False)
+
+    assert answer.returncode != 0
+    assert reason in answer.stderr
 
 
 # --- outside stores ------------------------------------------------------------------------------------
@@ -329,7 +385,8 @@ def s3_status(address: str, port: int) -> int | None:
 @pytest.fixture(scope="module")
 def outsourced(second: Second, outside: OutsideStores) -> Stack:
     """The second copy, whose .env now names outside stores."""
-    for name, value in outside.settings.items():
+    # What is outside has a certificate of somebody else's, or none as here
+    for name, value in {"INTERNAL_TLS": "off", **outside.settings}.items():
         in_quotes = value.replace("'", "\\'")
         env_file.set_value(name, f"'{in_quotes}'", second.stack.env)
     second.stack.make("up")

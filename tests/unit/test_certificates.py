@@ -241,6 +241,40 @@ def test_postgres_of_a_public_authority_is_verified_without_a_file(env: Path) ->
     assert certificates.variables() == {"PGSSLROOTCERT": str(authorities.PUBLIC)}
 
 
+def test_the_stack_s_own_stores_are_verified_by_its_own_authority(env: Path) -> None:
+    env.write_text("INTERNAL_TLS=on\n")
+
+    assert set(certificates.variables()) == {
+        authorities.BUNDLE_VARIABLE, "SSL_CERT_FILE", "AWS_CA_BUNDLE", "PGSSLROOTCERT",
+    }  # fmt: skip
+
+
+def test_an_outside_postgres_is_verified_when_it_says_so_alone(env: Path) -> None:
+    env.write_text("INTERNAL_TLS=on\nPOSTGRES_HOST=db.example\nPOSTGRES_SSLMODE=require\n")
+
+    assert "PGSSLROOTCERT" not in certificates.variables()
+
+
+def test_the_stack_s_own_authority_is_trusted_beside_the_others(
+    company: Authority, trusting: Callable[[Authority], None], tmp_path: Path
+) -> None:
+    trusting(company)
+    (stack := tmp_path / "ca.pem").write_text("the stack's own\n")
+
+    authorities.write(stack=stack)
+
+    assert Path(os.environ[authorities.BUNDLE_VARIABLE]).read_text().endswith("the stack's own\n")
+
+
+@pytest.mark.parametrize(("mode", "is_right"), [("on", True), ("off", True), ("", True), ("yes", False)])
+def test_internal_tls_is_on_or_off(env: Path, mode: str, is_right: bool) -> None:
+    env.write_text(f"INTERNAL_TLS={mode}\n")
+
+    (finding,) = certificates.findings()
+
+    assert (finding.cure == "") == is_right
+
+
 def test_a_postgres_that_is_not_to_be_verified_is_not(env: Path, company: Authority) -> None:
     """For `require` libpq would verify as well once it had a file."""
     env.write_text(f"TLS_CA_FILE={company.file}\nPOSTGRES_SSLMODE=require\n")
