@@ -139,3 +139,10 @@ def test_a_target_is_what_people_call_it_and_never_config_or_tags() -> None:
         target_of({"backfillParams": {"allPartitions": True, "partitionNames": ["1", "2"]}})
         == "all partitions, partitions 1 2"
     )
+
+
+def test_a_subscription_only_reads() -> None:
+    """It fails with a release that has a new one: read whether its resolver changes anything."""
+    subscriptions = create_schema().graphql_schema.subscription_type
+    assert subscriptions
+    assert set(subscriptions.fields) <= {"pipelineRunLogs", "capturedLogs", "locationStateChangeEvents"}
