@@ -1,0 +1,118 @@
+"""LOGIN: what is refused before anything starts, and what the door's container is told."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts import env_file, login
+from scripts.console import Failure
+from scripts.preflight import report
+
+OIDC = """
+OIDC_ISSUER=https://login.example.com/realms/data
+OIDC_CLIENT_ID=dagit
+OIDC_CLIENT_SECRET=abc
+OIDC_ROLE_CLAIM=groups
+OIDC_ROLES=viewer:everyone,operator:data team,admin:ops,admin:the.bosses
+"""
+
+
+def cures(env: Path, text: str) -> list[str]:
+    env.write_text(text)
+    return [finding.cure for finding in login.findings() if finding.cure]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "LOGIN=off\n", "BIND_ADDRESS=127.0.0.5\n", "BIND_ADDRESS=[::1]\n", "BIND_ADDRESS=::1\n",
+     "PUBLIC_HOST=localhost:8080,127.0.0.1\n"],
+)  # fmt: skip
+def test_pages_of_this_host_alone_need_no_login(env: Path, text: str) -> None:
+    assert cures(env, text) == []
+
+
+@pytest.mark.parametrize("opened", ["BIND_ADDRESS=0.0.0.0", "BIND_ADDRESS=::", "BIND_ADDRESS=192.0.2.7",
+                                    "PUBLIC_HOST=dagit.example.com", "PUBLIC_HOST=localhost,host.lan"])  # fmt: skip
+@pytest.mark.parametrize("mode", ["", "LOGIN=off\n"])
+def test_pages_that_others_reach_are_refused_without_a_login(env: Path, opened: str, mode: str) -> None:
+    env.write_text(f"{mode}{opened}\n")
+
+    with pytest.raises(Failure, match=r"opens pages that nobody must log in to: set LOGIN=on"):
+        report(login.findings())
+    assert opened in cures(env, f"{mode}{opened}\n")[0]
+    assert cures(env, f"LOGIN=on\n{opened}\n") == []
+
+
+@pytest.mark.parametrize("mode", ["yes", "ON", "1"])
+def test_a_word_that_is_neither_is_named(env: Path, mode: str) -> None:
+    assert "is on or off" in cures(env, f"LOGIN={mode}\n")[0]
+
+
+def test_a_certificate_has_a_key_and_both_can_be_read(env: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file.pem"
+    file.write_text("x")
+
+    assert "go together" in cures(env, f"LOGIN=on\nTLS_CERT={file}\n")[0]
+    assert "can't be read" in cures(env, f"LOGIN=on\nTLS_CERT={file}\nTLS_KEY={tmp_path}/none\n")[0]
+    assert cures(env, f"LOGIN=on\nTLS_CERT={file}\nTLS_KEY={file}\n") == []
+
+
+def test_an_issuer_has_all_of_its_settings(env: Path) -> None:
+    assert cures(env, f"LOGIN=on\n{OIDC}") == []
+    assert "OIDC_ROLES must be set too" in cures(env, "LOGIN=on\n" + OIDC.replace("OIDC_ROLES", "#"))[0]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "named"),
+    [
+        ("https://login.example.com/realms/data", "login.example.com", "OIDC_ISSUER"),
+        ("https://login.example.com/realms/data", 'https://x"<If true>', "OIDC_ISSUER"),
+        ("CLAIM=groups", "CLAIM=realm.roles", "OIDC_ROLE_CLAIM"),
+        ("operator:data team", "boss:data", "OIDC_ROLES"),
+        ("operator:data team", "operator:", "OIDC_ROLES"),
+        ("operator:data team", "operator:a|.*", "OIDC_ROLES"),
+    ],
+)
+def test_what_can_not_stand_in_the_doors_configuration_is_named(
+    env: Path, good: str, bad: str, named: str
+) -> None:
+    assert named in cures(env, "LOGIN=on\n" + OIDC.replace(good, bad))[0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "url", "s3"),
+    [
+        ({}, "https://127.0.0.1:3000", "https://127.0.0.1:9000"),
+        ({"BIND_ADDRESS": "0.0.0.0"}, "https://127.0.0.1:3000", "https://127.0.0.1:9000"),
+        ({"BIND_ADDRESS": "::1"}, "https://[::1]:3000", "https://[::1]:9000"),
+        ({"PUBLIC_HOST": "a.example,b.example", "DAGIT_PORT": "443"}, "https://a.example", "https://a.example:9000"),
+        ({"PUBLIC_HOST": "a.example:8443", "MINIO_PORT": "9443"}, "https://a.example:8443", "https://a.example:9443"),
+    ],
+)  # fmt: skip
+def test_links_lead_to_where_browsers_find_the_door(settings: dict[str, str], url: str, s3: str) -> None:
+    found = login.derived({"LOGIN": "on", **settings})
+
+    assert (found["DOOR_URL"], found["DOOR_S3_URL"]) == (url, s3)
+
+
+def test_the_certificate_is_for_each_name_that_dagit_has(env: Path) -> None:
+    found = login.derived(
+        {"LOGIN": "on", "BIND_ADDRESS": "192.0.2.7", "PUBLIC_HOST": "a.example:8443,[2001:db8::1]"}
+    )
+
+    assert found["DOOR_NAMES"].split(",") == [
+        "DNS:a.example", "DNS:localhost", "IP:127.0.0.1", "IP:192.0.2.7", "IP:2001:db8::1", "IP:::1",
+    ]  # fmt: skip
+
+
+def test_dagit_is_told_no_secret_and_without_a_login_links_are_as_before(env: Path) -> None:
+    env.write_text("LOGIN=off\nDOOR_SECRET=abc\nDOOR_URL=https://old\n")
+
+    login.derive()
+
+    written = env_file.read(env)
+    assert written["DOOR_SECRET_SHA256"] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert written["DOOR_URL"] == written["DOOR_S3_URL"] == ""
+    before = env.stat().st_mtime_ns
+    login.derive()
+    assert env.stat().st_mtime_ns == before
