@@ -128,6 +128,10 @@ class GivenUp(Fenced):
     """Raised when a process reports on work after the database was away for longer than its patience."""
 
 
+class RunDoomed(StackError):
+    """Raised when a run is to follow on one that retention removes."""
+
+
 class Refused(StackError):
     """Raised when the database does not take an event, and never will."""
 

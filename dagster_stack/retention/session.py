@@ -1,0 +1,71 @@
+"""A session that does nothing beside others of its kind, or a backup; and how it leaves room for everybody else."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from dagster_stack.store.doomed import RETENTION_AND_BACKUP
+
+TRY_LOCK = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
+LOCK = sqlalchemy.text("SELECT pg_advisory_lock(:key)")
+UNLOCK = sqlalchemy.text("SELECT pg_advisory_unlock(:key)")
+#: Milliseconds: nobody holds rows of runs that ended long ago. One that waits longer is tried again an hour later.
+LIMIT = sqlalchemy.text("SET LOCAL lock_timeout = 5000")
+
+#: Seconds of a pause at least.
+SHORTEST_PAUSE_SECS = 0.02
+
+
+@contextmanager
+def alone(engine: Engine, *, wait: bool = False) -> Iterator[Connection | None]:
+    """A connection that holds the lock of retention and backups; None while another one has it, unless `wait`.
+
+    The lock is the session's: who loses the connection loses both, and can do nothing without it.
+    """
+    key = {"key": RETENTION_AND_BACKUP}
+    with engine.connect() as kept:
+        connection = kept.execution_options(isolation_level="AUTOCOMMIT")
+        has_lock = connection.execute(TRY_LOCK, key).scalar_one()
+        connection.commit()
+        if not (has_lock or wait):
+            yield None
+            return
+        try:
+            if not has_lock:
+                connection.execute(LOCK, key)
+                connection.commit()
+            yield connection
+        finally:
+            try:
+                connection.rollback()
+                connection.execute(UNLOCK, key)
+                connection.commit()
+            except SQLAlchemyError:
+                # The end of the session frees it.
+                connection.invalidate()
+
+
+@contextmanager
+def transaction(connection: Connection) -> Iterator[Connection]:
+    """What is done meanwhile is stored as a whole, or not at all."""
+    with connection.execution_options(isolation_level="READ COMMITTED").begin():
+        connection.execute(LIMIT)
+        yield connection
+
+
+@dataclass
+class Pace:
+    """Half of the time is everybody else's: after each batch a pause as long as the batch took."""
+
+    rest: Callable[[float], Any] = time.sleep
+    _began: float = field(default_factory=time.monotonic)
+
+    def pause(self) -> None:
+        self.rest(max(SHORTEST_PAUSE_SECS, time.monotonic() - self._began))
+        self._began = time.monotonic()
