@@ -88,8 +88,8 @@ FILLED = f"""
 AT = "(to_timestamp(CAST(ended AS float)) AT TIME ZONE 'utc')"
 
 
-def store(database: Database) -> None:
-    """Store all of it; the runs' ids are run_1 to run_10000."""
+def store(database: Database, number: int = RUNS) -> None:
+    """Store all of it, or the first of these runs; their ids are run_1 to run_10000."""
     execute = database.execute
     under_way = ", ".join(map(str, UNDER_WAY))
     execute(
@@ -100,7 +100,7 @@ def store(database: Database) -> None:
             'part_' || CASE WHEN n < 3000 THEN (n / {ASSETS}) % {PARTITIONS} ELSE (n / {ASSETS}) % 5 END AS part,
             CAST(extract(epoch FROM now()) - 86400 * (800.0 - n / 20.0) AS text) AS ended,
             {FAILED} AS failed, n IN ({under_way}) AS under_way
-        FROM generate_series(1, {RUNS}) AS n
+        FROM generate_series(1, {number}) AS n
         """
     )
     run = DagsterRun(
@@ -131,7 +131,7 @@ def store(database: Database) -> None:
         """,
         text=serialize_value(run),
     )
-    for child, root in AGAIN.items():
+    for child, root in ((child, root) for child, root in AGAIN.items() if child <= number):
         for key in ("dagster/root_run_id", "dagster/parent_run_id"):
             execute(
                 "INSERT INTO run_tags (run_id, key, value) VALUES (:run, :key, :root)",

@@ -18,7 +18,7 @@ PARTITIONED = StaticPartitionsDefinition([f"part_{number}" for number in range(P
 
 def made(name: str) -> AssetsDefinition:
     @asset(name=name, partitions_def=PARTITIONED, check_specs=[AssetCheckSpec(CHECK, asset=name)])
-    def content() -> MaterializeResult:  # type: ignore[type-arg]
+    def content() -> MaterializeResult:
         return MaterializeResult(check_results=[AssetCheckResult(passed=True)])
 
     return content
