@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dagster_stack.project import DEFAULT
+from dagster_stack.retention.periods import Periods
 from scripts import (
     base_image,
     code_check,
@@ -67,7 +68,13 @@ def prepare() -> None:
         make_readable(ROOT / "docker" / "grafana")
     require_connections(env_file.number("WORKERS", 2))
     preflight.report(
-        [*preflight.runs_at_once(), *preflight.ports(), *preflight.names(), *data_folder.findings()]
+        [
+            *preflight.runs_at_once(),
+            *preflight.kept(),
+            *preflight.ports(),
+            *preflight.names(),
+            *data_folder.findings(),
+        ]
     )
     base_image.ensure()
     data_folder.ensure()
@@ -268,6 +275,9 @@ def addresses() -> None:
     say("")
     for title, address, login in rows:
         say(f"  {title:<10} {address:<24} {login}".rstrip())
+    say(
+        f"\n  {Periods.from_environment(settings)}; `make retention DRY_RUN=1` says what would go (KEEP_*_DAYS in {name})."
+    )
     is_example = user_project.folder() == ROOT / DEFAULT
     flights = "`make demo` runs 336,776 flights through it"
     own = "`make run JOB=…` or Dagit launches a job, `make project` lists yours"

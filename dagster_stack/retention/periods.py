@@ -26,10 +26,10 @@ class Periods:
         )
 
     def __str__(self) -> str:
-        details = f"how steps were executed {self.details} days" if self.details else ""
-        runs = f"runs with their outputs {self.runs} days" if self.runs else ""
-        kept = " and ".join(part for part in (details, runs) if part)
-        return f"kept for {kept} after their end" if kept else "all is kept for ever"
+        if not (self.details or self.runs):
+            return "Old runs are kept for ever"
+        details, runs = (f"{days} days" if days else "for ever" for days in (self.details, self.runs))
+        return f"Old runs are kept {runs}, how their steps were executed {details}"
 
 
 def days(environment: Mapping[str, str], name: str, default: int) -> int:

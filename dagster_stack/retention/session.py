@@ -12,9 +12,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dagster_stack.store.doomed import RETENTION_AND_BACKUP
 
-TRY_LOCK = sqlalchemy.text("SELECT pg_try_advisory_lock(:key)")
-LOCK = sqlalchemy.text("SELECT pg_advisory_lock(:key)")
-UNLOCK = sqlalchemy.text("SELECT pg_advisory_unlock(:key)")
+TRY_LOCK = sqlalchemy.text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))")
+LOCK = sqlalchemy.text("SELECT pg_advisory_lock(hashtextextended(:name, 0))")
+UNLOCK = sqlalchemy.text("SELECT pg_advisory_unlock(hashtextextended(:name, 0))")
 #: Milliseconds: nobody holds rows of runs that ended long ago. One that waits longer is tried again an hour later.
 LIMIT = sqlalchemy.text("SET LOCAL lock_timeout = 5000")
 
@@ -28,23 +28,23 @@ def alone(engine: Engine, *, wait: bool = False) -> Iterator[Connection | None]:
 
     The lock is the session's: who loses the connection loses both, and can do nothing without it.
     """
-    key = {"key": RETENTION_AND_BACKUP}
+    name = {"name": RETENTION_AND_BACKUP}
     with engine.connect() as kept:
         connection = kept.execution_options(isolation_level="AUTOCOMMIT")
-        has_lock = connection.execute(TRY_LOCK, key).scalar_one()
+        has_lock = connection.execute(TRY_LOCK, name).scalar_one()
         connection.commit()
         if not (has_lock or wait):
             yield None
             return
         try:
             if not has_lock:
-                connection.execute(LOCK, key)
+                connection.execute(LOCK, name)
                 connection.commit()
             yield connection
         finally:
             try:
                 connection.rollback()
-                connection.execute(UNLOCK, key)
+                connection.execute(UNLOCK, name)
                 connection.commit()
             except SQLAlchemyError:
                 # The end of the session frees it.

@@ -7,12 +7,12 @@ from sqlalchemy.engine import Connection
 from dagster_stack.errors import RunDoomed
 from dagster_stack.store.statements import statements
 
-#: Postgres's advisory lock that retention and backups hold for as long as they work, one at a time. Both in Dagster's
-#: database, by `pg_try_advisory_lock` or `pg_advisory_lock` in one session: a backup has rows first and objects after,
-#: and what is removed in between would be missing in it. The first 8 bytes of "dagster.".
-RETENTION_AND_BACKUP = 0x646167737465722E
-#: The lock under which groups of runs are doomed, and shared by those who add a run to a group.
-DOOM = RETENTION_AND_BACKUP + 1
+#: The name of Postgres's advisory lock that retention and backups hold for as long as they work, so that one waits for
+#: the other: a backup has rows first and objects after, and what goes in between would be missing in it. It is a
+#: session's, in Dagster's database: `SELECT pg_advisory_lock(hashtextextended('dagster_stack_backup', 0))`.
+RETENTION_AND_BACKUP = "dagster_stack_backup"
+#: That of the lock under which groups of runs are doomed; who adds a run to a group shares it.
+DOOM = "dagster_stack_doom"
 
 _SQL = statements(__file__)
 TABLE, RUN_ENDS = _SQL["table"], _SQL["run_ends"]
@@ -22,7 +22,7 @@ LOCK, LOCK_SHARED, AMONG = _SQL["lock"], _SQL["lock_shared"], _SQL["among"]
 
 def refuse_successors(connection: Connection, run_ids: Collection[str]) -> None:
     """Raise RunDoomed when one of these runs is doomed; until the transaction ends none of them is."""
-    connection.execute(LOCK_SHARED, {"key": DOOM})
+    connection.execute(LOCK_SHARED, {"name": DOOM})
     if doomed := connection.execute(AMONG, {"runs": list(run_ids)}).scalar():
         raise RunDoomed(
             f"Run {doomed} is being removed, since it ended more than KEEP_RUNS_DAYS days ago: its outputs are no longer"

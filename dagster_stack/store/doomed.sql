@@ -25,10 +25,10 @@ CREATE INDEX IF NOT EXISTS dagster_stack_latest_checks
 ON asset_check_executions (asset_key, check_name, (coalesce(partition, '')), id);
 
 -- name: lock
-SELECT pg_advisory_xact_lock(:key);
+SELECT pg_advisory_xact_lock(hashtextextended(:name, 0));
 
 -- name: lock_shared
-SELECT pg_advisory_xact_lock_shared(:key);
+SELECT pg_advisory_xact_lock_shared(hashtextextended(:name, 0));
 
 -- name: among
 SELECT run_id FROM dagster_stack_doomed WHERE run_id = ANY(:runs) LIMIT 1;

@@ -25,7 +25,7 @@ from sqlalchemy.engine import Connection
 
 from dagster_stack.logs.context import bound
 from dagster_stack.patches.dagster import SERIALIZE_RUN
-from dagster_stack.store import doomed, error_chains, facts, leases
+from dagster_stack.store import doomed, error_chains, facts, leases, upkeep
 from dagster_stack.store.connections import (
     DEFAULT_CONNECTIONS,
     patient_connection,
@@ -54,7 +54,7 @@ def make_tables(url: str) -> None:
     with patient_connection(pooled_engine(url, DEFAULT_CONNECTIONS)) as connection:
         own = map(sqlalchemy.text, (STEP_ENDS_INDEX, facts.TABLE))
         of_retention = (doomed.TABLE, doomed.RUN_ENDS, doomed.CHECKS_OF_RUNS, doomed.LATEST_CHECKS)
-        for statement in (leases.TABLE, leases.COLUMN, *own, *of_retention):
+        for statement in (leases.TABLE, leases.COLUMN, *own, *of_retention, *upkeep.settings()):
             connection.execute(statement)
 
 

@@ -5,6 +5,8 @@ Made by SQL from what Dagster itself would store. Run number N ended 800 - N/20 
 
 import json
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from dagster import AssetCheckKey, AssetKey, DagsterEvent, DagsterEventType, DagsterRun, DagsterRunStatus
@@ -17,6 +19,10 @@ from dagster._core.events import AssetMaterializationPlannedData, StepMaterializ
 from dagster._core.events.log import EventLogEntry
 from dagster._serdes import serialize_value
 
+from dagster_stack.retention.outputs import Outputs
+from dagster_stack.retention.periods import Periods
+from dagster_stack.retention.retention import Retention
+from dagster_stack.retention.session import Pace
 from tests.unit.holders import Database
 from tests.unit.partitioned_assets import ASSETS, CHECK, PARTITIONS
 
@@ -204,3 +210,65 @@ def store(database: Database, number: int = RUNS) -> None:
         " SELECT run, asset, 1, 1, 'nobody' FROM world"
     )
     execute("ANALYZE")
+
+
+@dataclass
+class BucketInMemory:
+    """The two requests that retention makes, and what is there."""
+
+    objects: dict[str, int] = field(default_factory=dict)
+    deleted: list[str] = field(default_factory=list)
+
+    def get_paginator(self, _: str) -> "BucketInMemory":
+        return self
+
+    def paginate(self, **named: str) -> Iterator[dict[str, Any]]:
+        yield {"Contents": [{"Key": key, "Size": size} for key, size in self._under(named["Prefix"])]}
+
+    def _under(self, prefix: str) -> list[tuple[str, int]]:
+        # A look into all objects would take a minute for 10,000 runs.
+        names = (f"{prefix}{rest}" for rest in ("step/result", "kept/result", "compute_logs/a.out"))
+        return [(name, self.objects[name]) for name in names if name in self.objects]
+
+    def delete_object(self, **named: str) -> None:
+        self.deleted.append(named["Key"])
+        self.objects.pop(named["Key"], None)
+
+
+USERS = {
+    "storage/@assets/asset_1.pickle": 5,
+    "inbox/run_1/step/result": 6,
+    "storage/storage/run_1x/step/result": 7,
+}
+
+
+def bucket_of_old_runs() -> BucketInMemory:
+    names = [f"run_{number}" for number in range(1, RUNS + 1)]
+    objects = {f"storage/storage/{name}/{each}/result": 100 for name in names for each in ("step", "kept")}
+    logs = {f"logs/storage/{name}/compute_logs/a.out": 10 for name in names}
+    return BucketInMemory({**objects, **logs, **USERS})
+
+
+def retention(
+    database: Database, bucket: BucketInMemory | None = None, details: int = 30, runs: int = 365
+) -> Retention:
+    outputs = Outputs(bucket or BucketInMemory(), "bucket", "storage", "logs")
+    return Retention(database.engine, outputs, Periods(details, runs), Pace(lambda seconds: None))
+
+
+def runs_of(database: Database) -> set[int]:
+    return {int(row[0].removeprefix("run_")) for row in database.execute("SELECT run_id FROM runs")}
+
+
+TABLES = ("runs", "run_tags", "event_logs", "asset_event_tags", "asset_check_executions", "snapshots",
+          "bulk_actions", "backfill_tags", "dagster_stack_claims")  # fmt: skip
+
+
+def rows_of(database: Database) -> dict[str, int]:
+    """A hash over the rows of each table."""
+    return {
+        table: database.execute(
+            f"SELECT sum(hashtextextended(CAST(t AS text), 0)), count(*) FROM {table} AS t"
+        )[0]
+        for table in TABLES
+    }

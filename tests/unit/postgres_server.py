@@ -61,6 +61,8 @@ class PostgresServer:
     def copy(self, template: str) -> Iterator[str]:
         """The same, with what is in another one that nobody is connected to."""
         name = f"test_{next(self._numbers)}"
+        # A vacuum by itself, too: only what nobody is connected to is copied.
+        self.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{template}'")
         self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         url = self.url(name)
         try:

@@ -1,31 +1,17 @@
 """What is old goes, in small parts, and no page about assets is another one after it."""
 
-import asyncio
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from dagster import (
-    AssetCheckKey,
-    AssetKey,
-    AssetRecordsFilter,
-    DagsterEventType,
-    DagsterInstance,
-    ReexecutionOptions,
-    execute_job,
-    reconstructable,
-)
-from dagster._core.storage.partition_status_cache import get_and_update_asset_status_cache_value
-from dagster._core.workspace.context import WorkspaceProcessContext
-from dagster._core.workspace.load_target import PythonFileTarget
-from dagster_graphql.schema import create_schema
+from dagster import DagsterInstance, ReexecutionOptions, execute_job, reconstructable
 
-from dagster_stack.errors import RunDoomed
+from dagster_stack.errors import RunDoomed, SettingsError
 from dagster_stack.objects.client import s3_client
 from dagster_stack.retention import removal, snapshots
 from dagster_stack.retention import retention as retention_module
@@ -34,64 +20,28 @@ from dagster_stack.retention.freed import Freed
 from dagster_stack.retention.groups import doom
 from dagster_stack.retention.outputs import Outputs
 from dagster_stack.retention.periods import Periods
-from dagster_stack.retention.retention import DAY_SECS, Retention
-from dagster_stack.retention.session import Pace, alone
+from dagster_stack.retention.retention import DAY_SECS, LAST, TOTAL
+from dagster_stack.retention.session import alone
 from dagster_stack.store.connections import pooled_engine
-from tests.unit import old_runs, partitioned_assets, runs_by_hand, step_jobs
+from dagster_stack.store.facts import Facts
+from tests.unit import asset_pages, old_runs, runs_by_hand, step_jobs
 from tests.unit.conftest import ON_POSTGRES, opened
 from tests.unit.driven_runs import Workers, executed
 from tests.unit.holders import Database
-from tests.unit.old_runs import FIRST_YOUNG, RUNS
-from tests.unit.partitioned_assets import CHECK, NAMES, PARTITIONED
+from tests.unit.old_runs import (
+    FIRST_YOUNG,
+    RUNS,
+    USERS,
+    BucketInMemory,
+    bucket_of_old_runs,
+    retention,
+    rows_of,
+    runs_of,
+)
+from tests.unit.partitioned_assets import NAMES
 from tests.unit.postgres_server import PostgresServer, forget
 from tests.unit.seaweed import BUCKET
 from tests.waiting import wait_until
-
-
-@dataclass
-class BucketInMemory:
-    """The two requests that retention makes, and what is there."""
-
-    objects: dict[str, int] = field(default_factory=dict)
-    deleted: list[str] = field(default_factory=list)
-
-    def get_paginator(self, _: str) -> "BucketInMemory":
-        return self
-
-    def paginate(self, **named: str) -> Iterator[dict[str, Any]]:
-        yield {"Contents": [{"Key": key, "Size": size} for key, size in self._under(named["Prefix"])]}
-
-    def _under(self, prefix: str) -> list[tuple[str, int]]:
-        # A look into all objects would take a minute for 10,000 runs.
-        names = (f"{prefix}{rest}" for rest in ("step/result", "kept/result", "compute_logs/a.out"))
-        return [(name, self.objects[name]) for name in names if name in self.objects]
-
-    def delete_object(self, **named: str) -> None:
-        self.deleted.append(named["Key"])
-        self.objects.pop(named["Key"], None)
-
-
-USERS = {
-    "storage/@assets/asset_1.pickle": 5,
-    "inbox/run_1/step/result": 6,
-    "storage/storage/run_1x/step/result": 7,
-}
-
-
-def bucket_of_old_runs() -> BucketInMemory:
-    names = [f"run_{number}" for number in range(1, RUNS + 1)]
-    objects = {f"storage/storage/{name}/{each}/result": 100 for name in names for each in ("step", "kept")}
-    logs = {f"logs/storage/{name}/compute_logs/a.out": 10 for name in names}
-    return BucketInMemory({**objects, **logs, **USERS})
-
-
-@pytest.fixture(scope="module")
-def template(postgres: PostgresServer) -> Iterator[str]:
-    """The name of a database with the old runs, to be copied."""
-    with postgres.database() as url:
-        old_runs.store(Database(url))
-        forget(url)
-        yield url.rpartition("?")[0].rpartition("/")[2]
 
 
 @pytest.fixture(scope="module")
@@ -109,194 +59,175 @@ def few_database(postgres: PostgresServer, few: str) -> Iterator[Database]:
         yield Database(url)
 
 
-@pytest.fixture
-def old(postgres: PostgresServer, template: str) -> Iterator[Database]:
-    with postgres.copy(template) as url:
-        yield Database(url)
+@dataclass
+class Retained:
+    """The old runs after a pass over them, and what was before."""
+
+    database: Database
+    instance: DagsterInstance
+    bucket: BucketInMemory
+    told: Freed
+    changed_by_telling: bool
+    freed: Freed
+    pages: dict[str, dict[str, Any]]
+    by_dagit: dict[str, dict[str, Any]]
+    after_by_dagit: dict[str, dict[str, Any]]
+
+    @property
+    def left(self) -> set[int]:
+        return runs_of(self.database)
+
+    @property
+    def wanted(self) -> set[int]:
+        """The last run of each asset."""
+        last = self.database.execute("SELECT last_run_id FROM asset_keys")
+        return {int(row[0].removeprefix("run_")) for row in last}
 
 
-@pytest.fixture
-def old_instance(old: Database, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DagsterInstance]:
-    with opened(tmp_path_factory.mktemp("dagster_home"), ON_POSTGRES.format(url=old.url)) as instance:
-        yield instance
+@pytest.fixture(scope="module")
+def retained(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Retained]:
+    bucket = bucket_of_old_runs()
+    with (
+        postgres.database() as url,
+        opened(tmp_path_factory.mktemp("dagster_home"), ON_POSTGRES.format(url=url)) as instance,
+        asset_pages.dagit(instance) as dagit,
+    ):
+        database = Database(url)
+        old_runs.store(database)
+        before, by_dagit = asset_pages.pages(instance), {name: dagit(name) for name in SHOWN}
+        rows = rows_of(database)
+        told = retention(database, bucket).count()
+        changed = rows_of(database) != rows or bool(bucket.deleted)
+        freed = retention(database, bucket).run()
+        assert freed
+        after = {name: dagit(name) for name in SHOWN}
+        yield Retained(database, instance, bucket, told, changed, freed, before, by_dagit, after)
 
 
-def retention(
-    database: Database, bucket: BucketInMemory | None = None, details: int = 30, runs: int = 365
-) -> Retention:
-    outputs = Outputs(bucket or BucketInMemory(), "bucket", "storage", "logs")
-    return Retention(database.engine, outputs, Periods(details, runs), Pace(lambda seconds: None))
+#: The assets that Dagit is asked for; storage is asked for all.
+SHOWN = NAMES[::5]
 
 
-def page(instance: DagsterInstance, name: str) -> dict[str, Any]:
-    """All that pages about an asset, its partitions and its check ask for."""
-    log, key, check = instance.event_log_storage, AssetKey(name), AssetCheckKey(AssetKey(name), CHECK)
-    log.wipe_asset_cached_status(key)
-    (record,) = log.get_asset_records([key])
-    status = get_and_update_asset_status_cache_value(instance, key, PARTITIONED)
-    assert status
-    partitions = PARTITIONED.get_partition_keys()
-    return {
-        "asset": record.asset_entry,
-        "run": record.asset_entry.last_run_id and instance.get_run_by_id(record.asset_entry.last_run_id),
-        "latest": log.get_latest_materialization_events([key]),
-        "partitions": log.get_materialized_partitions(key),
-        "ids": [
-            log.get_latest_storage_id_by_partition(key, kind)
-            for kind in (DagsterEventType.ASSET_MATERIALIZATION, DagsterEventType.ASSET_OBSERVATION)
-        ],
-        "tags": log.get_latest_tags_by_partition(
-            key, DagsterEventType.ASSET_MATERIALIZATION, ["dagster/data_version"]
-        ),
-        "attempts": {
-            partition: (run, number)
-            for partition, (
-                run,
-                number,
-            ) in log.get_latest_asset_partition_materialization_attempts_without_materializations(key).items()
-        },
-        "planned": [log.get_latest_planned_materialization_info(key, each) for each in (None, *partitions)],
-        "of each": [
-            instance.fetch_materializations(AssetRecordsFilter(key, asset_partitions=[each]), limit=1).records
-            for each in partitions
-        ],
-        "status": status,
-        "materialized": status.deserialize_materialized_partition_subsets(PARTITIONED),
-        "failed": status.deserialize_failed_partition_subsets(PARTITIONED),
-        "in progress": status.deserialize_in_progress_partition_subsets(PARTITIONED),
-        "check": log.get_latest_asset_check_execution_by_key([check]),
-        "check summary": log.get_asset_check_summary_records([check]),
-        "check partitions": log.get_asset_check_partition_info([check]),
-    }
-
-
-def pages(instance: DagsterInstance) -> dict[str, dict[str, Any]]:
-    return {name: page(instance, name) for name in NAMES}
-
-
-def runs_of(database: Database) -> set[int]:
-    return {int(row[0].removeprefix("run_")) for row in database.execute("SELECT run_id FROM runs")}
-
-
-TABLES = ("runs", "run_tags", "event_logs", "asset_event_tags", "asset_check_executions", "snapshots",
-          "bulk_actions", "backfill_tags", "dagster_stack_claims")  # fmt: skip
-
-
-def rows_of(database: Database) -> dict[str, int]:
-    """A hash over the rows of each table."""
-    return {
-        table: database.execute(
-            f"SELECT sum(hashtextextended(CAST(t AS text), 0)), count(*) FROM {table} AS t"
-        )[0]
-        for table in TABLES
-    }
-
-
-def test_every_asset_page_is_the_same_after(old: Database, old_instance: DagsterInstance) -> None:
-    before, bucket = pages(old_instance), bucket_of_old_runs()
-    began = time.monotonic()
-    freed = retention(old, bucket).run()
-    assert freed
-    print(freed, f"in {time.monotonic() - began:.1f} s")
-
-    # Then most of what is old is gone, and nothing else
-    left = runs_of(old)
-    assert freed.runs == RUNS - len(left) > 8000
-    assert set(range(FIRST_YOUNG, RUNS + 1)) <= left
-    # And no page is another one
-    after = pages(old_instance)
+def test_every_asset_page_is_the_same_after(retained: Retained) -> None:
+    after = asset_pages.pages(retained.instance)
     for name in NAMES:
-        for part, value in before[name].items():
+        for part, value in retained.pages[name].items():
             assert after[name][part] == value, f"{part} of {name}"
-    # Some partitions of which were made by runs that are gone
-    made_by = {
-        int(records[0].run_id.removeprefix("run_"))
-        for each in after.values() for records in each["of each"] if records
-    }  # fmt: skip
-    assert made_by - left
-    # And objects of the user's, of what is kept, and of runs that are left
-    assert bucket.objects.items() >= USERS.items()
-    for number in made_by:
-        assert f"storage/storage/run_{number}/kept/result" in bucket.objects
-    gone = set(range(1, RUNS + 1)) - left
-    for number in gone:
-        assert f"storage/storage/run_{number}/step/result" not in bucket.objects
-        assert f"logs/storage/run_{number}/compute_logs/a.out" not in bucket.objects
-    for number in left:
-        assert f"storage/storage/run_{number}/step/result" in bucket.objects
-    # Nothing of the others is left over
+    # Some partitions were made by runs that are gone
+    assert made_by(after) - retained.left
+
+
+def made_by(pages: dict[str, dict[str, Any]]) -> set[int]:
+    """The runs that made the latest of each partition."""
+    records = [found[0] for each in pages.values() for found in each["of each"] if found]
+    return {int(record.run_id.removeprefix("run_")) for record in records}
+
+
+def test_dagit_shows_the_same_of_an_asset(retained: Retained) -> None:
+    found = Counter[str]()
+    for name in SHOWN:
+        for each in (retained.by_dagit[name], retained.after_by_dagit[name]):
+            # What becomes of the run of something that stayed: it is not found.
+            for made in filter(None, each["assetNodeOrError"]["latestMaterializationByPartition"]):
+                found[made.pop("runOrError")["__typename"]] += 1
+                made.pop("stepStats")
+            each.pop("assetOrError")
+        assert retained.after_by_dagit[name] == retained.by_dagit[name]
+    assert found["Run"]
+    assert found["RunNotFoundError"]
+
+
+def test_what_is_old_is_gone_and_nothing_else(retained: Retained) -> None:
+    database, left = retained.database, retained.left
+    assert retained.freed.runs == RUNS - len(left) > 8000
+    assert set(range(FIRST_YOUNG, RUNS + 1)) <= left
+    # Nothing of the runs that are gone is left over
     for table in ("run_tags", "dagster_stack_claims"):
-        assert not old.execute(f"SELECT FROM {table} WHERE NOT run_id IN (SELECT run_id FROM runs)")
-    orphans = "SELECT FROM asset_event_tags WHERE NOT event_id IN (SELECT id FROM event_logs)"
-    assert not old.execute(orphans)
-    (checks,) = old.execute(
-        "SELECT count(*) FROM asset_check_executions WHERE NOT run_id IN (SELECT run_id FROM runs)"
+        assert not database.execute(f"SELECT FROM {table} WHERE NOT run_id IN (SELECT run_id FROM runs)")
+    assert not database.execute(
+        "SELECT FROM asset_event_tags WHERE NOT event_id IN (SELECT id FROM event_logs)"
     )
-    assert checks[0] <= 2 * len(NAMES)
+    of_gone = "SELECT count(*) FROM asset_check_executions WHERE NOT run_id IN (SELECT run_id FROM runs)"
+    assert database.execute(of_gone)[0][0] <= 2 * len(NAMES)
 
 
-def test_groups_go_as_a_whole_or_stay(old: Database) -> None:
-    retention(old).run()
+def test_objects_of_runs_that_are_gone_go_and_no_others(retained: Retained) -> None:
+    objects, left = retained.bucket.objects, retained.left
+    assert objects.items() >= USERS.items()
+    for number in made_by(retained.pages):
+        assert f"storage/storage/run_{number}/kept/result" in objects
+    for number in range(1, RUNS + 1):
+        there = f"storage/storage/run_{number}/step/result" in objects
+        assert there == (number in left) == (f"logs/storage/run_{number}/compute_logs/a.out" in objects)
 
-    left = runs_of(old)
+
+def test_groups_go_as_a_whole_or_stay(retained: Retained) -> None:
+    left = retained.left
     assert not {7, 1507} & left
     assert {507, 9507} <= left
-    assert not set(old_runs.BACKFILLS["all_old"][1]) & left - wanted(old)
+    assert not set(old_runs.BACKFILLS["all_old"][1]) & left - retained.wanted
     assert set(old_runs.BACKFILLS["partly_young"][1]) <= left
     assert set(old_runs.BACKFILLS["open"][1]) <= left
     assert set(old_runs.UNDER_WAY) <= left
-    assert {row[0] for row in old.execute("SELECT key FROM bulk_actions")} == {"partly_young", "open"}
-    assert {row[0] for row in old.execute("SELECT backfill_id FROM backfill_tags")} == {
-        "partly_young",
-        "open",
-    }
+    for column, table in (("key", "bulk_actions"), ("backfill_id", "backfill_tags")):
+        found = {row[0] for row in retained.database.execute(f"SELECT {column} FROM {table}")}
+        assert found == {"partly_young", "open"}
 
 
-def wanted(database: Database) -> set[int]:
-    return {
-        int(row[0].removeprefix("run_")) for row in database.execute("SELECT last_run_id FROM asset_keys")
-    }
+def test_snapshots_go_that_only_removed_runs_had(retained: Retained) -> None:
+    assert retained.freed.snapshots == 2
+    found = {row[0] for row in retained.database.execute("SELECT snapshot_id FROM snapshots")}
+    assert found == {"job_of_young", old_runs.PLAN}
 
 
-def test_snapshots_go_that_only_removed_runs_had(old: Database) -> None:
-    freed = retention(old).run()
-    assert freed
-    assert freed.snapshots == 2
-    assert {row[0] for row in old.execute("SELECT snapshot_id FROM snapshots")} == {
-        "job_of_young",
-        old_runs.PLAN,
-    }
-
-
-def test_details_of_ended_runs_go_alone(old: Database) -> None:
-    before = dict(old.execute("SELECT dagster_event_type, count(*) FROM event_logs GROUP BY 1"))
-    freed = retention(old, details=400, runs=0).run()
-    assert freed
-
-    after = dict(old.execute("SELECT dagster_event_type, count(*) FROM event_logs GROUP BY 1"))
-    changed = {kind for kind in before if before[kind] != after[kind]}
-    assert changed == {"ENGINE_EVENT", "STEP_WORKER_STARTING", None}
-    assert sum(before.values()) - sum(after.values()) == freed.rows == 3 * (8000 - len(old_runs.UNDER_WAY))
-    assert runs_of(old) == set(range(1, RUNS + 1))
-
-
-def test_nothing_goes_with_0(old: Database) -> None:
-    before, bucket = rows_of(old), bucket_of_old_runs()
-    assert retention(old, bucket, 0, 0).run() == Freed()
-    assert rows_of(old) == before
-    assert not bucket.deleted
-
-
-def test_a_look_beforehand_says_what_would_go_and_changes_nothing(old: Database) -> None:
-    before, bucket = rows_of(old), bucket_of_old_runs()
-    told = retention(old, bucket).count()
-    assert rows_of(old) == before
-    assert not bucket.deleted
-
-    freed = retention(old, bucket).run()
-    assert freed
+def test_a_look_beforehand_says_what_would_go_and_changes_nothing(retained: Retained) -> None:
+    told, freed = retained.told, retained.freed
+    assert not retained.changed_by_telling
     assert (told.runs, told.objects, told.object_bytes) == (freed.runs, freed.objects, freed.object_bytes)
     assert 0.8 * freed.rows < told.rows <= freed.rows
+
+
+def test_what_was_freed_is_noted_for_the_figures(retained: Retained) -> None:
+    facts = Facts(retained.database.engine)
+    assert facts.read(LAST)["rows"] == facts.read(TOTAL)["rows"] == retained.freed.rows
+    assert facts.read(LAST)["error"] is None
+
+
+def test_details_of_ended_runs_go_alone(few_database: Database) -> None:
+    count = "SELECT dagster_event_type, count(*) FROM event_logs GROUP BY 1"
+    before = dict(few_database.execute(count))
+    # Run 400 ended 780 days ago
+    freed = retention(few_database, details=780, runs=0).run()
+    assert freed
+
+    after = dict(few_database.execute(count))
+    assert {kind for kind in before if before[kind] != after[kind]} == {
+        "ENGINE_EVENT",
+        "STEP_WORKER_STARTING",
+        None,
+    }
+    ended = 400 - len([each for each in old_runs.UNDER_WAY if each <= 400])
+    assert sum(before.values()) - sum(after.values()) == freed.rows == 3 * ended
+    assert runs_of(few_database) == set(range(1, 601))
+
+
+def test_nothing_goes_with_0(few_database: Database) -> None:
+    before, bucket = rows_of(few_database), bucket_of_old_runs()
+    assert retention(few_database, bucket, 0, 0).run() == Freed()
+    assert rows_of(few_database) == before
+    assert not bucket.deleted
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "a year", "36501", "99999999999"])
+@pytest.mark.parametrize("name", ["KEEP_DETAILS_DAYS", "KEEP_RUNS_DAYS"])
+def test_what_is_no_number_of_days_is_refused_with_the_cure(name: str, text: str) -> None:
+    if not text:
+        assert Periods.from_environment({name: text}) == Periods(30, 365)
+        return
+    with pytest.raises(
+        SettingsError, match=rf"{name} is .*from 1 to 36500, or 0 to keep all. Change it in .env"
+    ):
+        Periods.from_environment({name: text})
 
 
 class Crash(BaseException):
@@ -480,63 +411,6 @@ def test_what_was_the_latest_goes_when_something_newer_came(few_database: Databa
             "SELECT DISTINCT run_id FROM event_logs WHERE NOT run_id IN (SELECT run_id FROM runs) AND run_id != 'run_new'"
         )
     }
-
-
-PAGE = """
-query Page($asset: AssetKeyInput!) {
-  assetNodeOrError(assetKey: $asset) { ... on AssetNode {
-    partitionStats { numMaterialized numFailed numMaterializing numPartitions }
-    latestMaterializationByPartition { timestamp runId partition tags { key value } stepStats { status }
-      runOrError { __typename } metadataEntries { label ... on TextMetadataEntry { text } } }
-    assetMaterializations(limit: 1) { timestamp runId runOrError { __typename } }
-    assetPartitionStatuses { ... on DefaultPartitionStatuses {
-      materializedPartitions failedPartitions materializingPartitions unmaterializedPartitions } }
-    assetChecksOrError { ... on AssetChecks { checks { name executionForLatestMaterialization {
-      status runId timestamp evaluation { success } } } } }
-  } }
-  assetsLatestInfo(assetKeys: [$asset]) { latestRun { id status } latestMaterialization { runId timestamp } }
-  assetOrError(assetKey: $asset) { ... on Asset {
-    assetMaterializations(limit: 200) { runId partition runOrError { __typename ... on Run { status } } } } }
-}
-"""
-
-
-@pytest.fixture
-def dagit(old_instance: DagsterInstance) -> Iterator[Callable[[str], dict[str, Any]]]:
-    """What Dagit answers about an asset of the definitions."""
-    target = PythonFileTarget(
-        partitioned_assets.__file__, attribute=None, working_directory=None, location_name="here"
-    )
-    schema = create_schema()
-    with WorkspaceProcessContext(old_instance, target) as process:
-
-        def asked(name: str) -> dict[str, Any]:
-            old_instance.event_log_storage.wipe_asset_cached_status(AssetKey(name))
-            context = process.create_request_context()
-            asset = {"asset": {"path": [name]}}
-            result = asyncio.run(schema.execute_async(PAGE, context_value=context, variable_values=asset))
-            assert not result.errors, result.errors
-            return cast(dict[str, Any], result.data)
-
-        yield asked
-
-
-def test_dagit_shows_the_same_of_each_asset(old: Database, dagit: Callable[[str], dict[str, Any]]) -> None:
-    before = {name: dagit(name) for name in NAMES}
-    retention(old).run()
-    found = Counter[str]()
-    for name in NAMES:
-        after = dagit(name)
-        for each in (before[name], after):
-            # What becomes of the run of something that stayed: it is not found.
-            for made in each["assetNodeOrError"]["latestMaterializationByPartition"]:
-                if made:
-                    found[made.pop("runOrError")["__typename"]] += 1
-                    made.pop("stepStats")
-            each.pop("assetOrError")
-        assert after == before[name]
-    assert found["Run"]
-    assert found["RunNotFoundError"]
 
 
 def test_a_run_that_stays_is_executed_again_from_its_failure(
