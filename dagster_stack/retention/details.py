@@ -24,7 +24,7 @@ KINDS = (
     "STEP_WORKER_STARTING",
 )
 #: Runs that are looked at together, and rows that one statement deletes at most.
-RUNS_AT_ONCE, ROWS_AT_ONCE = 200, 2000
+RUNS_AT_ONCE, ROWS_AT_ONCE = 100, 500
 #: The fact that says which runs were done: the end and the number of the last one.
 DONE = "retention.details"
 

@@ -122,7 +122,7 @@ def grouped(found: Collection[Relative]) -> list[Group]:
 
 def doom(connection: Connection, runs: Sequence[str], before: float) -> list[str]:
     """Note that these runs go, if they still may: from now on no other run may follow on them. Returns those that go."""
-    with transaction(connection):
+    with transaction(connection, durable=True):
         connection.execute(LOCK, {"name": DOOM})
         # One may have been executed again meanwhile.
         still, _ = going_of(connection, runs, before)

@@ -23,7 +23,7 @@ KEPT = (
     "FRESHNESS_STATE_CHANGE",
 )
 #: Runs whose rows go in one transaction, and about how many rows: a run with more goes alone.
-RUNS_AT_ONCE, ROWS_AT_ONCE = 20, 2000
+RUNS_AT_ONCE, ROWS_AT_ONCE = 10, 500
 #: Seconds after which a removed run is looked at again, and after which it is forgotten if nothing of it is left.
 AGAIN_SECS, FORGET_SECS = 24 * 3600, 7 * 24 * 3600
 #: Those that are looked at again in one pass.

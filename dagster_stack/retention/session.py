@@ -18,8 +18,10 @@ UNLOCK = sqlalchemy.text("SELECT pg_advisory_unlock(hashtextextended(:name, 0))"
 #: Milliseconds: nobody holds rows of runs that ended long ago. One that waits longer is tried again an hour later.
 LIMIT = sqlalchemy.text("SET LOCAL lock_timeout = 5000")
 
-#: Seconds of a pause at least.
-SHORTEST_PAUSE_SECS = 0.02
+#: Of this session nothing must be on disk at once but what runs are doomed: what a crash of the server undoes is done again.
+UNHURRIED = sqlalchemy.text("SET LOCAL synchronous_commit = off")
+#: The share of the time that batches may take, and seconds of a pause at least and at most.
+SHARE, SHORTEST_PAUSE_SECS, LONGEST_PAUSE_SECS = 0.1, 0.02, 5.0
 
 
 @contextmanager
@@ -52,20 +54,23 @@ def alone(engine: Engine, *, wait: bool = False) -> Iterator[Connection | None]:
 
 
 @contextmanager
-def transaction(connection: Connection) -> Iterator[Connection]:
-    """What is done meanwhile is stored as a whole, or not at all."""
+def transaction(connection: Connection, durable: bool = False) -> Iterator[Connection]:
+    """What is done meanwhile is stored as a whole, or not at all; if `durable`, it is on disk at the end."""
     with connection.execution_options(isolation_level="READ COMMITTED").begin():
         connection.execute(LIMIT)
+        if not durable:
+            connection.execute(UNHURRIED)
         yield connection
 
 
 @dataclass
 class Pace:
-    """Half of the time is everybody else's: after each batch a pause as long as the batch took."""
+    """Most of the time is everybody else's: after each batch there is a pause, nine times as long as the batch took."""
 
     rest: Callable[[float], Any] = time.sleep
     _began: float = field(default_factory=time.monotonic)
 
     def pause(self) -> None:
-        self.rest(max(SHORTEST_PAUSE_SECS, time.monotonic() - self._began))
+        took = time.monotonic() - self._began
+        self.rest(min(max(took * (1 / SHARE - 1), SHORTEST_PAUSE_SECS), LONGEST_PAUSE_SECS))
         self._began = time.monotonic()
