@@ -128,6 +128,10 @@ class GivenUp(Fenced):
     """Raised when a process reports on work after the database was away for longer than its patience."""
 
 
+class ObjectsForbidden(StackError):
+    """Raised when the object store lets the stack's keys not list, or not delete."""
+
+
 class RunDoomed(StackError):
     """Raised when a run is to follow on one that retention removes."""
 

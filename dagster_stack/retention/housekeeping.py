@@ -73,4 +73,4 @@ class Housekeeping(threading.Thread):
             return AGAIN_SECS
         if freed.anything:
             logger.info("removed what is old: %s", freed, extra={"action": "retention.done"})
-        return INTERVAL_SECS
+        return INTERVAL_SECS if retention.is_done else AGAIN_SECS

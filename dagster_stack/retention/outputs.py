@@ -5,9 +5,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from botocore.exceptions import ClientError
+
+from dagster_stack.errors import ObjectsForbidden
 from dagster_stack.objects.keys import OUTPUTS, segment
 from dagster_stack.retention.freed import Freed
 
+#: What a store answers to keys that may not do it.
+FORBIDDEN = ("AccessDenied", "AllAccessDisabled", "403")
 #: Dagster's own names are under the same folder as `keys`', and so are those of S3ComputeLogs under that of logs.
 LOGS = "storage"
 
@@ -58,8 +63,16 @@ class Outputs:
         for run, text in kept:
             texts[run].append(text)
         freed = Freed()
-        for run in runs:
-            for key, size in self.of(run, texts[run]):
-                act(key)
-                freed.add(Freed(objects=1, object_bytes=size))
+        try:
+            for run in runs:
+                for key, size in self.of(run, texts[run]):
+                    act(key)
+                    freed.add(Freed(objects=1, object_bytes=size))
+        except ClientError as error:
+            if error.response["Error"]["Code"] not in FORBIDDEN:
+                raise
+            raise ObjectsForbidden(
+                f"Objects of old runs can't be removed from bucket {self._bucket}: {error}. Allow the stack's keys to list and"
+                " delete there (s3:ListBucket, s3:DeleteObject), or set KEEP_RUNS_DAYS=0 in .env."
+            ) from error
         return freed

@@ -14,7 +14,7 @@ from dagster_stack.retention.groups import doom, old_groups
 from dagster_stack.retention.outputs import Outputs
 from dagster_stack.retention.periods import Periods
 from dagster_stack.retention.removal import Removal
-from dagster_stack.retention.session import Pace, alone
+from dagster_stack.retention.session import Pace, alone, is_awaited
 from dagster_stack.retention.snapshots import Snapshots
 from dagster_stack.store.facts import Facts
 
@@ -36,24 +36,38 @@ class Retention:
     periods: Periods
     pace: Pace = field(default_factory=Pace)
     snapshots: Snapshots = field(default_factory=Snapshots)
+    #: Whether the last pass came to its end, or has made way for a backup before.
+    is_done: bool = True
 
     def run(self, told: Told = lambda phase, freed: None, *, wait: bool = False) -> Freed | None:
-        """One pass; None: another one, or a backup, is at work. `told` gets each batch, with what it is about."""
-        began = time.monotonic()
-        facts = Facts(self.engine)
-        with alone(self.engine, wait=wait) as connection:
-            if connection is None:
-                return None
-            freed = Freed()
-            try:
-                for phase, some in self._remove(connection, facts):
-                    freed.add(some)
-                    told(phase, some)
-            except Exception as error:
-                self._note(facts, freed, time.monotonic() - began, type(error).__name__)
-                raise
-            self._note(facts, freed, time.monotonic() - began)
+        """One pass; None: another one, or a backup, is at work. `told` gets each batch, with what it is about.
+
+        It makes way for who waits for the lock; with `wait` it goes on after that.
+        """
+        freed, began, facts = Freed(), time.monotonic(), Facts(self.engine)
+        self.is_done = False
+        try:
+            while not self.is_done:
+                with alone(self.engine, wait=wait) as connection:
+                    if connection is None:
+                        return None
+                    self.is_done = self._pass(connection, facts, freed, told)
+                if not wait:
+                    break
+        except Exception as error:
+            self._note(facts, freed, time.monotonic() - began, type(error).__name__)
+            raise
+        self._note(facts, freed, time.monotonic() - began)
         return freed
+
+    def _pass(self, connection: Connection, facts: Facts, freed: Freed, told: Told) -> bool:
+        """Whether it came to its end."""
+        for phase, some in self._remove(connection, facts):
+            freed.add(some)
+            told(phase, some)
+            if is_awaited(connection):
+                return False
+        return True
 
     def count(self, told: Told = lambda phase, freed: None) -> Freed:
         """What a pass would free now, but for snapshots."""

@@ -8,13 +8,29 @@ from typing import Any
 
 import sqlalchemy
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from dagster_stack.store.doomed import RETENTION_AND_BACKUP
+from dagster_stack.store.sqlstate import code_of
 
 TRY_LOCK = sqlalchemy.text("SELECT pg_try_advisory_lock(hashtextextended(:name, 0))")
 LOCK = sqlalchemy.text("SELECT pg_advisory_lock(hashtextextended(:name, 0))")
+#: So that a person who waits can be interrupted: while the driver waits, Python sees no signal.
+SHORTLY = sqlalchemy.text("SET lock_timeout = 1000")
+AS_BEFORE = sqlalchemy.text("RESET lock_timeout")
+#: The two halves of the lock's number are columns there.
+AWAITED = sqlalchemy.text(
+    """
+    SELECT EXISTS (
+        SELECT FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+        WHERE datname = current_database() AND locktype = 'advisory' AND objsubid = 1 AND NOT granted
+            AND (CAST(classid AS bigint) << 32) | CAST(objid AS bigint) = hashtextextended(:name, 0)
+    )
+    """
+)
 UNLOCK = sqlalchemy.text("SELECT pg_advisory_unlock(hashtextextended(:name, 0))")
+#: What the server says when that time is over.
+LOCK_NOT_AVAILABLE = "55P03"
 #: Milliseconds: nobody holds rows of runs that ended long ago. One that waits longer is tried again an hour later.
 LIMIT = sqlalchemy.text("SET LOCAL lock_timeout = 5000")
 
@@ -40,8 +56,7 @@ def alone(engine: Engine, *, wait: bool = False) -> Iterator[Connection | None]:
             return
         try:
             if not has_lock:
-                connection.execute(LOCK, name)
-                connection.commit()
+                wait_for_lock(connection)
             yield connection
         finally:
             try:
@@ -51,6 +66,28 @@ def alone(engine: Engine, *, wait: bool = False) -> Iterator[Connection | None]:
             except SQLAlchemyError:
                 # The end of the session frees it.
                 connection.invalidate()
+
+
+def wait_for_lock(connection: Connection) -> None:
+    """Have the lock, after whoever has it now."""
+    connection.execute(SHORTLY)
+    while True:
+        try:
+            connection.execute(LOCK, {"name": RETENTION_AND_BACKUP})
+        except OperationalError as error:
+            connection.rollback()
+            if code_of(error) != LOCK_NOT_AVAILABLE:
+                raise
+        else:
+            connection.execute(AS_BEFORE)
+            connection.commit()
+            return
+
+
+def is_awaited(connection: Connection) -> bool:
+    """Whether somebody waits for the lock: a backup must not wait for the end of a long pass."""
+    with transaction(connection):
+        return bool(connection.execute(AWAITED, {"name": RETENTION_AND_BACKUP}).scalar_one())
 
 
 @contextmanager
