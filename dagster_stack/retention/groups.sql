@@ -25,10 +25,16 @@ UNION SELECT planned.run_id FROM event_logs AS planned JOIN runs USING (run_id)
 WHERE planned.run_id = ANY(:runs) AND runs.status = 'FAILURE'
     AND planned.dagster_event_type = 'ASSET_MATERIALIZATION_PLANNED'
     AND planned.asset_key IS NOT NULL AND planned.partition IS NOT NULL
+    -- One by one: the index has the kind before the partition.
     AND NOT EXISTS (
         SELECT FROM event_logs AS later
         WHERE later.asset_key = planned.asset_key AND later.partition = planned.partition AND later.id > planned.id
-            AND later.dagster_event_type IN ('ASSET_MATERIALIZATION_PLANNED', 'ASSET_MATERIALIZATION')
+            AND later.dagster_event_type = 'ASSET_MATERIALIZATION_PLANNED'
+    )
+    AND NOT EXISTS (
+        SELECT FROM event_logs AS later
+        WHERE later.asset_key = planned.asset_key AND later.partition = planned.partition AND later.id > planned.id
+            AND later.dagster_event_type = 'ASSET_MATERIALIZATION'
     )
 UNION SELECT planned.run_id FROM asset_check_executions AS planned
 WHERE planned.run_id = ANY(:runs) AND planned.execution_status = 'PLANNED'
