@@ -128,6 +128,10 @@ class GivenUp(Fenced):
     """Raised when a process reports on work after the database was away for longer than its patience."""
 
 
+class RetentionFailed(StackError):
+    """Raised when a store does not answer, or refuses, while old runs are removed by hand."""
+
+
 class ObjectsForbidden(StackError):
     """Raised when the object store lets the stack's keys not list, or not delete."""
 

@@ -5,11 +5,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TextIO
 
-from dagster_stack.errors import ExitCode
+from botocore.exceptions import BotoCoreError, ClientError
+from sqlalchemy.exc import SQLAlchemyError
+
+from dagster_stack.errors import ExitCode, RetentionFailed
 from dagster_stack.retention.freed import Freed, in_mb
 from dagster_stack.retention.housekeeping import retention_of_stack
 from dagster_stack.retention.retention import Retention
 from dagster_stack.store.connections import DEFAULT_CONNECTIONS, pooled_engine, url_from_environment
+from dagster_stack.store.sqlstate import sentence
 
 #: Seconds between two lines about how far it is.
 TELL_SECS = 5
@@ -55,10 +59,19 @@ def retain(
     environment: Mapping[str, str] = os.environ,
 ) -> ExitCode:
     """Say what would go; then, unless it is a dry run, remove it. `asks` puts a question before that, if there is one.
-    Raises UsageError and SettingsError."""
-    retention = retention_of_stack(
-        pooled_engine(url_from_environment(environment), DEFAULT_CONNECTIONS), environment
-    )
+    Raises UsageError, SettingsError and RetentionFailed."""
+    engine = pooled_engine(url_from_environment(environment), DEFAULT_CONNECTIONS)
+    retention = retention_of_stack(engine, environment)
+    try:
+        return told(out, retention, dry_run, asks)
+    except (SQLAlchemyError, BotoCoreError, ClientError) as error:
+        raise RetentionFailed(
+            "A store does not answer, or refuses (`make status` says how they are). What was removed is removed as a whole: call"
+            f" it again. The store said: {sentence(error)}"
+        ) from error
+
+
+def told(out: TextIO, retention: Retention, dry_run: bool, asks: Callable[[str], bool] | None) -> ExitCode:
     print(f"Retention: {retention.periods}. Looking …", file=out, flush=True)
     would = Sums(out, "would free")
     total = retention.count(would.add)

@@ -28,10 +28,10 @@ class Freed:
         return asdict(self)
 
     def __str__(self) -> str:
-        return (
-            f"{self.runs:,} runs, {self.rows:,} rows ({in_mb(self.row_bytes)}),"
-            f" {self.objects:,} objects ({in_mb(self.object_bytes)})"
-        )
+        runs = f"{self.runs:,} runs" if self.runs else ""
+        rows = f"{self.rows:,} rows ({in_mb(self.row_bytes)})" if self.rows else ""
+        objects = f"{self.objects:,} objects ({in_mb(self.object_bytes)})" if self.objects else ""
+        return ", ".join(part for part in (runs, rows, objects) if part) or "nothing"
 
 
 def in_mb(size: int) -> str:

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from dagster_stack.client.retention import retain
-from dagster_stack.errors import ExitCode, SettingsError
+from dagster_stack.errors import ExitCode, RetentionFailed, SettingsError
 from dagster_stack.retention.housekeeping import AGAIN_SECS, INTERVAL_SECS, Housekeeping, retention_of_stack
 from dagster_stack.retention.session import LONGEST_PAUSE_SECS, Pace, alone
 from dagster_stack.store.facts import Facts
@@ -81,6 +81,15 @@ def test_with_nothing_to_remove_it_asks_nothing(old: Database) -> None:
     retain(out, dry_run=False, asks=pytest.fail, environment=environment)
     assert "Old runs are kept for ever" in out.getvalue()
     assert "nothing is older than that" in out.getvalue()
+
+
+def test_a_store_that_is_away_is_told_in_a_sentence(old: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> None:
+        raise OperationalError("SELECT", {}, Exception("the server has gone"))
+
+    monkeypatch.setattr("dagster_stack.retention.retention.doom", away)
+    with pytest.raises(RetentionFailed, match=r"call it again\. The store said: the server has gone"):
+        retain(io.StringIO(), dry_run=False, asks=None, environment={})
 
 
 def test_the_daemon_refuses_what_is_no_number_of_days(old: Database) -> None:
