@@ -1,5 +1,5 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
-# Variables: JOB, CONFIG, TAGS, N, OFF, NAME, ROLE, PASSWORD, REMOVE, JSON, DEPLOY, WHAT, RUN, SERVICE, SINCE, FOLLOW, USER, ROUNDS, WORK, MINUTES, SEED, FORCE, UPGRADE, SETS, TESTS, STACK (below), PYTHON,
+# Variables: JOB, CONFIG, TAGS, N, OFF, NAME, ROLE, PASSWORD, REMOVE, JSON, DEPLOY, WHAT, RUN, SERVICE, SINCE, FOLLOW, USER, ROUNDS, WORK, MINUTES, SEED, FORCE, DRY_RUN, UPGRADE, SETS, TESTS, STACK (below), PYTHON,
 # STACK_ENV_FILE (another .env: a second copy of the stack), INSTALL_DOCKER, REQUIRED_DISK_GB, TAKE_OVER (docs/operations.md).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
@@ -13,7 +13,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONSAFEPATH PYTHONHOME DOCKER_BUILDKIT DOCKER_DEFAULT_PLATFORM
 unexport COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE COMPOSE_IGNORE_ORPHANS COMPOSE_REMOVE_ORPHANS
 
-.PHONY: help up deploy rotate reload project down demo run scale monitoring user users status workers dead-letters audit logs ps shell dev test test-unit test-versions lint lock dashboards bench drills soak clean
+.PHONY: help up deploy rotate reload project down demo run scale monitoring user users status workers dead-letters audit retention compact logs ps shell dev test test-unit test-versions lint lock dashboards bench drills soak clean
 
 ##@ Every day
 up: ## Build what is missing, start all, wait until healthy, print the addresses
@@ -44,6 +44,10 @@ dead-letters: ## Messages that no worker could use, and why
 # A shell has a USER of its own.
 audit: ## Who did what in Dagit: [USER=ana] [SINCE=2d] [JSON=1]
 	@$(PYTHON) -m scripts.run audit $(if $(filter command,$(origin USER)),--user '$(subst ','\'',$(USER))') $(if $(SINCE),--since '$(subst ','\'',$(SINCE))') $(if $(JSON),--json)
+retention: ## What is older than KEEP_*_DAYS goes now: [DRY_RUN=1] says what would [FORCE=1]
+	@$(PYTHON) -m scripts.run retention $(if $(DRY_RUN),--dry-run) $(if $(FORCE),--yes)
+compact: ## Give the disk back what Postgres no longer needs; work goes on meanwhile
+	@$(PYTHON) -m scripts.compact
 ps: ## The containers
 	@$(COMPOSE) ps
 logs: ## All logs, as they come; those of one run: RUN=id; [SERVICE=worker] [SINCE=10m] [FOLLOW=no]

@@ -113,6 +113,17 @@ def audit(user: str | None, since: str | None, as_json: bool) -> ExitCode:
 
 
 @cli.command()
+@click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
+@click.option("--yes", is_flag=True, help="Ask nothing.")
+def retention(dry_run: bool, yes: bool) -> ExitCode:
+    """Remove what is older than KEEP_DETAILS_DAYS and KEEP_RUNS_DAYS, now instead of within the hour."""
+    from dagster_stack.client.retention import retain
+
+    asks = None if yes or not (sys.stdin.isatty() and sys.stdout.isatty()) else click.confirm
+    return retain(sys.stdout, dry_run=dry_run, asks=asks)
+
+
+@cli.command()
 def init() -> None:
     """Make schema, bucket, S3 user and data folder: the service `init`, safe to repeat."""
     with uncollected():

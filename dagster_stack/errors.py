@@ -134,6 +134,18 @@ class GivenUp(Fenced):
     """Raised when a process reports on work after the database was away for longer than its patience."""
 
 
+class RetentionFailed(StackError):
+    """Raised when a store does not answer, or refuses, while old runs are removed by hand."""
+
+
+class ObjectsForbidden(StackError):
+    """Raised when the object store lets the stack's keys not list, or not delete."""
+
+
+class RunDoomed(StackError):
+    """Raised when a run is to follow on one that retention removes."""
+
+
 class Refused(StackError):
     """Raised when the database does not take an event, and never will."""
 

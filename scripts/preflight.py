@@ -12,6 +12,7 @@ from typing import Any
 
 from dagster_stack.errors import SettingsError
 from dagster_stack.own_names import OwnNames, bound_host
+from dagster_stack.retention.periods import Periods
 from scripts import compose, engine, env_file, images
 from scripts.console import ROOT, Failure, done, warn
 
@@ -211,6 +212,15 @@ def runs_at_once() -> list[Finding]:
     )
     found = f"MAX_CONCURRENT_RUNS={wanted}" if wanted else "no limit below that"
     return [Finding("runs at once", f"at most {places}, as runners drive", found, cure)]
+
+
+def kept() -> list[Finding]:
+    """KEEP_DETAILS_DAYS and KEEP_RUNS_DAYS: refused as the daemon would refuse them, before anything is started."""
+    try:
+        periods = Periods.from_environment(env_file.settings())
+    except SettingsError as error:
+        return [Finding("what is kept", "days", "no number of days", str(error))]
+    return [Finding("what is kept", "KEEP_DETAILS_DAYS, KEEP_RUNS_DAYS", str(periods))]
 
 
 def ports() -> list[Finding]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dagster_stack.project import DEFAULT
+from dagster_stack.retention.periods import Periods
 from scripts import (
     base_image,
     certificates,
@@ -80,6 +81,7 @@ def prepare() -> None:
     preflight.report(
         [
             *preflight.runs_at_once(),
+            *preflight.kept(),
             *preflight.ports(),
             *preflight.names(),
             *preflight.keys(),
@@ -316,6 +318,9 @@ def addresses() -> None:
         say(f"  {title:<10} {address:<24} {note}".rstrip())
     if env_file.has_login():
         say("  `make user NAME=ana ROLE=operator` adds a user, `make users` lists them.")
+    say(
+        f"\n  {Periods.from_environment(settings)}; `make retention DRY_RUN=1` says what would go (KEEP_*_DAYS in {name})."
+    )
     is_example = user_project.folder() == ROOT / DEFAULT
     flights = "`make demo` runs 336,776 flights through it"
     own = "`make run JOB=…` or Dagit launches a job, `make project` lists yours"

@@ -127,6 +127,9 @@ def facts(snapshot: Snapshot) -> Table:
     content.add_row("POSTGRES", connections(snapshot))
     content.add_row("EVENT LOG", f"{number(stores.event_log_rows)} rows, {size(stores.event_log_bytes)}")
     content.add_row("BUCKET", f"{size(stores.bucket_bytes)} in {number(stores.bucket_objects)} objects")
+    if stores.retention_age_seconds is not None:
+        freed = f"{number(stores.retention_rows)} rows, {size(stores.retention_bytes)} freed"
+        content.add_row("RETENTION", f"{freed}, {seconds(stores.retention_age_seconds)} ago")
     content.add_row("CODE", Text(printable(snapshot.code or "?")))
     content.add_row("ALERTS", alerting(snapshot))
     return content

@@ -116,6 +116,10 @@ class Stores:
     broker_alarms: dict[str, float] | None
     #: Whether the object store refuses late writes, by kind of write: 1 is yes.
     store_fences: dict[str, float] | None = None
+    #: Of the last pass of retention: rows, bytes in Postgres and in the bucket, seconds since it ended.
+    retention_rows: float | None = None
+    retention_bytes: float | None = None
+    retention_age_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,9 @@ class Snapshot:
                 bucket_objects=found.total("dagster_bucket_objects"),
                 broker_alarms=found.by("dagster_broker_alarm", "kind"),
                 store_fences=found.by("dagster_store_fences", "write"),
+                retention_rows=(found.by("dagster_retention_freed", "what") or {}).get("rows"),
+                retention_bytes=found.total("dagster_retention_freed_bytes"),
+                retention_age_seconds=found.value("dagster_retention_age_seconds"),
             ),
             alerts=alerts,
             away=away,

@@ -1,4 +1,4 @@
-"""The `daemon` service: Dagster's daemon with a sign of life, and a look after runs that nobody drives."""
+"""The `daemon` service: Dagster's daemon with a sign of life, a look after runs that nobody drives, and retention."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,7 @@ from dagster_stack import definitions
 from dagster_stack.launch.run_watch import RunWatch
 from dagster_stack.logs.libraries import leave_to_service, use_in_dagster
 from dagster_stack.patches.dagster import DAEMON_INTERVAL
+from dagster_stack.retention.housekeeping import Housekeeping
 from dagster_stack.services.code_server import use_in_code_servers
 from dagster_stack.services.health import Heartbeat
 from dagster_stack.store.audit import kept_days
@@ -37,6 +38,7 @@ def run_daemon(workspaces: Sequence[str]) -> None:
     definitions.use_in_daemon()
     with DagsterInstance.get() as instance:
         RunWatch(instance, audit_days).start()
+        Housekeeping(instance).start()
         # No exit of our own: Dagster's daemon ends itself when one of its threads falls silent.
         Heartbeat(lambda: daemon_complaint(instance), interval=PROBE_INTERVAL_SECS).start()
         cli(["run", *(word for file in workspaces for word in ("--workspace", file))], obj={})

@@ -15,6 +15,7 @@ from dagster._core.execution.backfill import PartitionBackfill
 from dagster._core.storage.base_storage import DagsterStorage
 from dagster._core.storage.config import pg_config
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 from dagster._serdes import ConfigurableClass, ConfigurableClassData, serialize_value
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
@@ -24,7 +25,7 @@ from sqlalchemy.engine import Connection
 
 from dagster_stack.logs.context import bound
 from dagster_stack.patches.dagster import SERIALIZE_RUN
-from dagster_stack.store import audit, error_chains, facts, leases
+from dagster_stack.store import audit, doomed, error_chains, facts, leases, upkeep
 from dagster_stack.store.connections import (
     DEFAULT_CONNECTIONS,
     patient_connection,
@@ -52,7 +53,8 @@ def make_tables(url: str) -> None:
     DagsterPostgresStorage(url, should_autocreate_tables=True)
     with patient_connection(pooled_engine(url, DEFAULT_CONNECTIONS)) as connection:
         own = map(sqlalchemy.text, (STEP_ENDS_INDEX, facts.TABLE, audit.TABLE, audit.INDEX))
-        for statement in (leases.TABLE, leases.COLUMN, *own):
+        of_retention = (doomed.TABLE, doomed.RUN_ENDS, doomed.CHECKS_OF_RUNS, doomed.LATEST_CHECKS)
+        for statement in (leases.TABLE, leases.COLUMN, *own, *of_retention, *upkeep.settings()):
             connection.execute(statement)
 
 
@@ -103,14 +105,19 @@ class PooledRunStorage(PooledStorage, PostgresRunStorage):
         """Dagster's own, with tags that Postgres takes, and as a whole: a run that is refused is not there at all.
 
         What the stack has said of a run by tags is not true of a new one that user code gave them to. Who asks for it in
-        Dagit is said by no one else.
+        Dagit is said by no one else. Raises RunDoomed.
         """
         add, tags = super().add_run, shown_tags(audit.with_user(dagster_run.tags))
         if dagster_run.status == DagsterRunStatus.NOT_STARTED:
             tags = {name: value for name, value in tags.items() if name not in OF_ONE_RUN}
         run = dagster_run if tags == dagster_run.tags else dagster_run.with_tags(tags)
 
+        before = {tags[name] for name in (PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG) if name in tags}
+
         def store(again: bool) -> DagsterRun:
+            if before:
+                with self.connect() as connection:
+                    doomed.refuse_successors(connection, before)
             return run if again and self.has_run(run.run_id) else add(run)
 
         return self._store_whole(run.run_id, store, alone=True)

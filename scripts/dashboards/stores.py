@@ -46,6 +46,9 @@ def dashboard() -> grafana.Dashboard:
             "event log": "max(dagster_event_log_bytes)",
             "{{datname}}": "max by (datname) (pg_database_size_bytes)",
         }),
+        chart("Retention", "What the last pass freed, in Postgres and in the bucket.", "decbytes", {
+            "{{store}}": "max by (store) (dagster_retention_freed_bytes)",
+        }),
         chart("Rows of the event log", "As Postgres estimates them.", "short", {"rows": "max(dagster_event_log_rows)"}),
         chart("Read from disk", "Blocks a second that were not in Postgres's own memory, and those that were.", "ops", {
             "read": "sum(rate(pg_stat_database_blks_read[$__rate_interval]))",

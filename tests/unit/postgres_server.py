@@ -54,8 +54,16 @@ class PostgresServer:
     @contextmanager
     def database(self) -> Iterator[str]:
         """A database with the stack's tables, and nothing in them; yields its address."""
+        with self.copy(TEMPLATE) as url:
+            yield url
+
+    @contextmanager
+    def copy(self, template: str) -> Iterator[str]:
+        """The same, with what is in another one that nobody is connected to."""
         name = f"test_{next(self._numbers)}"
-        self.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+        # A vacuum by itself, too: only what nobody is connected to is copied.
+        self.execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{template}'")
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         url = self.url(name)
         try:
             yield url

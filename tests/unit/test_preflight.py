@@ -339,3 +339,19 @@ def test_only_an_outside_s3_store_may_do_without_an_access_key(env: Path, text: 
 
     assert bool(found) == refused
     assert all(finding.fatal and "S3_ENDPOINT_URL" in finding.cure for finding in found)
+
+
+def test_how_long_runs_are_kept_is_told(env: Path) -> None:
+    env.write_text("KEEP_DETAILS_DAYS=7\nKEEP_RUNS_DAYS=0\n")
+    (finding,) = preflight.kept()
+    assert not finding.cure
+    assert finding.found == "Old runs are kept for ever, how their steps were executed 7 days"
+
+
+@pytest.mark.parametrize("text", ["-1", "a year", "0.5"])
+def test_what_is_no_number_of_days_stops_the_start(env: Path, text: str) -> None:
+    env.write_text(f"KEEP_RUNS_DAYS={text}\n")
+    (finding,) = preflight.kept()
+    assert finding.fatal
+    assert f"KEEP_RUNS_DAYS is '{text}'" in finding.cure
+    assert "0 to keep all. Change it in .env" in finding.cure
