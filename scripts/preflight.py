@@ -215,7 +215,7 @@ def runs_at_once() -> list[Finding]:
 
 
 def kept() -> list[Finding]:
-    """KEEP_DETAILS_DAYS and KEEP_RUNS_DAYS: refused as the daemon would refuse them, before anything is started."""
+    """KEEP_DETAILS_DAYS, KEEP_RUNS_DAYS, AUDIT_DAYS: refused as the daemon would refuse them, before anything is started."""
     try:
         periods = Periods.from_environment(env_file.settings())
     except SettingsError as error:

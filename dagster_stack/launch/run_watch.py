@@ -15,7 +15,6 @@ from dagster_stack.logs.context import bound
 from dagster_stack.messaging.publishing import queue_state
 from dagster_stack.messaging.task_names import RUN_QUEUE
 from dagster_stack.run.run_execution import cancel
-from dagster_stack.store import audit
 from dagster_stack.store.leases import Leases, Work
 from dagster_stack.store.ledger import stack_storage
 from dagster_stack.timing import IDLE_SECS
@@ -36,9 +35,9 @@ WATCHED = [DagsterRunStatus.STARTING, DagsterRunStatus.CANCELING]
 class RunWatch(threading.Thread):
     """Part of the daemon, for the runs of this stack's launcher. Runs in a runner's hands are left alone."""
 
-    def __init__(self, instance: DagsterInstance, audit_days: int = audit.DAYS) -> None:
+    def __init__(self, instance: DagsterInstance) -> None:
         super().__init__(name="run-watch", daemon=True)
-        self._instance, self._audit_days = instance, audit_days
+        self._instance = instance
         #: When a run was first seen without a runner, on the monotonic clock.
         self._idle_since: dict[str, float] = {}
         #: Runs whose log says that no runner is there.
@@ -67,8 +66,6 @@ class RunWatch(threading.Thread):
         now = time.monotonic()
         if now >= self._forget_at:
             leases.prune()
-            if storage := stack_storage(self._instance):
-                storage.audit.forget(self._audit_days)
             self._forget_at = now + FORGET_SECS
         self._submit_forgotten()
         end_left(self._instance, leases)

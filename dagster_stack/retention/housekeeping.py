@@ -14,6 +14,7 @@ from dagster_stack.retention.outputs import Outputs
 from dagster_stack.retention.periods import Periods
 from dagster_stack.retention.retention import Retention
 from dagster_stack.settings import Settings
+from dagster_stack.store.audit import Audit
 from dagster_stack.store.ledger import stack_storage
 
 logger = logging.getLogger(__name__)
@@ -42,20 +43,23 @@ class Housekeeping(threading.Thread):
     def __init__(self, instance: DagsterInstance, environment: Mapping[str, str] = os.environ) -> None:
         super().__init__(name="housekeeping", daemon=True)
         storage = stack_storage(instance)
+        self._audit = storage.audit if storage else None
         self._retention = retention_of_stack(storage.engine, environment) if storage else None
 
     def run(self) -> None:
-        if self._retention is None:
+        if self._retention is None or self._audit is None:
             return
         pause: float = FIRST_SECS
         while True:
             time.sleep(pause)
-            pause = self.look(self._retention)
+            pause = self.look(self._retention, self._audit)
 
     @staticmethod
-    def look(retention: Retention) -> float:
+    def look(retention: Retention, audit: Audit) -> float:
         """One pass; gives the seconds until the next one."""
         try:
+            if retention.periods.audit:
+                audit.forget(retention.periods.audit)
             freed = retention.run()
         except Exception as error:
             logger.warning(

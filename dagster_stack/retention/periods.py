@@ -1,4 +1,4 @@
-"""How long what is kept: `KEEP_DETAILS_DAYS` and `KEEP_RUNS_DAYS`."""
+"""How long what is kept: `KEEP_DETAILS_DAYS`, `KEEP_RUNS_DAYS`, `AUDIT_DAYS`."""
 
 import os
 from collections.abc import Mapping
@@ -6,23 +6,26 @@ from dataclasses import dataclass
 
 from dagster_stack.errors import SettingsError
 
-DETAILS_VARIABLE, RUNS_VARIABLE = "KEEP_DETAILS_DAYS", "KEEP_RUNS_DAYS"
+DETAILS_VARIABLE, RUNS_VARIABLE, AUDIT_VARIABLE = "KEEP_DETAILS_DAYS", "KEEP_RUNS_DAYS", "AUDIT_DAYS"
 #: Days. A hundred years are as good as for ever.
-DETAILS_DAYS, RUNS_DAYS, MOST_DAYS = 30, 365, 36_500
+DETAILS_DAYS, RUNS_DAYS, AUDIT_DAYS, MOST_DAYS = 30, 365, 365, 36_500
 
 
 @dataclass(frozen=True)
 class Periods:
-    """Days after the end of a run, or of all of its group; 0: for ever."""
+    """Days after the end of a run, or of all of its group; for the audit, after what somebody did. 0: for ever."""
 
     details: int = DETAILS_DAYS
     runs: int = RUNS_DAYS
+    audit: int = AUDIT_DAYS
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] = os.environ) -> "Periods":
         """Raises SettingsError for what is no number of days."""
         return Periods(
-            days(environment, DETAILS_VARIABLE, DETAILS_DAYS), days(environment, RUNS_VARIABLE, RUNS_DAYS)
+            days(environment, DETAILS_VARIABLE, DETAILS_DAYS),
+            days(environment, RUNS_VARIABLE, RUNS_DAYS),
+            days(environment, AUDIT_VARIABLE, AUDIT_DAYS),
         )
 
     def __str__(self) -> str:

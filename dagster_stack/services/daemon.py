@@ -14,7 +14,6 @@ from dagster_stack.patches.dagster import DAEMON_INTERVAL
 from dagster_stack.retention.housekeeping import Housekeeping
 from dagster_stack.services.code_server import use_in_code_servers
 from dagster_stack.services.health import Heartbeat
-from dagster_stack.store.audit import kept_days
 from dagster_stack.store.instance_storage import PooledPostgresStorage
 
 #: Connections that this process keeps at most: it evaluates sensors and schedules in several threads.
@@ -29,7 +28,6 @@ SILENCE_SECS = 60
 
 def run_daemon(workspaces: Sequence[str]) -> None:
     """Run Dagster's daemon, with the code locations of workspace files, until it is stopped."""
-    audit_days = kept_days()
     PooledPostgresStorage.allow_process(CONNECTIONS)
     DAEMON_INTERVAL.replace(BACKFILL_LOOK_SECS)
     use_in_dagster()
@@ -37,7 +35,7 @@ def run_daemon(workspaces: Sequence[str]) -> None:
     leave_to_service(controller)
     definitions.use_in_daemon()
     with DagsterInstance.get() as instance:
-        RunWatch(instance, audit_days).start()
+        RunWatch(instance).start()
         Housekeeping(instance).start()
         # No exit of our own: Dagster's daemon ends itself when one of its threads falls silent.
         Heartbeat(lambda: daemon_complaint(instance), interval=PROBE_INTERVAL_SECS).start()

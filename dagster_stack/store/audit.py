@@ -1,6 +1,5 @@
 """Who did what in Dagit: a row for each mutation, and the tag of runs that a person launches."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,12 +11,9 @@ import sqlalchemy
 from dagster._core.storage.tags import USER_TAG
 from sqlalchemy.engine import Engine
 
-from dagster_stack.errors import SettingsError
 from dagster_stack.store.connections import patient_connection
 from dagster_stack.texts import cut, shown
 
-DAYS_VARIABLE = "AUDIT_DAYS"
-DAYS = 365
 #: Characters of a text in a row.
 MOST_TEXT = 500
 #: Rows that one statement deletes.
@@ -103,16 +99,6 @@ class Audit:
         while deleted == BATCH:
             with patient_connection(self._engine) as connection:
                 deleted = connection.execute(FORGET, {"days": days, "batch": BATCH}).rowcount
-
-
-def kept_days(environment: Mapping[str, str] = os.environ) -> int:
-    """The days that rows are kept; raises SettingsError."""
-    text = environment.get(DAYS_VARIABLE) or str(DAYS)
-    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 36_500:
-        raise SettingsError(
-            f"{DAYS_VARIABLE} must be a whole number of days from 1 to 36500, it is {text!r}. Change it in .env."
-        )
-    return int(text)
 
 
 @contextmanager

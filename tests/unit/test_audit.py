@@ -14,8 +14,8 @@ from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
 from dagster_stack.client import audit as client
 from dagster_stack.client.audit import NEWEST, show_audit, time_of
-from dagster_stack.errors import DatabaseUnreachable, ExitCode, SettingsError, UsageError
-from dagster_stack.store.audit import BATCH, DAYS, Audit, Deed, acting_for, kept_days
+from dagster_stack.errors import DatabaseUnreachable, ExitCode, UsageError
+from dagster_stack.store.audit import BATCH, Audit, Deed, acting_for
 from scripts.console import ROOT
 from tests.unit.holders import Database
 
@@ -87,16 +87,8 @@ def test_old_rows_go_a_few_at_a_time(audit: Audit, database: Database) -> None:
     aged(database, 364)
     audit.forget(10_000)
     assert len(audit.deeds()) == 2 * BATCH + 2
-    audit.forget(DAYS)
+    audit.forget(365)
     assert [each.user for each in audit.deeds()] == ["otto"]
-
-
-def test_the_days_are_a_setting() -> None:
-    assert kept_days({}) == kept_days({"AUDIT_DAYS": ""}) == 365
-    assert kept_days({"AUDIT_DAYS": "30"}) == 30
-    for text in ("0", "-1", "x", "1.5", "99999", "²"):
-        with pytest.raises(SettingsError, match="AUDIT_DAYS must be"):
-            kept_days({"AUDIT_DAYS": text})
 
 
 # --- the tag of runs ---------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ import io
 from collections.abc import Iterator
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from dagster_stack.client.retention import retain
 from dagster_stack.errors import ExitCode, RetentionFailed, SettingsError
 from dagster_stack.retention.housekeeping import AGAIN_SECS, INTERVAL_SECS, Housekeeping, retention_of_stack
 from dagster_stack.retention.session import LONGEST_PAUSE_SECS, Pace, alone
+from dagster_stack.store.audit import Audit, Deed
 from dagster_stack.store.facts import Facts
 from dagster_stack.store.instance_storage import make_tables
 from tests.unit import old_runs
@@ -32,15 +34,30 @@ def old(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[D
 def test_a_pass_is_followed_by_the_next_one_an_hour_later(old: Database) -> None:
     retention = retention_of_stack(old.engine, {})
     retention.pace = Pace(lambda seconds: None)
-    assert Housekeeping.look(retention) == INTERVAL_SECS
+    assert Housekeeping.look(retention, Audit(old.engine)) == INTERVAL_SECS
     assert len(old_runs.runs_of(old)) < NUMBER
-    assert Housekeeping.look(retention) == INTERVAL_SECS
+    assert Housekeeping.look(retention, Audit(old.engine)) == INTERVAL_SECS
+
+
+@pytest.mark.parametrize(("days", "left"), [("", ["ana"]), ("30", []), ("0", ["ana"])])
+def test_who_did_what_is_kept_as_long_as_the_setting_says(old: Database, days: str, left: list[str]) -> None:
+    # Given something that somebody did 31 days ago
+    audit = Audit(old.engine)
+    audit.record(Deed(user="ana", role="admin", address="", operation="deleteRun", target="", allowed=True))
+    with old.engine.begin() as connection:
+        connection.execute(text("UPDATE dagster_stack_audit SET at = at - interval '31 days'"))
+    retention = retention_of_stack(old.engine, {"AUDIT_DAYS": days})
+    retention.pace = Pace(lambda seconds: None)
+
+    Housekeeping.look(retention, audit)
+
+    assert [deed.user for deed in audit.deeds()] == left
 
 
 def test_while_a_backup_is_at_work_it_looks_again_later(old: Database) -> None:
     with alone(old.engine) as connection:
         assert connection
-        assert Housekeeping.look(retention_of_stack(old.engine, {})) == AGAIN_SECS
+        assert Housekeeping.look(retention_of_stack(old.engine, {}), Audit(old.engine)) == AGAIN_SECS
     assert len(old_runs.runs_of(old)) == NUMBER
 
 
@@ -49,7 +66,7 @@ def test_an_error_is_noted_and_the_daemon_goes_on(old: Database, monkeypatch: py
         raise OperationalError("SELECT", {}, Exception("the store is away"))
 
     monkeypatch.setattr("dagster_stack.retention.retention.doom", away)
-    assert Housekeeping.look(retention_of_stack(old.engine, {})) == AGAIN_SECS
+    assert Housekeeping.look(retention_of_stack(old.engine, {}), Audit(old.engine)) == AGAIN_SECS
     assert Facts(old.engine).read("retention.last")["error"] == "OperationalError"
 
 

@@ -222,10 +222,10 @@ def test_nothing_goes_with_0(few_database: Database) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "a year", "36501", "99999999999"])
-@pytest.mark.parametrize("name", ["KEEP_DETAILS_DAYS", "KEEP_RUNS_DAYS"])
+@pytest.mark.parametrize("name", ["KEEP_DETAILS_DAYS", "KEEP_RUNS_DAYS", "AUDIT_DAYS"])
 def test_what_is_no_number_of_days_is_refused_with_the_cure(name: str, text: str) -> None:
     if not text:
-        assert Periods.from_environment({name: text}) == Periods(30, 365)
+        assert Periods.from_environment({name: text}) == Periods(30, 365, 365)
         return
     with pytest.raises(
         SettingsError, match=rf"{name} is .*from 1 to 36500, or 0 to keep all. Change it in .env"
