@@ -29,9 +29,9 @@ def rotate() -> None:
         what = os.environ.get("WHAT") or logins.ALL
         described(logins.chosen(what), what, WAYS[how].format(minutes=minutes))
         logins.renewed(what)
-        if not up.is_up():
+        if not up.is_up(with_images=False):
             raise Failure(
-                "Not all services are up with the images and settings that they should have: `make up` first, then rotate."
+                "Not all services are up and healthy with the settings of .env: `make up` first, then rotate."
             )
         with deploy.queue_stopped():
             if how == "wait":

@@ -127,7 +127,7 @@ def close_former_logins() -> None:
     if not logins.former():
         return
     # Not by what was just started alone: `.env` may have got new ones meanwhile.
-    if not is_up():
+    if not is_up(with_images=False):
         raise Failure(
             f"Not all services have the logins that {env_file.env_path().name} names, so the former ones stay open:"
             " `make up` completes it."
@@ -205,8 +205,8 @@ def remove_abandoned() -> None:
         engine.ask("rm", "--force", *found)
 
 
-def is_up() -> bool:
-    """Whether every container runs well with the image and settings that Compose would give it now."""
+def is_up(with_images: bool = True) -> bool:
+    """Whether every container runs well with the settings and image, or with the settings alone, that it would get now."""
     hashes = compose.config_hashes()
     found = compose.containers()
     if started_services() - {container.service for container in found}:
@@ -222,14 +222,14 @@ def is_up() -> bool:
     scales = {service: sum(c.service == service for c in found) for service in hashes}
     return (
         len(lines) == len(found)
-        and all(is_current(line.split(), hashes) for line in lines)
+        and all(is_current(line.split(), hashes, with_images) for line in lines)
         and all(scales.get(service, number) == number for service, number in wanted_scales().items())
     )
 
 
-def is_current(fields: list[str], hashes: dict[str, str]) -> bool:
+def is_current(fields: list[str], hashes: dict[str, str], with_images: bool = True) -> bool:
     service, config_hash, image_id, image = fields
-    return hashes.get(service) == config_hash and base_image.image_id(image) == image_id
+    return hashes.get(service) == config_hash and (not with_images or base_image.image_id(image) == image_id)
 
 
 def started_services() -> set[str]:

@@ -36,7 +36,7 @@ def said(env: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return ""
 
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    monkeypatch.setattr(up, "is_up", lambda: True)
+    monkeypatch.setattr(up, "is_up", lambda **_: True)
     monkeypatch.setattr(compose, "containers", lambda: [])
     monkeypatch.setattr(compose, "output", output)
     monkeypatch.setattr(engine, "ask", lambda *_: "")
@@ -123,7 +123,7 @@ def test_former_logins_stay_open_as_long_as_a_service_may_have_one(
 ) -> None:
     """Such as after a `make deploy` that began before `.env` had new ones."""
     env_file.set_values(logins.renewed("postgres"))
-    monkeypatch.setattr(up, "is_up", lambda: False)
+    monkeypatch.setattr(up, "is_up", lambda **_: False)
 
     with pytest.raises(Failure, match=r"the former ones stay open: `make up` completes it"):
         up.close_former_logins()
@@ -144,7 +144,7 @@ def test_a_login_that_env_names_again_is_not_closed(env: Path, said: list[str]) 
 def test_nothing_changes_when_the_stack_is_not_up(
     env: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(up, "is_up", lambda: False)
+    monkeypatch.setattr(up, "is_up", lambda **_: False)
 
     with pytest.raises(Failure, match="`make up` first, then rotate"):
         rotate.rotate()
