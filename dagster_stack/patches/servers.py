@@ -17,6 +17,8 @@ SEND_JSON = _starlette("starlette.websockets:WebSocket.send_json", "self, data, 
     "a lone surrogate in an answer can't be encoded, and ends the page's connection.")
 OBSERVE_TASK = _flower("flower.events:PrometheusMetrics.observe_task", "self, worker, event, task",
     "Flower keeps series for each name of a task on each worker without an end, and here a task has its step's name.")
+QUEUES_OF_RABBITMQ = _flower("flower.utils.broker:RabbitMQ.queues", "self, names",
+    "Flower hands Tornado the login in an address too, where Tornado decodes none of it: RabbitMQ refuses a password with a @.")
 # fmt: on
 
 

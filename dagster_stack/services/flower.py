@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import MutableMapping
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 from dagster_stack.logs.service import configure
 from dagster_stack.messaging.management import PASSWORD_VARIABLE, URL_VARIABLE, USER_VARIABLE
-from dagster_stack.patches.servers import OBSERVE_TASK
+from dagster_stack.patches.servers import OBSERVE_TASK, QUEUES_OF_RABBITMQ
 
 #: Flower's own.
 BROKER_API_VARIABLE = "FLOWER_BROKER_API"
@@ -32,6 +33,20 @@ def name_broker_api(environment: MutableMapping[str, str] = os.environ) -> None:
         environment[BROKER_API_VARIABLE] = f"{scheme}://{login}@{place}/api/"
 
 
+def decoded_login() -> None:
+    """Let Flower take the login for RabbitMQ's management out of the address, whatever characters it has."""
+    ask = QUEUES_OF_RABBITMQ.found()
+
+    async def queues(broker: Any, names: Any) -> Any:
+        place = urlsplit(broker.http_api)
+        if place.username:
+            broker.username, broker.password = unquote(place.username), unquote(place.password or "")
+            broker.http_api = place._replace(netloc=place.netloc.rpartition("@")[2]).geturl()
+        return await ask(broker, names)
+
+    QUEUES_OF_RABBITMQ.replace(queues)
+
+
 def main() -> None:
     """Run Flower, as FLOWER_* configure it, until it is stopped."""
     name_broker_api()
@@ -40,6 +55,7 @@ def main() -> None:
 
     configure("flower")
     bound_figures()
+    decoded_login()
     # Quiet: what it prints of itself at its start is made of many lines.
     app.start(["--quiet", "flower"])
 

@@ -1,13 +1,15 @@
 """Flower as a service: what it counts does not grow with the steps."""
 
+import asyncio
 from types import SimpleNamespace
 
 import pytest
 from flower import options  # noqa: F401 (defines what PrometheusMetrics reads)
 from flower.events import PrometheusMetrics, get_prometheus_metrics
+from flower.utils.broker import RabbitMQ
 from prometheus_client import REGISTRY
 
-from dagster_stack.services.flower import bound_figures, name_broker_api
+from dagster_stack.services.flower import bound_figures, decoded_login, name_broker_api
 
 
 def test_flower_counts_workers_and_no_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,3 +48,23 @@ def test_flower_keeps_an_address_that_somebody_has_set() -> None:
     name_broker_api(environment)
 
     assert environment["FLOWER_BROKER_API"] == "http://y"
+
+
+def test_the_management_is_asked_with_the_very_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given Flower with a login in the address, as it takes it
+    asked = []
+
+    async def ask(broker: RabbitMQ, _: list[str]) -> list[str]:
+        asked.append((broker.http_api, broker.username, broker.password))
+        return []
+
+    monkeypatch.setattr(RabbitMQ, "queues", ask)
+    decoded_login()
+    broker = RabbitMQ("amqp://u:p@mq/v", "http://monitor:a%40b%3A%2F%23%25@mq:15672/api/")
+
+    # When it asks, once and again
+    for _ in range(2):
+        asyncio.run(broker.queues(["dagster"]))
+
+    # Then the login is none of the address's
+    assert asked == 2 * [("http://mq:15672/api/", "monitor", "a@b:/#%")]
