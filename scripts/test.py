@@ -16,22 +16,12 @@ SHELL_SCRIPTS = [
         for name in ("postgres", "rabbitmq", "minio", "prometheus", "postgres-exporter", "door")
     ),
     *(f"docker/door/{name}" for name in ("ask-dagit", "certificate", "reload", "user")),
-    "docker/certificates/issue",
     ".ci/run",
 ]
-DOCKERFILES = [
-    "postgres",
-    "rabbitmq",
-    "minio",
-    "dagster",
-    "prometheus",
-    "postgres-exporter",
-    "door",
-    "certificates",
-]
+DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster", "prometheus", "postgres-exporter", "door"]
 
-#: What of the tests needs what. Each process of the unit tests has a Postgres of its own; a file's fixtures are made once.
-UNIT = ["tests/unit", "--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile"]
+#: What of the tests needs what.
+UNIT = ["tests/unit"]
 STACK = ["tests/stack", "tests/browser"]
 #: The copy of the stack that they make, unless TEST_PROJECT names another.
 PROJECT = "dagster-celery-stack-test"

@@ -15,7 +15,6 @@ from pathlib import Path
 from dagster_stack.packages import locks
 from scripts import venv
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, say
-from scripts.test import UNIT
 
 FOLDER = BUILD_FOLDER / "versions"
 #: What a copy goes without: what was made here, and what is no file of the project.
@@ -68,7 +67,7 @@ def versions() -> int:
     wanted = [each for each in os.environ.get("SETS", "").replace(",", " ").split() if each] or list(SETS)
     if unknown := [each for each in wanted if each not in SETS]:
         raise Failure(f"SETS={','.join(unknown)}: there are {', '.join(SETS)}.")
-    tests = os.environ.get("TESTS", "").split() or UNIT
+    tests = os.environ.get("TESTS", "").split() or ["tests/unit"]
     failed = []
     for name in wanted:
         checkout = prepare(name)
