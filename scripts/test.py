@@ -16,9 +16,19 @@ SHELL_SCRIPTS = [
         for name in ("postgres", "rabbitmq", "minio", "prometheus", "postgres-exporter", "door")
     ),
     *(f"docker/door/{name}" for name in ("ask-dagit", "certificate", "reload", "user")),
+    "docker/certificates/issue",
     ".ci/run",
 ]
-DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster", "prometheus", "postgres-exporter", "door"]
+DOCKERFILES = [
+    "postgres",
+    "rabbitmq",
+    "minio",
+    "dagster",
+    "prometheus",
+    "postgres-exporter",
+    "door",
+    "certificates",
+]
 
 #: What of the tests needs what.
 UNIT = ["tests/unit"]
