@@ -8,7 +8,7 @@ all as it was; later `make rotate` or `make up` completes it.
 import os
 import signal
 
-from scripts import compose, deploy, env_file, logins, up
+from scripts import compose, deploy, env_file, login, store_logins, up
 from scripts.console import Failure, done, main, say
 
 WAYS = {
@@ -23,12 +23,12 @@ def rotate() -> None:
     how, minutes = deploy.wanted()
     # `kill` ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if logins.former():
+    if store_logins.former():
         say("Completing the rotation that was interrupted")
     else:
-        what = os.environ.get("WHAT") or logins.ALL
-        described(logins.chosen(what), what, WAYS[how].format(minutes=minutes))
-        logins.renewed(what)
+        what = os.environ.get("WHAT") or store_logins.ALL
+        described(store_logins.chosen(what), what, WAYS[how].format(minutes=minutes))
+        store_logins.renewed(what)
         if not up.is_up(with_images=False):
             raise Failure(
                 "Not all services are up and healthy with the settings of .env: `make up` first, then rotate."
@@ -36,16 +36,18 @@ def rotate() -> None:
         with deploy.queue_stopped():
             if how == "wait":
                 deploy.wait_for_runs(minutes)
-            env_file.set_values(logins.renewed(what))
+            env_file.set_values(store_logins.renewed(what))
             done(f"new passwords are in {env_file.env_path().name}: keep it with your backups")
+    # The door's secret is a new one too, and Dagit knows its hash.
+    login.derive()
     deploy.swap()
     up.close_former_logins()
     done("all services have the new passwords, and no store takes the former ones")
 
 
 def described(stores: list[str], what: str, way: str) -> None:
-    titles = [logins.STORES[name].title for name in stores]
-    others = ", and those of people, pages and monitoring" if what == logins.ALL else ""
+    titles = [store_logins.STORES[name].title for name in stores]
+    others = ", and those of people, pages and monitoring" if what == store_logins.ALL else ""
     say(f"New passwords for {', '.join(titles)}{others}")
     say(
         f"  {way} Stores restart for that, but queued runs wait meanwhile. Then the former passwords are refused."

@@ -19,9 +19,9 @@ from scripts import (
     env_file,
     images,
     login,
-    logins,
     preflight,
     proxies,
+    store_logins,
     variables,
 )
 from scripts import project as user_project
@@ -124,7 +124,7 @@ def start() -> None:
 
 def close_former_logins() -> None:
     """Complete what `make rotate` has begun; raises Failure while a service may still have a former login."""
-    if not logins.former():
+    if not store_logins.former():
         return
     # Not by what was just started alone: `.env` may have got new ones meanwhile.
     if not is_up(with_images=False):
@@ -132,7 +132,7 @@ def close_former_logins() -> None:
             f"Not all services have the logins that {env_file.env_path().name} names, so the former ones stay open:"
             " `make up` completes it."
         )
-    logins.close_former()
+    store_logins.close_former()
 
 
 def run(title: str, command: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scripts import compose, deploy, engine, env_file, logins, rotate, up
+from scripts import compose, deploy, engine, env_file, login, rotate, store_logins, up
 from scripts.console import Failure
 
 TEXT = """\
@@ -29,7 +29,7 @@ def said(env: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     told: list[str] = []
 
     def tell(what: str) -> Any:
-        return lambda *_, **__: told.append(f"{what} {'new' if logins.former() else 'old'}")
+        return lambda *_, **__: told.append(f"{what} {'new' if store_logins.former() else 'old'}")
 
     def output(*arguments: str, given: str | None = None) -> str:
         told.append(f"exec {arguments[2]} {arguments[-1] if given is None else ''}".strip())
@@ -42,7 +42,7 @@ def said(env: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(engine, "ask", lambda *_: "")
     monkeypatch.setattr(deploy, "wait_for_runs", tell("wait"))
     monkeypatch.setattr(deploy, "swap", tell("swap"))
-    monkeypatch.setattr(logins, "run_logged", lambda _, command: told.append(f"run {command[-1]}"))
+    monkeypatch.setattr(store_logins, "run_logged", lambda _, command: told.append(f"run {command[-1]}"))
     return told
 
 
@@ -74,7 +74,8 @@ def test_one_store_alone(env: Path, said: list[str], monkeypatch: pytest.MonkeyP
     rotate.rotate()
 
     changed = {name for name, value in env_file.read(env).items() if f"{name}={value}\n" not in TEXT}
-    assert changed == {"RABBITMQ_USER", "RABBITMQ_PASSWORD"}
+    # And what `make up` computes, which this file lacked
+    assert changed == {"RABBITMQ_USER", "RABBITMQ_PASSWORD", *login.derived(env_file.read(env))}
     assert said == ["wait old", "swap new", "exec rabbitmq dagster_b"]
 
 
@@ -107,7 +108,7 @@ def test_one_that_was_killed_is_completed_with_the_passwords_that_are_in_env(
 
 
 def test_up_completes_it_too(env: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    env_file.set_values(logins.renewed("postgres"))
+    env_file.set_values(store_logins.renewed("postgres"))
     for name in ("prepare", "start", "check_code_location", "addresses"):
         monkeypatch.setattr(up, name, lambda: None)
     monkeypatch.setattr("scripts.images.ensure", lambda: None)
@@ -115,28 +116,28 @@ def test_up_completes_it_too(env: Path, said: list[str], monkeypatch: pytest.Mon
     up.up()
 
     assert said == ["exec postgres"]
-    assert not logins.former()
+    assert not store_logins.former()
 
 
 def test_former_logins_stay_open_as_long_as_a_service_may_have_one(
     env: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Such as after a `make deploy` that began before `.env` had new ones."""
-    env_file.set_values(logins.renewed("postgres"))
+    env_file.set_values(store_logins.renewed("postgres"))
     monkeypatch.setattr(up, "is_up", lambda **_: False)
 
     with pytest.raises(Failure, match=r"the former ones stay open: `make up` completes it"):
         up.close_former_logins()
 
     assert said == []
-    assert logins.former()
+    assert store_logins.former()
 
 
 def test_a_login_that_env_names_again_is_not_closed(env: Path, said: list[str]) -> None:
     """From a backup of `.env`, or by hand."""
     env_file.set_values({"ROTATING": "postgres:dagster,rabbitmq:odd%2Cname"})
 
-    logins.close_former()
+    store_logins.close_former()
 
     assert said == ["exec rabbitmq odd,name"]
 
@@ -185,21 +186,22 @@ def test_a_password_that_the_environment_has_is_refused(
 def test_outside_stores_are_left_out_of_all(env: Path, said: list[str]) -> None:
     env.write_text(f"{TEXT}S3_ENDPOINT_URL=https://s3\nRABBITMQ_HOST=mq\n")
 
-    assert logins.chosen("all") == ["postgres"]
+    assert store_logins.chosen("all") == ["postgres"]
     assert (
-        not {"S3_SECRET_KEY", "MINIO_ROOT_PASSWORD", "RABBITMQ_ADMIN_PASSWORD"} & logins.renewed("all").keys()
+        not {"S3_SECRET_KEY", "MINIO_ROOT_PASSWORD", "RABBITMQ_ADMIN_PASSWORD"}
+        & store_logins.renewed("all").keys()
     )
 
 
 def test_all_renews_every_secret_but_the_stacks_id(env: Path, said: list[str]) -> None:
-    assert {name for name in logins.renewed("all") if name in env_file.SECRETS} == {*env_file.SECRETS} - {
-        "STACK_ID"
-    }
+    assert {name for name in store_logins.renewed("all") if name in env_file.SECRETS} == {
+        *env_file.SECRETS
+    } - {"STACK_ID"}
 
 
 def test_keys_of_s3_are_never_the_same_twice() -> None:
-    first = logins.successor("s3", "team-a")
-    second = logins.successor("s3", first)
+    first = store_logins.successor("s3", "team-a")
+    second = store_logins.successor("s3", first)
 
     assert first != second
     assert {first.rpartition("-")[0], second.rpartition("-")[0]} == {"team-a"}

@@ -43,8 +43,8 @@ STORES = {
     "s3": Store("MinIO", "S3_ENDPOINT_URL", "S3_ACCESS_KEY", "S3_SECRET_KEY",
                 ("MINIO_ROOT_PASSWORD", "MINIO_MONITOR_PASSWORD")),
 }  # fmt: skip
-#: Passwords of pages.
-OF_PAGES = ("FLOWER_PASSWORD", "GRAFANA_PASSWORD")
+#: Of pages, and of the door before them.
+OF_PAGES = ("FLOWER_PASSWORD", "GRAFANA_PASSWORD", "DOOR_ADMIN_PASSWORD", "DOOR_SECRET")
 
 
 # --- new ones ------------------------------------------------------------------------------------------
