@@ -156,6 +156,26 @@ def test_the_door_alone_has_ports_besides_pages_with_a_login_of_their_own(login:
     }
 
 
+def test_the_door_is_not_root_and_has_no_privilege(login: Login) -> None:
+    container = login.stack.inspect(login.stack.container("door"))
+    host = container["HostConfig"]
+    text = login.stack.exec("door", "sh", "-c", "cat /proc/[0-9]*/status 2>/dev/null || true").stdout
+
+    assert set(re.findall(r"^Uid:\t(\d+)", text, re.MULTILINE)) == {"10006"}
+    assert {
+        int(mask, 16) for mask in re.findall(r"^Cap(?:Eff|Prm|Inh|Bnd|Amb):\t(\w+)$", text, re.MULTILINE)
+    } == {0}
+    assert set(re.findall(r"^NoNewPrivs:\t(\d)$", text, re.MULTILINE)) == {"1"}
+    assert host["ReadonlyRootfs"]
+    assert 0 < host["Memory"] <= 192 * 1024**2
+    assert 0 < host["PidsLimit"] <= 1024
+    assert {mount["Type"] for mount in container["Mounts"]} == {"volume"}
+    # And it knows no password of a store
+    known = "\n".join(container["Config"]["Env"])
+    assert not [name for name in ("POSTGRES_PASSWORD", "RABBITMQ_PASSWORD", "MINIO_ROOT_PASSWORD", "S3_SECRET_KEY")
+                if login.stack.settings[name] in known]  # fmt: skip
+
+
 def test_a_viewer_looks_and_launches_nothing(login: Login, screenshots: Path) -> None:
     # Given somebody who opens a page of Dagit, and mistypes the password once
     path = f"/locations/pipelines/jobs/{JOB}/playground"
