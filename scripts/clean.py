@@ -31,6 +31,11 @@ def clean() -> None:
         # Where `make up` ended before it had a base image there is none to name, and none is needed.
         environment={"BASE_IMAGE": env_file.settings().get("BASE_IMAGE") or "none"},
     )
+    # What services had under other settings, such as LOGIN: Compose does not know of it now.
+    for kind in ("volume", "network"):
+        left = engine.ask(kind, "ls", "--quiet", "--filter", f"label=com.docker.compose.project={project}")
+        if left:
+            engine.ask(kind, "rm", *left.split())
     user_project.remove(user_project.context())
     variables.file().unlink(missing_ok=True)
     certificates.file().unlink(missing_ok=True)

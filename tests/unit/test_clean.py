@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import clean
+from scripts import clean, engine
 from scripts.console import Failure
 from tests.unit.machines import FakeDocker, calls
 
@@ -45,6 +45,25 @@ def test_a_yes_deletes_containers_and_volumes_and_keeps_env(
     assert len(removals(stack)) == 1
     assert removals(stack)[0].endswith("--profile * down --volumes --remove-orphans")
     assert env.exists()
+
+
+def test_what_other_settings_have_left_goes_too(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose knows the door's volume with LOGIN=on alone."""
+    asked: list[tuple[str, ...]] = []
+
+    def ask(*arguments: str) -> str:
+        asked.append(arguments)
+        return "second_door" if arguments[1] == "ls" else ""
+
+    monkeypatch.setattr(clean, "confirm", lambda question: True)
+    monkeypatch.setattr(engine, "ask", ask)
+
+    clean.clean()
+
+    label = "label=com.docker.compose.project=second"
+    for kind in ("volume", "network"):
+        assert (kind, "ls", "--quiet", "--filter", label) in asked
+        assert (kind, "rm", "second_door") in asked
 
 
 def test_force_asks_nothing(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
