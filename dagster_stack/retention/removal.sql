@@ -74,21 +74,27 @@ WITH gone AS (
 )
 SELECT count(*), coalesce(sum(size), 0) FROM freed;
 
+-- name: keyed
+-- Runs that a sensor or schedule asked for with a run key. Dagster looks for the key among runs, and launches once more what
+-- it does not find: these stay with their tags, empty.
+SELECT run_id FROM run_tags WHERE run_id = ANY(:runs) AND key = 'dagster/run_key';
+
 -- name: count_runs
-SELECT count(*), coalesce(sum(pg_column_size(run_body)), 0) FROM runs WHERE run_id = ANY(:runs);
+SELECT count(*), coalesce(sum(pg_column_size(run_body)), 0) FROM runs
+WHERE run_id = ANY(:runs) AND NOT run_id IN ({keyed});
 
 -- name: delete_claims
 DELETE FROM dagster_stack_claims WHERE run_id = ANY(:runs);
 
 -- name: delete_tags
 WITH gone AS (
-    DELETE FROM run_tags WHERE run_id = ANY(:runs) RETURNING pg_column_size(value) AS size
+    DELETE FROM run_tags WHERE run_id = ANY(:runs) AND NOT run_id IN ({keyed}) RETURNING pg_column_size(value) AS size
 )
 SELECT count(*), coalesce(sum(size), 0) FROM gone;
 
 -- name: delete_runs
 WITH gone AS (
-    DELETE FROM runs WHERE run_id = ANY(:runs) RETURNING pg_column_size(run_body) AS size
+    DELETE FROM runs WHERE run_id = ANY(:runs) AND NOT run_id IN ({keyed}) RETURNING pg_column_size(run_body) AS size
 )
 SELECT count(*), coalesce(sum(size), 0) FROM gone;
 
@@ -106,7 +112,8 @@ ORDER BY checked_at, run_id LIMIT :limit;
 DELETE FROM dagster_stack_doomed AS doomed
 WHERE run_id = ANY(:runs) AND gone_at < now() - make_interval(secs => :secs)
     AND NOT EXISTS (SELECT FROM event_logs WHERE event_logs.run_id = doomed.run_id)
-    AND NOT EXISTS (SELECT FROM asset_check_executions AS checks WHERE checks.run_id = doomed.run_id);
+    AND NOT EXISTS (SELECT FROM asset_check_executions AS checks WHERE checks.run_id = doomed.run_id)
+    AND NOT EXISTS (SELECT FROM runs WHERE runs.run_id = doomed.run_id);
 
 -- name: delete_backfills
 WITH gone AS (

@@ -196,6 +196,34 @@ def test_what_was_freed_is_noted_for_the_figures(retained: Retained) -> None:
     assert facts.read(LAST)["error"] is None
 
 
+def test_a_run_key_is_remembered_so_that_no_sensor_launches_it_again(few_database: Database) -> None:
+    # Given an old run that a sensor asked for: Dagster looks for its key among all runs
+    few_database.execute(
+        "INSERT INTO run_tags (run_id, key, value) VALUES ('run_3', 'dagster/run_key', 'file-3'),"
+        " ('run_3', 'dagster/sensor_name', 'files')"
+    )
+    bucket = bucket_of_old_runs()
+
+    freed = retention(few_database, bucket, details=0, runs=365).run()
+
+    # Then it is found, with its tags, and all else that goes of others is gone
+    assert freed
+    assert freed.runs > 100
+    tags = dict(few_database.execute("SELECT key, value FROM run_tags WHERE run_id = 'run_3'"))
+    assert tags.items() >= {"dagster/run_key": "file-3", "dagster/sensor_name": "files"}.items()
+    assert 3 in runs_of(few_database)
+    of_it = few_database.execute("SELECT DISTINCT dagster_event_type FROM event_logs WHERE run_id = 'run_3'")
+    assert {kind for (kind,) in of_it} <= set(removal.KEPT)
+    assert not [key for key in bucket.objects if "/run_3/" in key and not key.endswith("/kept/result")]
+    # And the next pass, and one a month later, find nothing to do
+    assert retention(few_database, bucket, details=0, runs=365).run() == Freed()
+    few_database.execute(
+        "UPDATE dagster_stack_doomed SET gone_at = gone_at - interval '30 days', checked_at = gone_at"
+    )
+    assert retention(few_database, bucket, details=0, runs=365).run() == Freed()
+    assert few_database.execute("SELECT FROM dagster_stack_doomed WHERE run_id = 'run_3'")
+
+
 def test_details_of_ended_runs_go_alone(few_database: Database) -> None:
     count = "SELECT dagster_event_type, count(*) FROM event_logs GROUP BY 1"
     before = dict(few_database.execute(count))
