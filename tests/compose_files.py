@@ -13,9 +13,18 @@ FOLDER = ROOT / "compose"
 SHAPES = ("compose/shapes.yaml", "compose/pages.yaml")
 
 
+class Strict(yaml.SafeLoader):
+    """As Compose reads: a key that comes twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        assert len(keys) == len(set(keys)), f"a key comes twice:\n{node.start_mark}"
+        return super().construct_mapping(node, deep)
+
+
 @cache
 def read(name: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((ROOT / name).read_text(encoding="utf-8")))
+    return dict(yaml.load((ROOT / name).read_text(encoding="utf-8"), Strict))
 
 
 def files(login: str = "off") -> list[str]:

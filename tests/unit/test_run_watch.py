@@ -13,7 +13,6 @@ from dagster_stack.launch.launcher import CeleryRunLauncher
 from dagster_stack.launch.run_watch import LOOK_SECS, RunWatch
 from dagster_stack.messaging.messages import step_task_id
 from dagster_stack.messaging.queue_state import QueueState
-from dagster_stack.store.audit import Audit, Deed
 from dagster_stack.store.leases import Work
 from dagster_stack.timing import IDLE_SECS
 from tests.unit import step_jobs
@@ -285,16 +284,3 @@ def test_leases_of_runs_that_ended_are_forgotten_once_an_hour(
     watch.looks(1500)
 
     assert len(forgotten) == 1
-
-
-def test_what_people_did_long_ago_is_forgotten_with_them(watch: Watch) -> None:
-    audit = Audit(watch.database.engine)
-    for user in ("ana", "otto"):
-        audit.record(Deed(user, "admin", "", "deleteRun", "", True))
-    watch.database.execute(
-        "UPDATE dagster_stack_audit SET at = at - interval '366 days' WHERE user_name = 'ana'"
-    )
-
-    watch.looks(10)
-
-    assert [each.user for each in audit.deeds()] == ["otto"]
