@@ -86,7 +86,8 @@ def go(page: Page, address: str) -> None:
             page.goto(address)
             return
         except PlaywrightError as error:
-            if "ERR_NETWORK_CHANGED" not in str(error):
+            # The second one: its page of errors was on its way.
+            if "ERR_NETWORK_CHANGED" not in str(error) and "chrome-error:" not in str(error):
                 raise
     page.goto(address)
 
