@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from scripts import apt, engine, env_file, images, venv
+from scripts import apt, engine, env_file, halves, images, venv
 from scripts.console import BUILD_FOLDER, LOG_FOLDER, ROOT, Failure, Progress, done, main, say, warn
 
 SHELL_SCRIPTS = [
@@ -30,8 +30,7 @@ DOCKERFILES = [
     "certificates",
 ]
 
-#: What of the tests needs what.
-UNIT = ["tests/unit"]
+#: What needs a Docker engine.
 STACK = ["tests/stack", "tests/browser"]
 #: The copy of the stack that they make, unless TEST_PROJECT names another.
 PROJECT = "dagster-celery-stack-test"
@@ -49,11 +48,11 @@ def test() -> int:
             raise
         lint()
         warn(f"Skipped, since they need a Docker engine: {', '.join(STACK + DRILLS[:1])}. {reason}")
-        return pytest(python, UNIT)
+        return halves.unit_tests(python)
     apt.ensure("Installing Chromium", "chromium", ["chromium"])
     with images_meanwhile():
         lint()
-        results = [pytest(python, UNIT)]
+        results = [halves.unit_tests(python)]
     # One copy of the stack at a time; each part also when the one before failed.
     results += [pytest(python, STACK), pytest(python, DRILLS)]
     # Of one that was killed the code is below 0.
@@ -92,7 +91,7 @@ def images_meanwhile() -> Iterator[None]:
 
 
 def unit() -> int:
-    return pytest(str(venv.ensure("dev")), UNIT)
+    return halves.unit_tests(venv.ensure("dev"))
 
 
 def pytest(python: str, arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dagster_stack.packages import locks
-from scripts import venv
+from scripts import halves, venv
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, say
 
 FOLDER = BUILD_FOLDER / "versions"
@@ -67,15 +67,17 @@ def versions() -> int:
     wanted = [each for each in os.environ.get("SETS", "").replace(",", " ").split() if each] or list(SETS)
     if unknown := [each for each in wanted if each not in SETS]:
         raise Failure(f"SETS={','.join(unknown)}: there are {', '.join(SETS)}.")
-    tests = os.environ.get("TESTS", "").split() or ["tests/unit"]
+    tests = os.environ.get("TESTS", "").split()
     failed = []
     for name in wanted:
         checkout = prepare(name)
         found = locks.versions((checkout / "requirements/stack.lock").read_text(encoding="utf-8"))
         say(f"Testing {name}: {', '.join(f'{each} {found[each]}' for each in NAMED if each in found)}")
-        runs = [tests, *([STACK_TESTS] if os.environ.get("STACK") else [])]
-        # Each part also when the one before failed.
-        results = [pytest(checkout, arguments) for arguments in runs]
+        python = checkout / venv.FOLDER.relative_to(ROOT) / "bin" / "python"
+        results = [pytest(checkout, python, tests) if tests else halves.unit_tests(python, checkout)]
+        # Also when the part before failed.
+        if os.environ.get("STACK"):
+            results.append(pytest(checkout, python, STACK_TESTS))
         if any(results):
             failed.append(name)
     if failed:
@@ -111,8 +113,7 @@ def with_requirements(text: str, asked: Callable[[str, str], str]) -> str:
     return text
 
 
-def pytest(checkout: Path, arguments: list[str]) -> int:
-    python = checkout / venv.FOLDER.relative_to(ROOT) / "bin" / "python"
+def pytest(checkout: Path, python: Path, arguments: list[str]) -> int:
     return subprocess.run(
         [python, "-m", "pytest", *arguments],
         cwd=checkout,

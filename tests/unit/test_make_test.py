@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scripts import apt, engine, venv
+from scripts import apt, engine, halves, venv
 from scripts import test as make_test
 from scripts.console import Failure
 from tests.waiting import wait_until
@@ -33,11 +33,14 @@ class Parts:
         """With whether the images were built by then."""
         self.seen.append((part, (self.folder / "built").exists()))
 
-    def pytest(self, python: str, arguments: list[str]) -> int:
-        if arguments == make_test.UNIT:
-            wait_until((self.folder / "begun").exists, 20, "the build begins", pause=0.02)
-        self.note(arguments[0])
+    def unit_tests(self, python: Path) -> int:
+        wait_until((self.folder / "begun").exists, 20, "the build begins", pause=0.02)
+        code = self.pytest(str(python), ["tests/unit"])
         (self.folder / "go").touch()
+        return code
+
+    def pytest(self, python: str, arguments: list[str]) -> int:
+        self.note(arguments[0])
         return self.codes[arguments[0]]
 
 
@@ -58,6 +61,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     monkeypatch.setattr(engine, "ensure", lambda: None)
     monkeypatch.setattr(make_test, "LOG_FOLDER", tmp_path)
     monkeypatch.setattr(make_test, "lint", lambda: parts.note("lint"))
+    monkeypatch.setattr(halves, "unit_tests", parts.unit_tests)
     monkeypatch.setattr(make_test, "pytest", parts.pytest)
     return parts
 

@@ -1,10 +1,12 @@
-"""`make test-versions`: which releases each set asks for."""
+"""`make test-versions`: which releases each set asks for, and what is run with them."""
 
 import tomllib
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
-from scripts import versions
+from scripts import halves, versions
 from scripts.console import ROOT, Failure
 
 PROJECT = """
@@ -53,3 +55,27 @@ def test_a_set_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> No
 
     with pytest.raises(Failure, match="SETS=eldest: there are oldest, newest, latest"):
         versions.versions()
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_without_named_tests_a_set_has_the_unit_tests_in_its_own_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    (tmp_path / "requirements").mkdir()
+    (tmp_path / "requirements/stack.lock").touch()
+    monkeypatch.setenv("SETS", "oldest")
+    monkeypatch.delenv("TESTS", raising=False)
+    monkeypatch.delenv("STACK", raising=False)
+    monkeypatch.setattr(versions, "prepare", lambda name: tmp_path)
+    ran: list[tuple[Path, Path]] = []
+
+    def unit_tests(python: Path, checkout: Path) -> int:
+        ran.append((python, checkout))
+        return code
+
+    monkeypatch.setattr(halves, "unit_tests", unit_tests)
+
+    with pytest.raises(Failure, match="releases of oldest") if code else nullcontext():
+        assert versions.versions() == 0
+
+    assert ran == [(tmp_path / ".venv/bin/python", tmp_path)]
