@@ -1,9 +1,12 @@
 """A real S3 server for the tests: SeaweedFS from PyPI, in a folder of its own, up in a second or two."""
 
+import fcntl
 import json
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +32,17 @@ def seaweed(folder: Path) -> Iterator[str]:
     keys.write_text(
         json.dumps({"identities": [{"name": "test", "credentials": credentials, "actions": ["Admin"]}]})
     )
+    with one_at_a_time():
+        s3, process = start(folder, keys)
+    try:
+        yield f"http://127.0.0.1:{s3}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def start(folder: Path, keys: Path) -> tuple[int, "subprocess.Popen[bytes]"]:
+    """A server that has an empty bucket, and its port."""
     master, volume, filer, s3 = free_ports(4)
     command = [
         str(WEED), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}",
@@ -40,18 +54,29 @@ def seaweed(folder: Path) -> Iterator[str]:
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, cwd=folder)
     try:
-        url = f"http://127.0.0.1:{s3}"
-        with client(url) as s3_client:
+        with client(f"http://127.0.0.1:{s3}") as s3_client:
             wait_until(
                 lambda: process.poll() is None and bucket_made(s3_client),
                 30,
-                f"SeaweedFS makes a bucket (its log: {log.read_text()[-2000:]})",
+                f"SeaweedFS makes a bucket (its log: {log})",
                 pause=0.1,
             )
-        yield url
-    finally:
+    except BaseException:
         process.kill()
         process.wait()
+        raise
+    return s3, process
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Of all sessions on this host one starts a server, until its ports are taken: others would choose the same."""
+    folder = os.open(tempfile.gettempdir(), os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 @contextmanager
