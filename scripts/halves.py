@@ -26,7 +26,7 @@ def unit_tests(python: str | Path, checkout: Path = ROOT) -> int:
         ) as second,
     ):  # fmt: skip
         try:
-            first = subprocess.run([*command, *files[::2]], cwd=checkout, check=False)
+            first = subprocess.run([*command, *files[::2]], cwd=checkout, check=False).returncode
             with Progress("The other half of the unit tests"):
                 second.wait()
         except BaseException:
@@ -38,4 +38,4 @@ def unit_tests(python: str | Path, checkout: Path = ROOT) -> int:
             shutil.copyfileobj(output, sys.stdout.buffer)
             sys.stdout.flush()
     # Of one that was killed the code is below 0.
-    return max(abs(first.returncode), abs(second.returncode))
+    return max(map(abs, (first, second.wait())))
