@@ -17,6 +17,8 @@ from tests.waiting import wait_until
 TAG = "test/ad-hoc"
 #: Where they are inside.
 FOLDER = "/tmp"
+#: The services whose containers have them.
+PLACES = ("daemon", "runner", "worker", "worker-heavy")
 #: Writes files: a path, what it holds, the next path.
 WRITE = 'while [ $# -gt 0 ]; do mkdir -p "${1%/*}"; printf %s "$2" > "$1"; shift 2; done'
 
@@ -78,10 +80,9 @@ class AdHoc:
                 self.target if file == self.source else f"{self.target}/{file.name}",
                 file.read_text(),
             ]
-        for service in ("daemon", "runner", "worker", "worker-heavy"):
-            for entry in self.stack.containers(service):
-                if entry["State"] == "running":
-                    self.stack.docker("exec", entry["Name"], "sh", "-c", WRITE, "sh", *contents)
+        for entry in self.stack.containers():
+            if entry["State"] == "running" and entry["Service"] in PLACES:
+                self.stack.docker("exec", entry["Name"], "sh", "-c", WRITE, "sh", *contents)
 
     # --- one run, by Dagster's command line ------------------------------------------------------------
 
