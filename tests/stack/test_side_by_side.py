@@ -24,9 +24,9 @@ from scripts.console import BUILD_FOLDER, ROOT
 from tests.conftest import PORTS, PROJECT, free_ports
 from tests.stack import work
 from tests.stack.ad_hoc import AdHoc
+from tests.stack.deployments.test_deploy import NOT_COPIED
 from tests.stack.proxy import ANSWER, Proxy, proxy
 from tests.stack.stack import Stack
-from tests.stack.test_deploy import NOT_COPIED
 from tests.waiting import wait_until
 
 STORES = ("postgres", "rabbitmq", "minio")

@@ -32,13 +32,6 @@ NOT_COPIED = shutil.ignore_patterns(
 )
 
 
-@pytest.fixture(scope="module")
-def own_code_afterwards(stack: Stack) -> Iterator[None]:
-    """After the last deployment alone: it takes half a minute."""
-    yield
-    stack.make("up")
-
-
 @pytest.fixture
 def edited(
     stack: Stack, tmp_path: Path, request: pytest.FixtureRequest, own_code_afterwards: None

@@ -20,7 +20,7 @@ CHANGED = "changed-of-a-test-0123456789"
 
 
 @pytest.fixture(scope="module")
-def secrets(stack: Stack) -> Iterator[Path]:
+def secrets(stack: Stack, own_code_afterwards: None) -> Iterator[Path]:
     """A file of variables for user code, in all services."""
     file = stack.env.with_name("secrets.env")
     file.write_text(f"export FILES_TOKEN={TOKEN} # a comment\nFILES_HARD='a$b \"c\" #d'\n")
@@ -28,7 +28,6 @@ def secrets(stack: Stack) -> Iterator[Path]:
     print(stack.make("up").stdout)
     yield file
     env_file.set_value("SECRETS_FILE", "", stack.env)
-    stack.make("up")
 
 
 @pytest.fixture(scope="module")
@@ -82,37 +81,6 @@ def test_a_duckdb_file_has_one_writer_across_containers(stack: Stack, jobs: AdHo
     run_id = jobs.run("one_writer")
 
     assert stack.run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
-
-
-@pytest.fixture
-def host_folder(stack: Stack, jobs: AdHoc, tmp_path: Path) -> Iterator[Path]:
-    """A folder of this host in the volume's place, which is not there yet."""
-    folder = tmp_path / "data of a project"
-    env_file.set_value("DATA_DIR", str(folder), stack.env)
-    try:
-        stack.make("up")
-        jobs.install()
-        yield folder
-    finally:
-        env_file.set_value("DATA_DIR", "", stack.env)
-        stack.make("up")
-        jobs.install()
-
-
-def test_data_may_be_a_folder_of_the_host_which_both_sides_see(
-    stack: Stack, jobs: AdHoc, host_folder: Path
-) -> None:
-    # Given a file that somebody lays there on the host
-    (host_folder / "given").write_text("given")
-
-    # When steps on two workers use it, and one leaves a file
-    run_id = jobs.run("files")
-    stack.exec("worker", "touch", "data/made")
-
-    # Then each side has what the other one made, and the folder is the user's of the containers
-    assert stack.run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
-    assert stack.exec("worker-heavy", "cat", "data/given").stdout == "given"
-    assert {each.stat().st_uid for each in (host_folder, host_folder / "made")} == {10000}
 
 
 # --- variables -----------------------------------------------------------------------------------------
@@ -182,3 +150,35 @@ def test_a_name_of_the_stacks_stops_make_up_before_anything_is_changed(stack: St
     assert "CELERY_BROKER_URL: " in result.stderr
     assert "amqp://elsewhere" not in result.stdout + result.stderr
     assert ids(stack) == before
+
+
+# --- a folder of this host, last of all as the stack keeps it ---------------------------------------------
+
+
+@pytest.fixture
+def host_folder(stack: Stack, jobs: AdHoc, tmp_path: Path) -> Iterator[Path]:
+    """A folder of this host in the volume's place, which is not there yet: from the next `make up` on the volume again."""
+    folder = tmp_path / "data of a project"
+    env_file.set_value("DATA_DIR", str(folder), stack.env)
+    try:
+        stack.make("up")
+        jobs.install()
+        yield folder
+    finally:
+        env_file.set_value("DATA_DIR", "", stack.env)
+
+
+def test_data_may_be_a_folder_of_the_host_which_both_sides_see(
+    stack: Stack, jobs: AdHoc, host_folder: Path
+) -> None:
+    # Given a file that somebody lays there on the host
+    (host_folder / "given").write_text("given")
+
+    # When steps on two workers use it, and one leaves a file
+    run_id = jobs.run("files")
+    stack.exec("worker", "touch", "data/made")
+
+    # Then each side has what the other one made, and the folder is the user's of the containers
+    assert stack.run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+    assert stack.exec("worker-heavy", "cat", "data/given").stdout == "given"
+    assert {each.stat().st_uid for each in (host_folder, host_folder / "made")} == {10000}

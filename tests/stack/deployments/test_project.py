@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -166,12 +165,9 @@ def workspace(scaffolded: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="module")
-def served(stack: Stack, workspace: Path) -> Iterator[subprocess.CompletedProcess[str]]:
-    """The stack with that workspace in the place of the example; afterwards it has its own code again."""
-    try:
-        yield stack.make("deploy", f"PROJECT={workspace}", "DEPLOY=hand-over")
-    finally:
-        stack.make("up")
+def served(stack: Stack, workspace: Path, own_code_afterwards: None) -> subprocess.CompletedProcess[str]:
+    """The stack with that workspace in the place of the example."""
+    return stack.make("deploy", f"PROJECT={workspace}", "DEPLOY=hand-over")
 
 
 def test_what_was_found_is_printed(stack: Stack, scaffolded: Path) -> None:

@@ -1,4 +1,4 @@
-"""A dbt project as people have it, on Postgres and on DuckDB: `tests/stack/shop`, served as it is."""
+"""A dbt project as people have it, on Postgres and on DuckDB: `shop` beside it, served as it is."""
 
 import shutil
 import subprocess
@@ -46,7 +46,7 @@ def psql(stack: Stack, database: str, statement: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory, own_code_afterwards: None) -> Iterator[Shop]:
     folder = tmp_path_factory.mktemp("dbt") / "shop"
     shutil.copytree(Path(__file__).with_name("shop"), folder)
     (folder / ".env").write_text(f"SHOP_PASSWORD={PASSWORD}\nSHOP_PORT=5432\nSHOP_TARGET=file\n")
@@ -59,7 +59,6 @@ def shop(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sho
         days = [stack.launch("a_day", tags={PARTITION: day}, location="shop") for day in DAYS]
         yield Shop(stack, deployed.stdout + deployed.stderr, run_id, days)
     finally:
-        stack.make("up")
         psql(stack, "postgres", "DROP DATABASE IF EXISTS shop WITH (FORCE)")
         psql(stack, "postgres", "DROP ROLE shop")
         stack.exec("worker", "rm", "-f", "/opt/data/shop.duckdb")

@@ -1,4 +1,4 @@
-"""A shop whose tables dbt makes, on Postgres and on DuckDB: the project of test_dbt.py."""
+"""A shop whose tables dbt makes, on Postgres and on DuckDB: the project of test_project_dbt.py."""
 
 from pathlib import Path
 
