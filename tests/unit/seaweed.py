@@ -57,7 +57,7 @@ def start(folder: Path, keys: Path) -> tuple[int, "subprocess.Popen[bytes]"]:
         with client(f"http://127.0.0.1:{s3}") as s3_client:
             wait_until(
                 lambda: process.poll() is None and bucket_made(s3_client),
-                30,
+                90,
                 f"SeaweedFS makes a bucket (its log: {log})",
                 pause=0.1,
             )
