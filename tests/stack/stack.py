@@ -154,6 +154,10 @@ class Stack:
         found: dict[str, Any] = json.loads(self.docker("inspect", container).stdout)[0]
         return found
 
+    def start(self, service: str) -> None:
+        """A service's containers that were stopped; Compose would first have `init` do its part once more."""
+        self.docker("start", *(entry["Name"] for entry in self.containers(service)))
+
     def container(self, service: str) -> str:
         """The name of the first running container of a service."""
         return str(next(entry["Name"] for entry in self.containers(service) if entry["State"] == "running"))

@@ -50,7 +50,7 @@ def test_the_log_tells_how_to_start_the_worker_that_a_queue_lacks(stack: Stack) 
     finally:
         if started:
             stack.docker("rm", "-f", started)
-        stack.compose("start", "worker-heavy")
+        stack.start("worker-heavy")
         stack.wait_until_healthy("worker-heavy")
 
 

@@ -101,7 +101,7 @@ def test_worker_start_takes_steps_of_its_queue(stack: Stack) -> None:
             wait_until(lambda: stack.docker("ps", "-q", "--filter", f"name={name}").stdout, 60,
                        "the stock worker is gone", until=lambda found: not found)  # fmt: skip
     finally:
-        stack.compose("start", "worker-heavy")
+        stack.start("worker-heavy")
     wait_for_restart(stack, before)
 
 

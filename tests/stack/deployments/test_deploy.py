@@ -254,7 +254,7 @@ def other_worker(stack: Stack) -> Iterator[str]:
         with faults.worker_with_other_code(stack, "heavy") as code:
             yield code
     finally:
-        stack.compose("start", "worker-heavy")
+        stack.start("worker-heavy")
         stack.wait_until_healthy("worker-heavy")
 
 
@@ -282,7 +282,7 @@ def test_a_worker_with_other_code_hands_a_step_back_to_one_that_has_it(
     run_id = stack.launch("queues", naps(0))
     runs.wait_for_event(stack, run_id, "STEP_SUCCESS", LIGHT[0].name)
     # When a worker with the run's code joins
-    stack.compose("start", "worker-heavy")
+    stack.start("worker-heavy")
     # Then that one executed them
     assert_all_well(stack, [run_id])
     assert executed_with(stack, run_id) == {code_of(stack, run_id)}
