@@ -80,7 +80,7 @@ test-versions: ## The unit tests with the oldest and newest releases that pyproj
 	@$(PYTHON) -m scripts.versions
 lint: ## Lint and types alone
 	@$(PYTHON) -m scripts.test lint
-bench: ## Executors side by side, 15 minutes: [ROUNDS=5] [WORK=chain_21,parallel_50]
+bench: ## Executors side by side, half an hour: [ROUNDS=5] [WORK=chain_21,parallel_50]
 	@$(PYTHON) -m scripts.bench
 drills: ## Break everything once, on a stack of their own, 40 minutes: what it cost is a table
 	@$(PYTHON) -m scripts.drills
