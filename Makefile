@@ -1,6 +1,6 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
 # Variables: JOB, CONFIG, TAGS, N, OFF, NAME, ROLE, PASSWORD, REMOVE, JSON, DEPLOY, WHAT, RUN, SERVICE, SINCE, FOLLOW, USER, ROUNDS, WORK, MINUTES, SEED, FORCE, DRY_RUN, UPGRADE, SETS, TESTS, STACK (below), PYTHON,
-# STACK_ENV_FILE (another .env: a second copy of the stack), INSTALL_DOCKER, REQUIRED_DISK_GB, TAKE_OVER (docs/operations.md).
+# LOCATION, STACK_ENV_FILE (another .env: a second copy of the stack), INSTALL_DOCKER, REQUIRED_DISK_GB, TAKE_OVER (docs/operations.md).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
 PYTHON ?= python3
@@ -26,7 +26,7 @@ down: ## Stop all; data stays
 	@$(COMPOSE) --profile '*' down --remove-orphans
 demo: ## Start all and run a year of flights through it
 	@$(PYTHON) -m scripts.demo
-run: ## Run a job with its progress: JOB=name [CONFIG=file.yaml] [TAGS=k=v,...]
+run: ## Run a job with its progress: JOB=name [CONFIG=file.yaml] [TAGS=k=v,...] [LOCATION=name]
 	@$(PYTHON) -m scripts.run
 scale: ## As many workers: N=8
 	@$(PYTHON) -m scripts.scale
@@ -80,7 +80,7 @@ test-versions: ## The unit tests with the oldest and newest releases that pyproj
 	@$(PYTHON) -m scripts.versions
 lint: ## Lint and types alone
 	@$(PYTHON) -m scripts.test lint
-bench: ## Executors side by side, 15 minutes: [ROUNDS=5] [WORK=chain_21,parallel_50]
+bench: ## Executors side by side, half an hour: [ROUNDS=5] [WORK=chain_21,parallel_50]
 	@$(PYTHON) -m scripts.bench
 drills: ## Break everything once, on a stack of their own, 40 minutes: what it cost is a table
 	@$(PYTHON) -m scripts.drills

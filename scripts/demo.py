@@ -11,7 +11,7 @@ def demo() -> int:
         up()
     except NoEngine as reason:
         warn(str(reason))
-        say("\nRunning the flights in the embedded mode: one process a step on this machine, no service")
+        say("\nRunning the flights in the embedded mode: a worker of its own on this machine, no service")
         return dev.demo()
     say("\nRunning the job `flights`: 336,776 flights, twelve months in parallel")
     run.command_line("demo")

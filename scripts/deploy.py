@@ -36,6 +36,9 @@ ASK_DAGIT = ("curl", "-fsS", "-m", "30", "--data-binary", "@-", "--header", "Con
 PREPARE = ("--progress", "plain", "up", "--detach", "init")
 #: Makes what is new and ends what was before, all side by side.
 SWAP = ("--progress", "plain", "create", "--remove-orphans")
+#: What to do when Dagit does not answer: for `make deploy` and `make rotate`.
+UNASKED = "the same command with `DEPLOY=hand-over` does not ask."
+SILENT = f"\n\n  Dagit must say which runs are under way. `docker compose logs dagit` may say why it does not; {UNASKED}"
 #: Runs that a process may be driving. Those of the run queue, QUEUED, are not among them.
 UNDER_WAY = """
 { runsOrError(filter: {statuses: [STARTING, STARTED, CANCELING]}) {
@@ -146,14 +149,16 @@ def runs_under_way() -> list[dict[str, Any]]:
     running = {each.service for each in compose.containers() if each.state == "running"}
     if "dagit" not in running:
         raise Failure(
-            "Dagit is not running, so it can't be said whether runs are under way. `make up` starts it;"
-            " `make deploy DEPLOY=hand-over` does not ask."
+            f"Dagit is not running, so it can't be said whether runs are under way. `make up` starts it; {UNASKED}"
         )
     asking = ("door", "ask-dagit") if "door" in running else ("dagit", *ASK_DAGIT)
-    answer = compose.output("exec", "--no-TTY", *asking, given=json.dumps({"query": UNDER_WAY}))
+    try:
+        answer = compose.output("exec", "--no-TTY", *asking, given=json.dumps({"query": UNDER_WAY}))
+    except Failure as failure:
+        raise Failure(f"{failure}{SILENT}") from None
     found = json.loads(answer)["data"]["runsOrError"]
     if found["__typename"] != "Runs":
-        raise Failure(f"Dagit can't list the runs: {found.get('message')}")
+        raise Failure(f"Dagit can't list the runs: {found.get('message')}{SILENT}")
     results: list[dict[str, Any]] = found["results"]
     return results
 

@@ -144,7 +144,7 @@ def complete(path: Path | None = None, example: Path = EXAMPLE) -> None:
         added = [line.rstrip() for line in filled(text_of(example)).splitlines() if name_of(line) in missing]
         lines = ["", "# Added by `make up`, see .env.example.", *added, ""]
         write(path, whole_lines(text) + end.join(lines))
-        done(f"{path.name} was of an older version: added {', '.join(missing)}; nothing else changed")
+        done(f"{path.name} lacked {', '.join(missing)}: added, as in {example.name}; nothing else changed")
     else:
         path.chmod(0o600)
         done(f"{path.name} is complete, kept as it is")

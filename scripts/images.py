@@ -83,7 +83,7 @@ def images() -> list[Image]:
         Image("dagster-celery-stack/rabbitmq", "rabbitmq", ("docker/rabbitmq",)),
         dagster(),
         Image(
-            "dagster-celery-stack/minio", "minio", ("docker/minio",), "compiles MinIO, 4 minutes on 2 cores"
+            "dagster-celery-stack/minio", "minio", ("docker/minio",), "compiles MinIO, 5 minutes on 2 cores"
         ),
         Image("dagster-celery-stack/prometheus", "prometheus", ("docker/prometheus",)),
         Image("dagster-celery-stack/door", "door", ("docker/door",)),

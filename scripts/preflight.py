@@ -27,6 +27,9 @@ DISK_LATER_GB = 2
 ENGINE_VERSION = "25.0"
 #: The first Compose with optional dependencies and several merges in one mapping.
 COMPOSE_VERSION = "2.24"
+#: With INTERNAL_TLS=on: the first ones that mount a part of a volume. Earlier ones of Compose mount all of it, silently.
+TLS_ENGINE_VERSION = "26.0"
+TLS_COMPOSE_VERSION = "2.26"
 
 HIGHEST_PORT = 65535
 TAKEN = "taken by another program"
@@ -187,14 +190,20 @@ def compose_files() -> list[Finding]:
 
 
 def versions() -> list[Finding]:
+    tls = env_file.has_internal_tls()
     found = [
-        ("Docker engine", ENGINE_VERSION, engine.version()),
-        ("Docker Compose", COMPOSE_VERSION, engine.compose_version()),
+        ("Docker engine", TLS_ENGINE_VERSION if tls else ENGINE_VERSION, engine.version()),
+        ("Docker Compose", TLS_COMPOSE_VERSION if tls else COMPOSE_VERSION, engine.compose_version()),
     ]
+    why = ", as INTERNAL_TLS=on" if tls else ""
     cure = "too old: upgrade it (Debian 12: from the trixie suite; else: https://docs.docker.com/engine/install/)"
+    cure += f", or set INTERNAL_TLS=off in {env_file.env_path().name}" if tls else ""
     return [
         Finding(
-            subject, f"{required} or later", version, cure if numbers(version) < numbers(required) else ""
+            subject,
+            f"{required} or later{why}",
+            version,
+            cure if numbers(version) < numbers(required) else "",
         )
         for subject, required, version in found
     ]

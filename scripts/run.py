@@ -22,12 +22,16 @@ ASKING_DAGIT = ("run", "demo", "reload")
 def run() -> NoReturn:
     job = os.environ.get("JOB")
     if not job:
-        raise Failure("Which job? For example: make run JOB=parallel_pipeline (Dagit lists all of them)")
+        raise Failure(
+            "Which job? For example: make run JOB=parallel_pipeline (`make project` lists all of them)"
+        )
     compose.require_env_file()
     options = ["--tags", os.environ["TAGS"]] if os.environ.get("TAGS") else []
     if os.environ.get("CONFIG"):
         os.environ[CONFIG_VARIABLE] = read_config(Path(os.environ["CONFIG"]))
         options.append("--env-config")
+    if os.environ.get("LOCATION"):
+        options += ["--location", os.environ["LOCATION"]]
     command_line("run", job, *options)
 
 

@@ -11,6 +11,8 @@ from scripts.console import Failure, done, main, say
 NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
 #: Who the make commands are to Dagit.
 MAKE = "make"
+#: What PASSWORD says for another one.
+NEW = "new"
 #: Bytes of randomness in a password.
 PASSWORD_BYTES = 20
 
@@ -23,13 +25,16 @@ def user() -> None:
         change("remove", name)
         done(f"{name} is removed: sessions end within seconds")
         return
+    wanted_password = os.environ.get("PASSWORD", "")
+    if wanted_password not in ("", NEW):
+        raise Failure(f"Passwords are made here and printed once: PASSWORD={NEW} makes another one.")
     role = os.environ.get("ROLE") or users().get(name, "")
     if role not in login.ROLES:
         raise Failure(
             f"Which role? make user NAME={name} ROLE=viewer (looks), operator (runs jobs) or admin (all)."
         )
     is_new = name not in users()
-    password = secrets.token_urlsafe(PASSWORD_BYTES) if is_new or os.environ.get("PASSWORD") == "new" else ""
+    password = secrets.token_urlsafe(PASSWORD_BYTES) if is_new or wanted_password == NEW else ""
     change("set", name, role, given=password)
     done(f"{name} is {role}" + ("" if is_new else ": open pages must load again within seconds"))
     if password:

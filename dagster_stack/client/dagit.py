@@ -264,7 +264,9 @@ def choose_job(jobs: Sequence[Job], unloaded: Mapping[str, str], name: str, loca
         return found[0]
     if found:
         places = ", ".join(sorted(job.location for job in found))
-        raise LaunchRefused(f"Several code locations have a job {name!r} ({places}): add --location.")
+        raise LaunchRefused(
+            f"Several code locations have a job {name!r} ({places}): which one? LOCATION={found[-1].location}, or --location."
+        )
     lines = [f"There is no job {name!r}" + (f" in the code location {location!r}." if location else ".")]
     # Dagster's own jobs behind assets are no names that a user knows.
     names = sorted({job.name for job in jobs if not job.name.startswith("__")})

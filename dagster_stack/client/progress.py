@@ -283,8 +283,8 @@ def waiting_for_steps(progress: Progress, backlog: Sequence[QueueDepth]) -> str:
     ]
     if unserved:
         return (
-            f"No worker listens on the queue {' or '.join(unserved)}: start one for it, unless `make workers`"
-            " shows a busy one."
+            f"No worker listens on the queue {' or '.join(unserved)}: the run's log says how to start one, unless"
+            " `make workers` shows a busy one."
         )
     if progress.count(StepState.RUNNING):
         return ""

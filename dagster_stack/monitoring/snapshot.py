@@ -204,7 +204,8 @@ class Snapshot:
         used, limit = self.stores.database_connections, self.stores.database_connections_limit
         if used is not None and limit and used >= FULL * limit:
             found.append(
-                f"Postgres has {number(used)} of {number(limit)} connections in use: raise POSTGRES_MAX_CONNECTIONS."
+                f"Postgres has {number(used)} of {number(limit)} connections in use: raise POSTGRES_MAX_CONNECTIONS in"
+                " .env, then `make up`."
             )
         return tuple(found)
 

@@ -55,14 +55,14 @@ class ForeignPages:
             name = host.host if host else ", ".join(names)
             return (
                 f"Dagit is not asked under its own name but under {quoted(name)}: use 127.0.0.1 or localhost, or write"
-                f" that name into {PUBLIC_VARIABLE} in .env and run `make up`."
+                f" that name into {PUBLIC_VARIABLE} in .env, with LOGIN=on, and run `make up`."
             )
         for text in headers.getlist("origin"):
             origin = Authority.of_origin(text)
             if origin is None or not self._own.is_own_origin(origin, host):
                 return (
                     f"A page of {quoted(text)} may not use Dagit: if that is Dagit itself behind a proxy, write it"
-                    f" into {PUBLIC_VARIABLE} in .env and run `make up`."
+                    f" into {PUBLIC_VARIABLE} in .env, with LOGIN=on, and run `make up`."
                 )
         if set(headers.getlist("sec-fetch-site")) - set(OWN_SITES) and not is_visit(scope, headers):
             return "A page of another site may not use Dagit: open Dagit by its address in a tab of its own."

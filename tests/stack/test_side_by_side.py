@@ -132,7 +132,7 @@ def test_a_port_in_use_stops_up_and_is_named(stack: Stack, tmp_path: Path) -> No
 
 def test_an_env_file_of_an_older_version_gets_what_it_lacks_and_keeps_the_rest(second: Second) -> None:
     # Given that `make up` met a file without most variables, it said so
-    assert "was of an older version: added" in second.output
+    assert ": added, as in .env.example" in second.output
     # Then what the user had is as it was
     text = second.stack.env.read_text()
     assert text.startswith("# mine\n")

@@ -107,7 +107,7 @@ def test_load_errors_name_broken_and_loading_locations_only() -> None:
 def test_a_job_in_two_locations_needs_the_location() -> None:
     other = Job("flights", "__repository__", "other")
 
-    with pytest.raises(LaunchRefused, match=r"other, pipelines\): add --location"):
+    with pytest.raises(LaunchRefused, match=r"other, pipelines\): which one\? LOCATION=other"):
         choose_job([*JOBS, other], {}, "flights", None)
     assert choose_job([*JOBS, other], {}, "flights", "other") is other
 

@@ -74,7 +74,7 @@ def test_an_older_env_gets_what_it_lacks_and_keeps_every_byte_that_it_has(
         "S3_SECRET_KEY",
     }
     assert env_file.read(env)["S3_SECRET_KEY"]
-    assert "added WORKERS, S3_SECRET_KEY" in capsys.readouterr().out
+    assert "lacked WORKERS, S3_SECRET_KEY: added" in capsys.readouterr().out
 
 
 def test_a_complete_env_is_not_written_again(env: Path, example: Path) -> None:

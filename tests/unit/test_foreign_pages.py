@@ -230,7 +230,7 @@ def test_a_foreign_origin_is_refused_whatever_it_asks(client: Client) -> None:
         ):
             # Then it gets 403, a sentence with the cure, and no permission to read that
             assert answer.status == 403, origin
-            assert "PUBLIC_HOST" in answer.text
+            assert "PUBLIC_HOST in .env, with LOGIN=on" in answer.text
             assert not [name for name in answer.headers if name.lower().startswith("access-control")]
 
 
@@ -296,7 +296,7 @@ def test_a_foreign_host_is_refused(client: Client, host: str | None) -> None:
     ):
         # Then nothing is served, and the sentence says what to do when it was meant
         assert answer.status == 403
-        assert "PUBLIC_HOST" in answer.text
+        assert "PUBLIC_HOST in .env, with LOGIN=on" in answer.text
         assert "make up" in answer.text
 
 

@@ -1,5 +1,6 @@
 """`make deploy`: what it refuses, what it waits for, and what it puts back when it can't go on."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,22 @@ def test_a_hand_over_asks_for_no_run(docker: Path, monkeypatch: pytest.MonkeyPat
     deploy.deploy()
 
     assert told(docker, "create")
+
+
+@pytest.mark.parametrize("answer", [None, {"__typename": "PythonError", "message": "no database"}])
+def test_a_dagit_that_does_not_say_which_runs_there_are_is_told_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, answer: dict[str, str] | None
+) -> None:
+    def output(*_: str, given: str) -> str:
+        if answer is None:
+            raise Failure("curl: (28) Operation timed out")
+        return json.dumps({"data": {"runsOrError": answer}})
+
+    monkeypatch.setattr(compose, "containers", lambda: [Container("p-dagit-1", "dagit", "running", "", 0)])
+    monkeypatch.setattr(compose, "output", output)
+
+    with pytest.raises(Failure, match=r"(timed out|no database)(.|\n)*DEPLOY=hand-over` does not ask"):
+        deploy.runs_under_way()
 
 
 def test_an_unknown_way_is_refused_before_anything_is_done(

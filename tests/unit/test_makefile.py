@@ -108,7 +108,10 @@ def test_run_without_a_job_asks_for_one(project: Machine) -> None:
     result = make(project, "run")
 
     assert result.returncode != 0
-    assert "Which job? For example: make run JOB=parallel_pipeline" in result.stderr
+    assert (
+        "Which job? For example: make run JOB=parallel_pipeline (`make project` lists all of them)"
+        in result.stderr
+    )
 
 
 @pytest.mark.parametrize(

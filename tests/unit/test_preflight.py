@@ -294,6 +294,25 @@ def test_compose_versions_of_all_kinds_are_recent_enough(
     assert preflight.versions()[1] == Finding("Docker Compose", "2.24 or later", version)
 
 
+def test_stores_with_tls_need_a_release_that_mounts_a_part_of_a_volume(
+    env: Path, programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Compose 2.25 leaves `subpath` out, so each store would see all keys
+    FakeDocker(compose="v2.25.0").install(programs)
+    monkeypatch.setattr(engine, "version", lambda: "25.0.5")
+    env.write_text("INTERNAL_TLS=off\n")
+    assert not [finding for finding in preflight.versions() if finding.cure]
+
+    env.write_text("INTERNAL_TLS=on\n")
+
+    found = preflight.versions()
+    assert [finding.required for finding in found] == [
+        "26.0 or later, as INTERNAL_TLS=on",
+        "2.26 or later, as INTERNAL_TLS=on",
+    ]
+    assert all("upgrade it" in finding.cure and "INTERNAL_TLS=off" in finding.cure for finding in found)
+
+
 def test_a_small_machine_is_told_and_not_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

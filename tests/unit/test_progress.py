@@ -287,7 +287,9 @@ def test_a_queue_without_worker_is_named_only_when_this_run_needs_it() -> None:
     needs_heavy = Progress().after(answer(event("STEP_START", "a"), plan=plan))
     past_heavy = needs_heavy.after(answer(event("STEP_START", "b")))
 
-    assert "No worker listens on the queue heavy" in waiting_for(needs_heavy, None, backlog)
+    assert "No worker listens on the queue heavy: the run's log says how to start one" in waiting_for(
+        needs_heavy, None, backlog
+    )
     assert waiting_for(past_heavy, None, backlog) == ""
 
 

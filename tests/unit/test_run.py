@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +36,19 @@ def test_only_a_terminal_gets_a_terminal_in_the_container(
     assert ("--no-TTY" in command) is option
     assert command[-4:] == ("python", "-m", "dagster_stack", "workers")
     assert "--env" not in command
+
+
+def test_where_several_locations_have_the_job_one_is_named(
+    env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[str, ...]] = []
+    monkeypatch.setattr(run, "command_line", lambda *arguments: called.append(arguments))
+    for name, value in {"JOB": "nightly", "LOCATION": "sales", "TAGS": "a=b"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("CONFIG", raising=False)
+    env.touch()
+
+    launch: Callable[[], None] = run.run
+    launch()
+
+    assert called == [("run", "nightly", "--tags", "a=b", "--location", "sales")]

@@ -58,7 +58,7 @@ def test_a_stack_at_work_is_well_and_says_what_it_does() -> None:
         ),
         (
             {"dagster_database_connections": [({"state": "idle"}, 190)]},
-            "Postgres has 190 of 197 connections in use: raise POSTGRES_MAX_CONNECTIONS.",
+            "Postgres has 190 of 197 connections in use: raise POSTGRES_MAX_CONNECTIONS in .env, then `make up`.",
         ),
         (
             {"dagster_broker_alarm": [({"kind": "memory"}, 0), ({"kind": "disk"}, 1)]},

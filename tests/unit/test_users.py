@@ -82,6 +82,7 @@ def test_a_user_is_removed(door: DoorStub, monkeypatch: pytest.MonkeyPatch) -> N
         ({"NAME": "admin", "REMOVE": "1"}, "DOOR_ADMIN_PASSWORD"),
         ({"NAME": "bob"}, "Which role"),
         ({"NAME": "bob", "ROLE": "boss"}, "Which role"),
+        ({"NAME": "ana", "PASSWORD": "mine"}, "PASSWORD=new"),
     ],
 )
 def test_what_can_not_be_is_refused_with_the_cure(
