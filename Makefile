@@ -1,5 +1,5 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
-# Variables: JOB, CONFIG, TAGS, N, OFF, JSON, DEPLOY, RUN, SERVICE, SINCE, FOLLOW, ROUNDS, WORK, MINUTES, SEED, FORCE, UPGRADE, SETS, TESTS, STACK (below), PYTHON,
+# Variables: JOB, CONFIG, TAGS, N, OFF, JSON, DEPLOY, RUN, SERVICE, SINCE, FOLLOW, FULL, TO, FROM, RUNS, SCHEDULES, BACKUP_KEY, ROUNDS, WORK, MINUTES, SEED, FORCE, UPGRADE, SETS, TESTS, STACK (below), PYTHON,
 # STACK_ENV_FILE (another .env: a second copy of the stack), INSTALL_DOCKER, REQUIRED_DISK_GB, TAKE_OVER (docs/operations.md).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
@@ -13,7 +13,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONSAFEPATH PYTHONHOME DOCKER_BUILDKIT DOCKER_DEFAULT_PLATFORM
 unexport COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE COMPOSE_IGNORE_ORPHANS COMPOSE_REMOVE_ORPHANS
 
-.PHONY: help up deploy reload project down demo run scale monitoring status workers dead-letters logs ps shell dev test test-unit test-versions lint lock dashboards bench drills soak clean
+.PHONY: help up deploy reload project down demo run scale monitoring status workers dead-letters logs ps shell backup backups restore restore-drill dev test test-unit test-versions lint lock dashboards bench drills soak clean
 
 ##@ Every day
 up: ## Build what is missing, start all, wait until healthy, print the addresses
@@ -45,6 +45,16 @@ logs: ## All logs, as they come; those of one run: RUN=id; [SERVICE=worker] [SIN
 	@$(PYTHON) -m scripts.logs
 shell: ## A shell with the stack's environment, next to Dagster
 	@$(COMPOSE) run --rm --no-deps cli bash
+
+##@ Backups
+backup: ## A backup now, beside those that BACKUP=daily makes: [FULL=1]
+	@$(PYTHON) -m scripts.backups
+backups: ## What there is to go back to: age, size, last verified: [JSON=1]
+	@$(PYTHON) -m scripts.backups list
+restore: ## Go back (asks first): [TO='2026-11-28 14:00'] [FROM=s3:…|sftp:…|/folder] [RUNS=resume|cancel] [SCHEDULES=catch-up|skip]
+	@$(PYTHON) -m scripts.restore
+restore-drill: ## Restore into a scratch copy, which is looked at and removed: does it work, how long does it take?
+	@$(PYTHON) -m scripts.restore_drill
 
 ##@ Working on pipelines
 reload: ## Definitions that code makes at import, anew: in Dagit, runners and workers

@@ -24,6 +24,7 @@ SECRETS = (
     "FLOWER_PASSWORD",
     "S3_SECRET_KEY",
     "GRAFANA_PASSWORD",
+    "BACKUP_KEY",
     "STACK_ID",
 )
 #: Profiles of the stack's own stores. Naming an outside store switches its own off, not leaving its profile out.

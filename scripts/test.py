@@ -15,9 +15,10 @@ SHELL_SCRIPTS = [
         f"docker/{name}/start"
         for name in ("postgres", "rabbitmq", "minio", "prometheus", "postgres-exporter")
     ),
+    "docker/postgres/pgbackrest-push",
     ".ci/run",
 ]
-DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster", "prometheus", "postgres-exporter"]
+DOCKERFILES = ["postgres", "rabbitmq", "minio", "dagster", "prometheus", "postgres-exporter", "backup"]
 
 #: What of the tests needs what.
 UNIT = ["tests/unit"]

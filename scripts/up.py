@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dagster_stack.project import DEFAULT
 from scripts import (
+    backups,
     base_image,
     code_check,
     code_location,
@@ -18,6 +19,7 @@ from scripts import (
     images,
     preflight,
     proxies,
+    unfinished,
     variables,
 )
 from scripts import project as user_project
@@ -38,6 +40,7 @@ LOG_LINES = 25
 
 
 def up() -> None:
+    unfinished.require_none()
     prepare()
     with images.kept_on_failure(UNTOUCHED):
         say("Building images")
@@ -46,6 +49,7 @@ def up() -> None:
             code_check.check()
     say("Starting")
     start()
+    backups.keep()
     # Before the user is told what to do next.
     check_code_location()
     addresses()
@@ -67,10 +71,17 @@ def prepare() -> None:
         make_readable(ROOT / "docker" / "grafana")
     require_connections(env_file.number("WORKERS", 2))
     preflight.report(
-        [*preflight.runs_at_once(), *preflight.ports(), *preflight.names(), *data_folder.findings()]
+        [
+            *preflight.runs_at_once(),
+            *preflight.ports(),
+            *preflight.names(),
+            *data_folder.findings(),
+            *backups.findings(),
+        ]
     )
     base_image.ensure()
     data_folder.ensure()
+    backups.ensure()
 
 
 def make_readable(folder: Path) -> None:
