@@ -85,6 +85,7 @@ def images() -> list[Image]:
         Image(
             "dagster-celery-stack/minio", "minio", ("docker/minio",), "compiles MinIO, 4 minutes on 2 cores"
         ),
+        Image("dagster-celery-stack/backup", "backup", ("docker/backup",)),
         Image("dagster-celery-stack/prometheus", "prometheus", ("docker/prometheus",)),
         Image("dagster-celery-stack/door", "door", ("docker/door",)),
         Image("dagster-celery-stack/certificates", "certificates", ("docker/certificates",)),
@@ -220,6 +221,8 @@ def is_started(service: str) -> bool:
         return MONITORING in env_file.profiles()
     if service == "postgres-exporter":
         return MONITORING in env_file.profiles() and not env_file.settings().get("POSTGRES_HOST")
+    if service == "backup":
+        return env_file.settings().get("BACKUP", "off") == "daily"
     outside = {"postgres": "POSTGRES_HOST", "rabbitmq": "RABBITMQ_HOST", "minio": "S3_ENDPOINT_URL"}[service]
     return service in env_file.profiles() and not env_file.settings().get(outside)
 

@@ -314,6 +314,23 @@ def policy_withdrawn(seconds: float) -> Fault:
     return Fault(f"minio policy withdrawn {seconds:.0f} s", "minio", inject, seconds)
 
 
+def repository_closed(seconds: float) -> Fault:
+    """The repository of backups takes no file of Postgres' journal: its folder can't be written."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        def allow(mode: str) -> None:
+            stack.exec("postgres", "chmod", mode, "/backups/postgres/archive/stack/17-1")
+
+        allow("u-w")
+        try:
+            yield
+        finally:
+            allow("u+w")
+
+    return Fault(f"repository of backups closed {seconds:.0f} s", "backup", inject, seconds)
+
+
 def disk_full(service: str, disk: Path, seconds: float) -> Fault:
     """Not one byte is free on the disk of a store's volume."""
 

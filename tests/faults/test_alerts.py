@@ -73,7 +73,7 @@ class Watch:
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with small_disks(NAME, COMPOSE_PROFILES="monitoring") as stack:
+    with small_disks(NAME, COMPOSE_PROFILES="monitoring", BACKUP="daily") as stack:
         yield stack
 
 
@@ -108,11 +108,13 @@ def watch(stack: Stack) -> Watch:
         # Then stores that are full
         begin(faults.connections_held(0.9))
         begin(faults.disk_full("minio", disk(NAME, "minio"), SEEN_SECS))
+        begin(faults.repository_closed(SEEN_SECS))
         begin(faults.disk_alarm(SEEN_SECS))
         begin(faults.memory_alarm())
         watch.wait_for(
-            "DatabaseConnectionsNearLimit", "BucketNearlyFull", "BrokerDiskAlarm", "BrokerMemoryAlarm"
-        )
+            "DatabaseConnectionsNearLimit", "BucketNearlyFull", "BrokerDiskAlarm", "BrokerMemoryAlarm",
+            "BackupPointTooOld",
+        )  # fmt: skip
     return watch
 
 

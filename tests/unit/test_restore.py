@@ -1,0 +1,173 @@
+"""What `make restore` and `make backups` are asked, and how they answer before anything is done."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from scripts import backups, compose, env_file, restore, unfinished
+from scripts.console import Failure
+
+PLAN = {
+    "to": 1764460800.0,
+    "point": {"at": 1764460830.0, "stamp": "x", "wal": "y", "dump": ""},
+    "base": {"ended": 1764460000.0, "size": 33_000_000},
+    "bucket": {"objects": 1201, "bytes": 96_800},
+}
+
+
+@pytest.fixture
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    file = tmp_path / ".env"
+    file.write_text("COMPOSE_PROJECT_NAME=one\n")
+    monkeypatch.setenv("STACK_ENV_FILE", str(file))
+    monkeypatch.setattr(unfinished, "BUILD_FOLDER", tmp_path / "build")
+    for name in ("BACKUP", "BACKUP_DIR", "FROM", "TO", "RUNS", "SCHEDULES", "COMPOSE_PROFILES"):
+        monkeypatch.delenv(name, raising=False)
+    return file
+
+
+# --- make restore ----------------------------------------------------------------------------------------
+
+
+def test_a_moment_is_in_this_hosts_time_zone_unless_it_names_one() -> None:
+    assert restore.moment("2025-11-30 01:00:00+01:00") == datetime(2025, 11, 30, tzinfo=UTC).timestamp()
+    assert restore.moment("2025-11-30 14:00") == datetime(2025, 11, 30, 14).timestamp()
+    assert restore.moment("") is None
+
+
+@pytest.mark.parametrize("text", ["yesterday", "14:00", "2025-13-01"])
+def test_what_is_no_moment_is_refused_with_how_one_is_written(text: str) -> None:
+    with pytest.raises(Failure, match="write TO="):
+        restore.moment(text)
+
+
+def test_a_moment_in_the_future_is_refused() -> None:
+    with pytest.raises(Failure, match="in the future"):
+        restore.moment("2999-01-01")
+
+
+def test_a_choice_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNS", "restart")
+    with pytest.raises(Failure, match="resume and cancel"):
+        restore.chosen("RUNS", restore.RUNS)
+
+
+def test_a_folder_is_mounted_and_what_is_no_place_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", {})
+    restore.place(str(tmp_path))
+    assert os.environ == {"RESTORE_FROM": str(tmp_path), "RESTORE_FOLDER": str(tmp_path)}
+    with pytest.raises(Failure, match="no folder of this host"):
+        restore.place("/not/there")
+    with pytest.raises(Failure, match="s3:bucket/folder"):
+        restore.place("nas:/backups")
+
+
+def test_a_fresh_machine_is_asked_for_the_copy_and_the_key(
+    env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env.unlink()
+    monkeypatch.delenv("BACKUP_KEY", raising=False)
+    with pytest.raises(Failure, match="make restore FROM="):
+        restore.bring_settings("")
+    with pytest.raises(Failure, match="recovery sheet"):
+        restore.bring_settings("s3:far/one")
+
+
+def test_settings_that_only_serve_to_read_the_copy_are_gone_afterwards(
+    env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore, "BUILD_FOLDER", tmp_path / "build")
+    with restore.scratch_settings("abc") as scratch:
+        assert env_file.env_path() == scratch
+        assert env_file.settings()["COMPOSE_PROJECT_NAME"] == restore.SCRATCH
+        assert env_file.settings()["BACKUP_KEY"] == "abc"
+    assert env_file.env_path() == env
+    assert not scratch.exists()
+
+
+def test_all_that_will_be_replaced_is_said_first(env: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    restore.announce(PLAN)
+    said = capsys.readouterr().out
+    for text in (
+        "Restoring one to",
+        "33.0 MB",
+        "1,201 objects, 96.8 kB",
+        "broker",
+        "stay down until you choose",
+    ):
+        assert text in said
+
+
+def test_a_part_of_the_journal_that_is_missing_is_named_with_the_cure() -> None:
+    log = "FATAL:  recovery ended before configured recovery target was reached"
+    assert "Name an earlier TO" in restore.why_unreachable(log)
+
+
+# --- a restore that is not finished ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "cure"),
+    [(unfinished.RESTORED, "RUNS=resume|cancel"), (unfinished.RESTORING, "`make restore` again")],
+)
+def test_nothing_else_starts_the_stack_meanwhile(env: Path, state: str, cure: str) -> None:
+    unfinished.require_none()
+    unfinished.note(state)
+    with pytest.raises(Failure) as raised:
+        unfinished.require_none()
+    assert cure in str(raised.value)
+    unfinished.note("")
+    unfinished.require_none()
+
+
+# --- make backups ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lines", "cure"),
+    [
+        ("BACKUP=daily\n", ""),
+        ("BACKUP=hourly\n", "off and daily"),
+        ("BACKUP=daily\nBACKUP_DIR=backups\n", "whole path"),
+        ("BACKUP=daily\nBACKUP_DIR=/srv\n", "folder of the system"),
+        ("BACKUP=daily\nBACKUP_DIR=/mnt/second-disk/backups\n", ""),
+    ],
+)
+def test_settings_that_can_not_be_are_found_before_anything_is_made(env: Path, lines: str, cure: str) -> None:
+    env.write_text(env.read_text() + lines)
+    (finding,) = backups.findings()
+    assert cure in finding.cure
+    assert bool(finding.cure) == bool(cure)
+
+
+def test_daily_switches_the_profile_on_and_off_leaves_it(env: Path) -> None:
+    env.write_text(env.read_text() + "COMPOSE_PROFILES=postgres,rabbitmq,minio\n")
+    backups.ensure()
+    assert backups.PROFILE not in env_file.profiles()
+    env.write_text(env.read_text() + "BACKUP=daily\n")
+    backups.ensure()
+    assert env_file.profiles() == {"postgres", "rabbitmq", "minio", backups.PROFILE}
+
+
+def test_without_backups_the_cure_is_how_they_are_switched_on(
+    env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compose, "require_env_file", lambda: None)
+    with pytest.raises(Failure, match="BACKUP=daily"):
+        backups.require_service()
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(8, "8 s"), (180, "3 min"), (7300, "2 h"), (5 * 86400, "5 d")])
+def test_ages_are_read_at_a_glance(seconds: float, text: str) -> None:
+    assert backups.ago(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(7, "7 B"), (96_800, "96.8 kB"), (3.3e7, "33.0 MB"), (2e12, "2.00 TB")]
+)
+def test_sizes_are_read_at_a_glance(number: float, text: str) -> None:
+    assert backups.size(number) == text
