@@ -16,10 +16,9 @@ NEEDED = {"BACKUP_KEY": "abc", "S3_BUCKET": "dagster"}
 
 def figures(target: str, found: dict[str, float]) -> dict[str, float]:
     text = service.figures(Settings.read({**NEEDED, "BACKUP_TARGET": target}), found, 1000.0)
-    return {
-        name: float(value)
-        for name, value in (line.split() for line in text.splitlines() if not line.startswith("#"))
-    }
+    pairs = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    assert len({name for name, _ in pairs}) == len(pairs)
+    return {name: float(value) for name, value in pairs}
 
 
 # --- figures -----------------------------------------------------------------------------------------------
@@ -93,6 +92,22 @@ def test_a_key_that_is_no_base64_is_refused() -> None:
 def test_settings_that_can_not_be_are_refused(changed: dict[str, str]) -> None:
     with pytest.raises(Failure, match=next(iter(changed))):
         Settings.read({**NEEDED, **changed})
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"S3_ACCESS_KEY": "a", "S3_SECRET_KEY": "b", "S3_SESSION_TOKEN": "c"}, ("false", "a", "b", "c")),
+        ({"S3_ACCESS_KEY": "", "S3_SECRET_KEY": "", "S3_SESSION_TOKEN": ""}, ("true", "", "", "")),
+    ],
+)
+def test_without_an_access_key_the_machines_role_has_the_keys(
+    keys: dict[str, str], found: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settings, "obscured", lambda text: text)
+    remotes = settings.rclone_environment(Settings.read(NEEDED), keys)
+    names = ("ENV_AUTH", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
+    assert tuple(remotes[f"RCLONE_CONFIG_STORE_{name}"] for name in names) == found
 
 
 def test_keys_of_a_shared_bucket_have_their_prefix() -> None:

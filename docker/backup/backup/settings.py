@@ -67,10 +67,11 @@ def rclone_environment(settings: Settings, environment: Mapping[str, str] = os.e
         "store": {
             "type": "s3",
             "provider": "Other",
-            "env_auth": "false",
+            "env_auth": "false" if environment.get("S3_ACCESS_KEY") else "true",
             "endpoint": environment.get("S3_ENDPOINT", ""),
             "access_key_id": environment.get("S3_ACCESS_KEY", ""),
             "secret_access_key": environment.get("S3_SECRET_KEY", ""),
+            "session_token": environment.get("S3_SESSION_TOKEN", ""),
             "region": environment.get("S3_REGION", ""),
             "force_path_style": "true",
             "no_check_bucket": "true",
