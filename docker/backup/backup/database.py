@@ -4,16 +4,18 @@ import json
 import math
 import os
 import re
+import select
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backup import points
 from backup.errors import Failure
-from backup.programs import alone, failure, pgbackrest, rclone, remotes, sql
+from backup.programs import PSQL, SOCKET, alone, failure, pgbackrest, rclone, remotes, sql
 from backup.settings import CLUSTER, Settings
 
 #: A full base backup each week, what changed since then each day.
@@ -24,6 +26,12 @@ BROKEN = re.compile(r"(checksum|size) invalid: [1-9]|status: (?!valid|ok)")
 ARCHIVED_SECS = 120
 #: Is touched where Postgres drops a part of its journal, since the repository takes none: docker/postgres/pgbackrest-push.
 DROPPED = CLUSTER.parent / "journal-dropped"
+
+#: The advisory lock that retention holds while it works (RETENTION_AND_BACKUP in dagster_stack/store/doomed.py), and seconds that
+#: it gets to make way, which takes it some.
+LOCK, WAY_SECS = "hashtextextended('dagster_stack_backup', 0)", 180
+#: Seconds after which a session that has not answered never will.
+ANSWER_SECS = WAY_SECS + 30
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,34 @@ def mark() -> tuple[float, str]:
         " SELECT pg_walfile_name(pg_switch_wal());"
     )
     return float(at), wal
+
+
+@contextmanager
+def without_retention(settings: Settings) -> Iterator[None]:
+    """In here retention removes nothing. Raises Failure where it does not make way, or where the lock was lost meanwhile."""
+    where = () if settings.is_outside_postgres else SOCKET
+    with subprocess.Popen(
+        [*PSQL, *where, f"--dbname={settings.database}"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0,
+    ) as session:  # fmt: skip
+        ask(session, f"SET lock_timeout = '{WAY_SECS}s'; SELECT 'had' FROM pg_advisory_lock({LOCK});", "had")
+        yield
+        ask(session, f"SELECT 'freed' WHERE pg_advisory_unlock({LOCK});", "freed")
+
+
+def ask(session: "subprocess.Popen[bytes]", statement: str, answer: str) -> None:
+    """Raises Failure where there is another answer, or none."""
+    assert session.stdin
+    assert session.stdout
+    with suppress(BrokenPipeError):
+        session.stdin.write(f"{statement}\n".encode())
+    said = b""
+    if select.select([session.stdout], [], [], ANSWER_SECS)[0]:
+        said = session.stdout.readline()
+    if said.decode().strip() != answer:
+        session.kill()
+        said += session.stdout.read()
+        raise failure("psql", said.decode(errors="replace") or "timeout expired")
 
 
 def wait_until_archived(wal: str) -> None:

@@ -46,9 +46,15 @@ CURES = (
         "BACKUP_KEY is not the key of this repository, or a file of it is cut off. The key is on the recovery sheet, and in the .env"
         " of the stack that made the backups.",
     ),
+    (
+        ("lock timeout",),
+        "Retention is at work and makes no way for a backup: `make logs SERVICE=daemon` says what it does; docker compose restart"
+        " daemon ends it. It is tried again.",
+    ),
     (("unable to acquire lock",), "Another backup is under way: it is tried again."),
     (
-        ("could not connect to server", "connection to server on socket", "unable to find primary cluster"),
+        ("could not connect to server", "connection to server on socket", "connection to server was lost",
+         "server closed the connection", "terminating connection", "timeout expired", "unable to find primary cluster"),
         "Postgres does not answer: `make status`.",
     ),
 )  # fmt: skip

@@ -20,9 +20,9 @@ RCLONE = (
     "--config", "", "--contimeout", "15s", "--timeout", f"{SILENCE_SECS}s", "--retries", "2", "--low-level-retries", "3",
     "--transfers", "4", "--checkers", "8", "--use-server-modtime", "--fast-list", "--skip-links", "--log-level", "ERROR",
 )  # fmt: skip
+PSQL = ("psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "-v", "ON_ERROR_STOP=1")
 #: As a user of this container that is Postgres' own.
-PSQL = ("psql", "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "-v", "ON_ERROR_STOP=1", "--host=/run/postgresql",
-        "--username=postgres", "--dbname=postgres")  # fmt: skip
+SOCKET = ("--host=/run/postgresql", "--username=postgres")
 
 
 def run(
@@ -99,7 +99,10 @@ def transferred(settings: Settings, *arguments: str) -> dict[str, Any]:
 
 def sql(statement: str) -> list[list[str]]:
     """The rows that Postgres answers over its socket; each statement is a transaction of its own."""
-    return [line.split("|") for line in run(*PSQL, "--file=-", given=statement).splitlines()]
+    return [
+        line.split("|")
+        for line in run(*PSQL, *SOCKET, "--dbname=postgres", "--file=-", given=statement).splitlines()
+    ]
 
 
 @contextmanager

@@ -34,10 +34,11 @@ ERRORS = Path("/tmp/errors.json")
 def point(settings: Settings) -> points.Point:
     """A moment to which the stack can be restored: database first, bucket after, and the journal in the repository."""
     with alone("point"):
-        at, wal = database.mark()
-        stamp = points.stamp(at)
-        began = time.monotonic()
-        bucket.copy(settings, stamp)
+        with database.without_retention(settings):
+            at, wal = database.mark()
+            stamp = points.stamp(at)
+            began = time.monotonic()
+            bucket.copy(settings, stamp)
         state.note(copy_seconds=time.monotonic() - began)
         database.wait_until_archived(wal)
         made = points.Point(at, stamp, wal)
@@ -55,8 +56,8 @@ def base(settings: Settings, kind: str = "") -> None:
         last = state.read().get("base", 0)
         if not kind and time.time() - last < database.EACH_SECS:
             return
-        at, name = database.dump(settings)
-        with alone("point"):
+        with alone("point"), database.without_retention(settings):
+            at, name = database.dump(settings)
             stamp = points.stamp(at)
             bucket.copy(settings, stamp)
             points.add(points.Point(at, stamp, dump=name))
@@ -182,11 +183,6 @@ def figures(settings: Settings, found: dict[str, Any], now: float) -> str:
     since = found.get("since", now)
     ages = [
         ("dagster_backup_age_seconds", "Age of the last good base backup", "base"),
-        (
-            "dagster_backup_point_age_seconds",
-            "Age of the newest moment to which the stack can be restored",
-            "point",
-        ),
         ("dagster_backup_verified_age_seconds", "Since the repository was last read as a whole", "verified"),
     ]
     if not settings.is_outside_postgres:
