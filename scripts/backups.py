@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from scripts import base_image, compose, data_folder, env_file
+from scripts import base_image, compose, data_folder, env_file, login
 from scripts.console import ROOT, Failure, Progress, done, main, say, warn
 from scripts.preflight import Finding
 
@@ -115,6 +115,17 @@ def keep() -> None:
         return
     if is_first:
         recovery_sheet()
+    keep_users()
+
+
+def keep_users() -> None:
+    """Keep who may log in with the backups, but for `admin`, whom .env names."""
+    if not (is_on() and env_file.has_login()):
+        return
+    try:
+        ask("keep", "settings/users", given=login.in_door("user", "export"))
+    except Failure as failure:
+        warn(f"backups: {failure}")
 
 
 def versions() -> dict[str, str]:

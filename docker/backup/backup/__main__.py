@@ -11,6 +11,7 @@ from typing import Any
 from backup import bucket, database, mirror, papers, points, service, state
 from backup.errors import Failure
 from backup.settings import Settings
+from dagster_stack import authorities
 
 
 def main() -> int:
@@ -20,10 +21,11 @@ def main() -> int:
     now = commands.add_parser("now", help="a base backup with a point, and the copy off this host, at once")
     now.add_argument("--full", action="store_true")
     keep = commands.add_parser("keep", help="keep what comes on standard input, encrypted")
-    keep.add_argument("name", choices=[papers.SETTINGS, papers.VERSIONS])
+    keep.add_argument("name", choices=[papers.SETTINGS, papers.VERSIONS, papers.USERS])
     commands.add_parser("list", help="what there is, as JSON")
     commands.add_parser("verify", help="read all that is in the repository")
     commands.add_parser("settings", help="print .env as it was kept")
+    commands.add_parser("users", help="print who may log in, as it was kept")
     commands.add_parser("compare", help="whether the bucket has what its copy has, byte by byte")
     commands.add_parser("fetch", help="bring the repository here from its copy")
     for name in ("plan", "database", "bucket"):
@@ -35,6 +37,7 @@ def main() -> int:
     drilled.add_argument("--seconds", type=float, required=True)
     arguments = parser.parse_args()
     try:
+        authorities.write()
         do(arguments, Settings.read())
     except Failure as failure:
         print(failure, file=sys.stderr)
@@ -72,6 +75,9 @@ def read_or_restore(arguments: argparse.Namespace, settings: Settings) -> None:
             print(json.dumps(listed(settings)))
         case "settings":
             print(papers.read(settings, papers.SETTINGS, "far" if settings.target else "kept"), end="")
+        case "users":
+            if papers.is_kept(papers.USERS):
+                print(papers.read(settings, papers.USERS), end="")
         case "fetch":
             mirror.fetch(settings)
         case "plan":

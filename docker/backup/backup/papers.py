@@ -1,4 +1,4 @@
-"""What belongs to a backup beside database and bucket: `.env`, the versions, and the broker's dead letters."""
+"""What belongs to a backup beside database and bucket: `.env`, the door's users, the versions, and the broker's dead letters."""
 
 import base64
 import json
@@ -9,17 +9,22 @@ from urllib.parse import quote
 from backup.programs import rclone
 from backup.settings import KEPT, Settings
 
-SETTINGS, VERSIONS, LETTERS = "settings/env", "settings/versions.json", "dead-letters.json"
+SETTINGS, VERSIONS, USERS = "settings/env", "settings/versions.json", "settings/users"
+LETTERS = "dead-letters.json"
 #: Dead letters that are kept, at most.
 MOST_LETTERS = 10_000
 
 
 def keep(settings: Settings, name: str, text: str) -> bool:
     """Keep a text, encrypted; returns whether it is the first one. One that is the same is left alone."""
-    is_first = not (KEPT / f"{name}.bin").exists()
+    is_first = not is_kept(name)
     if is_first or read(settings, name) != text:
         rclone(settings, "rcat", f"kept:{name}", given=text)
     return is_first
+
+
+def is_kept(name: str) -> bool:
+    return (KEPT / f"{name}.bin").exists()
 
 
 def read(settings: Settings, name: str, remote: str = "kept") -> str:
