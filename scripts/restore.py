@@ -15,7 +15,21 @@ from getpass import getpass
 from pathlib import Path
 from typing import Any
 
-from scripts import backups, base_image, compose, engine, env_file, images, unfinished, up
+from scripts import (
+    backups,
+    base_image,
+    certificates,
+    compose,
+    engine,
+    env_file,
+    images,
+    login,
+    proxies,
+    store_logins,
+    unfinished,
+    up,
+    users,
+)
 from scripts.backups import local, size
 from scripts.console import (
     BUILD_FOLDER,
@@ -63,7 +77,8 @@ def restore() -> None:
     say("Building images")
     images.ensure()
     if not backups.is_on():
-        build_image()
+        images.ensure_backup()
+    certificates.issue()
     if source:
         fetch(source)
     plan = json.loads(ask("plan", *moment_option(to)))
@@ -158,9 +173,10 @@ def bring_settings(source: str) -> None:
         raise Failure(f"Which key? make restore FROM={source} BACKUP_KEY=… (it is on the recovery sheet).")
     engine.ensure()
     with scratch_settings(key) as scratch:
+        certificates.record()
+        proxies.record()
         base_image.ensure()
-        images.write_certificates()
-        build_image()
+        images.ensure_backup()
         text = ask("settings")
         base = env_file.read(scratch)["BASE_IMAGE"]
     env_file.write(file, text)
@@ -168,34 +184,36 @@ def bring_settings(source: str) -> None:
     done(f"{file.name} is as it was when the last backup was made")
 
 
-def build_image() -> None:
-    """The image of backups, which a stack without them does not have."""
-    run_logged(
-        "Building the image of backups", [*compose.compose(), "--progress", "plain", "build", "backup"]
-    )
-
-
 @contextmanager
 def scratch_settings(key: str) -> Iterator[Path]:
     """Settings of no stack, with which a container can be started that reads those of the copy."""
-    before = os.environ.get("STACK_ENV_FILE")
     scratch = BUILD_FOLDER / "restore" / ".env"
     scratch.unlink(missing_ok=True)
-    os.environ["STACK_ENV_FILE"] = str(scratch)
-    os.environ["BACKUP_KEY"] = key
+    env_file.complete(scratch)
+    # Another stack of this host has the name that comes by itself.
+    env_file.set_values({"COMPOSE_PROJECT_NAME": SCRATCH, "BACKUP_KEY": key}, scratch)
+    with settings_in_use(scratch, "COMPOSE_PROJECT_NAME", "BACKUP_KEY"):
+        try:
+            yield scratch
+        finally:
+            if env_file.read(scratch).get("BASE_IMAGE"):
+                compose.output(*DOWN, "--volumes")
+            for file in (certificates.file(), proxies.file(), scratch):
+                file.unlink(missing_ok=True)
+
+
+@contextmanager
+def settings_in_use(file: Path, *named: str) -> Iterator[None]:
+    """In here these settings are in use; what they name is what they say, and not what the shell says."""
+    before = dict(os.environ)
+    for variable in named:
+        os.environ.pop(variable, None)
+    os.environ["STACK_ENV_FILE"] = str(file)
     try:
-        env_file.complete(scratch)
-        # Another stack of this host has the name that comes by itself.
-        env_file.set_value("COMPOSE_PROJECT_NAME", SCRATCH, scratch)
-        yield scratch
+        yield
     finally:
-        if env_file.read(scratch).get("BASE_IMAGE"):
-            compose.output(*DOWN, "--volumes")
-        scratch.unlink(missing_ok=True)
-        if before is None:
-            del os.environ["STACK_ENV_FILE"]
-        else:
-            os.environ["STACK_ENV_FILE"] = before
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def fetch(source: str) -> None:
@@ -225,7 +243,7 @@ def announce(plan: dict[str, Any]) -> None:
         f"  database   {of_base}: all that it has now is replaced\n"
         f"  bucket     {bucket['objects']:,} objects, {size(bucket['bytes'])}, as of {local(point['at'])}; younger ones stay\n"
         "  broker     its volume is removed: messages are sent again, dead letters are in the backup\n"
-        "  stays      files of user code (data/), figures of the past, .env\n"
+        "  stays      files of user code (data/), figures of the past, users, .env\n"
         "  afterwards Dagit runs; daemon, runners and workers stay down until you choose what becomes of runs under way\n"
     )
 
@@ -244,6 +262,7 @@ def carry_out(plan: dict[str, Any], to: float | None) -> None:
             restored += plan["base"]["size"]
     if not outside.get("POSTGRES_HOST"):
         start_postgres()
+        store_logins.close_restored()
     done(f"database ({time.monotonic() - began:.0f} s)")
     stores = sorted({"minio", "rabbitmq"} & up.started_services())
     up.run("Starting the other stores", (*up.UP, *stores, "init"))
@@ -258,9 +277,20 @@ def carry_out(plan: dict[str, Any], to: float | None) -> None:
     ask("restored", "--to", repr(plan["to"]))
     minutes = (time.monotonic() - began) / 60
     say(f"    {size(restored)} at {restored / 1e9 / minutes:.2f} GB/min")
-    up.run("Starting Dagit", ("--progress", "plain", "up", "--detach", "--no-deps", "dagit"))
-    up.wait_until_healthy("dagit")
+    pages = ["dagit", "door"] if env_file.has_login() else ["dagit"]
+    up.run("Starting Dagit", ("--progress", "plain", "up", "--detach", "--no-deps", *pages))
+    up.wait_until_healthy(*pages)
+    if env_file.has_login():
+        login.hand_over_certificate()
+        bring_users()
     unfinished.note(unfinished.RESTORED)
+
+
+def bring_users() -> None:
+    """Give a new door the users of the backup. One that has some keeps them: who was removed must not come back."""
+    if set(users.users()) == {login.ADMIN} and (kept := ask("users")):
+        users.change("import", given=kept)
+        done("users can log in as before")
 
 
 def start_postgres() -> None:
@@ -317,9 +347,7 @@ def go_on(runs: str, schedules: str) -> None:
     unfinished.note("")
     say("Starting")
     up.start()
-    backups.keep()
-    up.check_code_location()
-    up.addresses()
+    up.finish()
 
 
 def under_way() -> dict[str, list[dict[str, Any]]]:

@@ -1,7 +1,6 @@
 """`make restore-drill`: the newest backup restored into a scratch copy under another name, looked at, and removed."""
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -9,16 +8,23 @@ from contextlib import contextmanager
 
 from scripts import backups, compose, engine, env_file, restore, up
 from scripts.backups import local, size
-from scripts.console import BUILD_FOLDER, Progress, done, main, run_logged, say
+from scripts.console import BUILD_FOLDER, Failure, Progress, done, main, run_logged, say
 
-#: What the scratch copy has of its own: no backups, no pages, and of the stores those that are looked at.
-OWN = {"BACKUP": "off", "BACKUP_TARGET": "", "BIND_ADDRESS": "127.0.0.1", "COMPOSE_PROFILES": "postgres,minio",
-       "MINIO_PORT": "0", "MINIO_CONSOLE_PORT": "0", "TAKE_OVER": "yes"}  # fmt: skip
+#: What the scratch copy has of its own: no backups, no pages, and of the stores those that are looked at, none of them an
+#: outside one.
+OWN = {"BACKUP": "off", "BACKUP_TARGET": "", "LOGIN": "off", "INTERNAL_TLS": "off", "BIND_ADDRESS": "127.0.0.1",
+       "COMPOSE_PROFILES": "postgres,minio", "MINIO_PORT": "0", "MINIO_CONSOLE_PORT": "0", "TAKE_OVER": "yes",
+       "RABBITMQ_HOST": "", "S3_ENDPOINT_URL": "", "S3_PUBLIC_URL": "", "S3_ACCESS_KEY": "drill", "S3_SECRET_KEY": "of-a-scratch-copy",
+       "S3_SESSION_TOKEN": ""}  # fmt: skip
 COUNTS = "SELECT (SELECT count(*) FROM runs), (SELECT count(*) FROM event_logs)"
 
 
 def drill() -> None:
     backups.require_service()
+    if env_file.settings().get("POSTGRES_HOST"):
+        raise Failure(
+            "Postgres is an outside store, of which there are dumps: pg_restore one into a database beside it."
+        )
     project, image = compose.project(), f"{compose.project()}/dagster"
     name = f"{project}-drill"
     say(
@@ -71,22 +77,17 @@ def scratch_copy(name: str, image: str) -> Iterator[None]:
     scratch = BUILD_FOLDER / name / ".env"
     scratch.parent.mkdir(parents=True, exist_ok=True)
     env_file.write(scratch, env_file.env_path().read_text(encoding="utf-8"))
-    for variable, value in {**OWN, "COMPOSE_PROJECT_NAME": name, "BACKUP_DIR": folder}.items():
-        env_file.set_value(variable, value, scratch)
-    before = dict(os.environ)
-    for variable in OWN:
-        os.environ.pop(variable, None)
-    os.environ["STACK_ENV_FILE"] = str(scratch)
+    own = {**OWN, "COMPOSE_PROJECT_NAME": name, "BACKUP_DIR": folder}
+    env_file.set_values(own, scratch)
     subprocess.run([engine.docker(), "tag", image, f"{name}/dagster"], check=True)
-    try:
-        remove(name)
-        yield
-    finally:
-        remove(name)
-        engine.ask("image", "rm", f"{name}/dagster")
-        scratch.unlink()
-        os.environ.clear()
-        os.environ.update(before)
+    with restore.settings_in_use(scratch, *own):
+        try:
+            remove(name)
+            yield
+        finally:
+            remove(name)
+            engine.ask("image", "rm", f"{name}/dagster")
+            scratch.unlink()
 
 
 def remove(name: str) -> None:

@@ -54,6 +54,11 @@ def up() -> None:
             code_check.check()
     say("Starting")
     start()
+    finish()
+
+
+def finish() -> None:
+    """What there is to do and to say once all services are up."""
     close_former_logins()
     if env_file.has_login():
         login.hand_over_certificate()

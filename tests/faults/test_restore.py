@@ -119,7 +119,6 @@ def quiet_second(stack: Stack) -> tuple[datetime, Seen]:
     return found
 
 
-@pytest.mark.quick
 def test_the_stack_is_restored_to_a_second_from_the_copy_and_the_key_alone(
     stack: Stack, far: dict[str, str]
 ) -> None:

@@ -6,7 +6,21 @@ from pathlib import Path
 
 import pytest
 
-from scripts import backups, compose, env_file, restore, unfinished
+from scripts import (
+    backups,
+    compose,
+    deploy,
+    engine,
+    env_file,
+    restore,
+    restore_drill,
+    rotate,
+    scale,
+    store_logins,
+    unfinished,
+    up,
+    users,
+)
 from scripts.console import Failure
 
 PLAN = {
@@ -81,12 +95,97 @@ def test_settings_that_only_serve_to_read_the_copy_are_gone_afterwards(
     env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restore, "BUILD_FOLDER", tmp_path / "build")
+    # Given a shell that names a stack, whose volumes would be removed with the scratch
+    monkeypatch.setenv("COMPOSE_PROJECT_NAME", "one")
     with restore.scratch_settings("abc") as scratch:
         assert env_file.env_path() == scratch
         assert env_file.settings()["COMPOSE_PROJECT_NAME"] == restore.SCRATCH
         assert env_file.settings()["BACKUP_KEY"] == "abc"
     assert env_file.env_path() == env
+    assert os.environ["COMPOSE_PROJECT_NAME"] == "one"
     assert not scratch.exists()
+
+
+# --- what a restore does beside the stores ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("user", "other"), [("dagster", "dagster_b"), ("dagster_b", "dagster"), ("", "dagster_b")]
+)
+def test_a_login_that_env_does_not_name_is_closed(
+    user: str, other: str, env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A moment before a rotation has it open."""
+    env.write_text(f"POSTGRES_USER={user}\n")
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(compose, "output", lambda *words, given: asked.append(words) or "")
+    store_logins.close_restored()
+    (words,) = asked
+    assert f"former={other}" in words
+
+
+@pytest.mark.parametrize(
+    ("there", "kept", "changes"),
+    [
+        ({"admin": "admin"}, "ana viewer $2y$05$x\n", [("import", "ana viewer $2y$05$x\n")]),
+        ({"admin": "admin"}, "", []),
+        # One that was removed since must not come back.
+        ({"admin": "admin", "bob": "viewer"}, "ana viewer $2y$05$x\n", []),
+    ],
+)
+def test_a_new_door_gets_the_users_of_the_backup(
+    there: dict[str, str], kept: str, changes: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, str]] = []
+    monkeypatch.setattr(users, "users", lambda: there)
+    monkeypatch.setattr(users, "change", lambda command, given: done.append((command, given)))
+    monkeypatch.setattr(restore, "ask", lambda what: kept)
+    restore.bring_users()
+    assert done == changes
+
+
+# --- make restore-drill ----------------------------------------------------------------------------------
+
+
+def test_a_drill_touches_no_store_of_the_stack_whatever_the_shell_names(
+    env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a stack with outside stores, and a shell that names it
+    outside = {
+        "S3_ENDPOINT_URL": "https://s3.example.com",
+        "RABBITMQ_HOST": "mq.example.com",
+        "S3_ACCESS_KEY": "real",
+    }
+    named = {"COMPOSE_PROJECT_NAME": "one", "LOGIN": "on", "INTERNAL_TLS": "on", **outside}
+    env.write_text("".join(f"{name}={value}\n" for name, value in named.items()))
+    for name, value in named.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(restore_drill, "BUILD_FOLDER", tmp_path / "build")
+    monkeypatch.setattr(restore_drill, "remove", lambda name: None)
+    monkeypatch.setattr(restore_drill.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr(engine, "ask", lambda *_: "/var/lib/backups")
+    monkeypatch.setattr(engine, "docker", lambda: "docker")
+
+    with restore_drill.scratch_copy("one-drill", "one/dagster"):
+        found = env_file.settings()
+
+    assert {
+        name: found[name] for name in ("COMPOSE_PROJECT_NAME", "BACKUP_DIR", "LOGIN", "INTERNAL_TLS")
+    } == {
+        "COMPOSE_PROJECT_NAME": "one-drill",
+        "BACKUP_DIR": "/var/lib/backups",
+        "LOGIN": "off",
+        "INTERNAL_TLS": "off",
+    }
+    assert not {"https://s3.example.com", "mq.example.com", "real"} & set(found.values())
+    assert env_file.settings()["COMPOSE_PROJECT_NAME"] == "one"
+
+
+def test_there_is_no_drill_of_an_outside_postgres(env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env.write_text("POSTGRES_HOST=db.example.com\n")
+    monkeypatch.setattr(backups, "require_service", lambda: None)
+    with pytest.raises(Failure, match="outside store"):
+        restore_drill.drill()
 
 
 def test_all_that_will_be_replaced_is_said_first(env: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,9 +216,10 @@ def test_a_part_of_the_journal_that_is_missing_is_named_with_the_cure() -> None:
 def test_nothing_else_starts_the_stack_meanwhile(env: Path, state: str, cure: str) -> None:
     unfinished.require_none()
     unfinished.note(state)
-    with pytest.raises(Failure) as raised:
-        unfinished.require_none()
-    assert cure in str(raised.value)
+    for start in (up.up, deploy.deploy, rotate.rotate, scale.scale):
+        with pytest.raises(Failure) as raised:
+            start()
+        assert cure in str(raised.value)
     unfinished.note("")
     unfinished.require_none()
 
