@@ -118,7 +118,7 @@ def test_a_login_that_env_does_not_name_is_closed(
     """A moment before a rotation has it open."""
     env.write_text(f"POSTGRES_USER={user}\n")
     asked: list[tuple[str, ...]] = []
-    monkeypatch.setattr(compose, "output", lambda *words, given: asked.append(words) or "")
+    monkeypatch.setattr(compose, "output", lambda *words, given: asked.append(words))
     store_logins.close_restored()
     (words,) = asked
     assert f"former={other}" in words
@@ -162,7 +162,7 @@ def test_a_drill_touches_no_store_of_the_stack_whatever_the_shell_names(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(restore_drill, "BUILD_FOLDER", tmp_path / "build")
     monkeypatch.setattr(restore_drill, "remove", lambda name: None)
-    monkeypatch.setattr(restore_drill.subprocess, "run", lambda *_, **__: None)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: None)
     monkeypatch.setattr(engine, "ask", lambda *_: "/var/lib/backups")
     monkeypatch.setattr(engine, "docker", lambda: "docker")
 

@@ -63,7 +63,7 @@ def test_a_change_is_kept_with_the_backups(
 ) -> None:
     env.write_text("LOGIN=on\nBACKUP=daily\n")
     kept: list[tuple[str, ...]] = []
-    monkeypatch.setattr(backups, "ask", lambda *words, given: kept.append((*words, given)) or "")
+    monkeypatch.setattr(backups, "ask", lambda *words, given: kept.append((*words, given)))
 
     make(monkeypatch, NAME="bob", ROLE="operator")
     make(monkeypatch, NAME="bob", REMOVE="1")
