@@ -21,10 +21,10 @@ def write(public: Path = PUBLIC, stack: Path = STACK) -> None:
             trusted.append(stack.read_bytes())
         path = Path(file)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # At once: another process of the container may read it meanwhile.
-        scratch = path.with_name(f"{path.name}.{os.getpid()}")
-        scratch.write_bytes(b"\n".join(trusted))
-        scratch.replace(path)
+        # Another process may read it meanwhile.
+        new = path.with_name(f"{path.name}.{os.getpid()}")
+        new.write_bytes(b"\n".join(trusted))
+        new.replace(path)
 
 
 def bundle() -> str | None:

@@ -1,4 +1,7 @@
-"""What the first command of a container gets that Compose can't write: the broker's address, whom to trust, no empty keys."""
+"""What a container's processes get that Compose can't write: the broker's address, whom to trust, no empty keys.
+
+The entrypoint has it done, and Python's own start in what `docker compose exec` starts (docker/dagster/Dockerfile).
+"""
 
 import os
 
