@@ -64,7 +64,7 @@ class Login:
 
     def page_of(self, user: str, path: str = "/") -> Page:
         page = self.page()
-        page.goto(f"{self.url}{path}")
+        go(page, f"{self.url}{path}")
         log_in(page, user, self.passwords[user])
         return page
 
@@ -77,6 +77,19 @@ class Login:
                 f"{self.url}/graphql", json={"query": query}, auth=(user, self.passwords[user]),
                 verify=certificate, timeout=60,
             )  # fmt: skip
+
+
+def go(page: Page, address: str) -> None:
+    """Open an address, if need be again: Chromium gives up while networks of containers come and go."""
+    for _ in range(LOADS - 1):
+        try:
+            page.goto(address)
+            return
+        except PlaywrightError as error:
+            # The second one: its page of errors was on its way.
+            if "ERR_NETWORK_CHANGED" not in str(error) and "chrome-error:" not in str(error):
+                raise
+    page.goto(address)
 
 
 def log_in(page: Page, user: str, password: str) -> None:
@@ -180,7 +193,7 @@ def test_a_viewer_looks_and_launches_nothing(login: Login, screenshots: Path) ->
     # Given somebody who opens a page of Dagit, and mistypes the password once
     path = f"/locations/pipelines/jobs/{JOB}/playground"
     page = login.page()
-    page.goto(f"{login.url}{path}")
+    go(page, f"{login.url}{path}")
     page.screenshot(path=screenshots / "login.png")
     log_in(page, "vera", "no")
     expect(page.get_by_role("alert")).to_contain_text("is wrong")
@@ -235,12 +248,12 @@ def test_an_operator_launches_and_an_admin_deletes(login: Login, screenshots: Pa
 def test_a_logout_ends_it(login: Login, screenshots: Path) -> None:
     page = login.page_of("otto")
     page.wait_for_url(re.compile(r"/(overview|runs|home|locations|jobs)"))
-    page.goto(f"{login.url}/door/")
+    go(page, f"{login.url}/door/")
     expect(page.get_by_role("heading")).to_contain_text("otto, operator")
     page.screenshot(path=screenshots / "door.png")
     page.get_by_role("link", name="Log out").click()
     expect(page.get_by_label("Password")).to_be_visible()
-    page.goto(f"{login.url}/runs")
+    go(page, f"{login.url}/runs")
     expect(page.get_by_label("Password")).to_be_visible()
 
 
@@ -256,7 +269,7 @@ def test_a_user_who_is_removed_is_out_within_seconds(login: Login) -> None:
         sockets.append(socket)
 
     page.on("websocket", opened)
-    page.goto(f"{login.url}/runs")
+    go(page, f"{login.url}/runs")
     log_in(page, "gone", login.passwords["gone"])
     shown(page, page.get_by_role("link", name=re.compile("Runs")))
     assert "gone " in login.stack.make("users").stdout
@@ -268,7 +281,7 @@ def test_a_user_who_is_removed_is_out_within_seconds(login: Login) -> None:
     assert sockets
     assert all(each.is_closed() for each in sockets)
     assert login.ask("gone", "{ version }").status_code == 401
-    page.goto(f"{login.url}/runs")
+    go(page, f"{login.url}/runs")
     expect(page.get_by_label("Password")).to_be_visible()
     assert "gone " not in login.stack.make("users").stdout
 
@@ -276,11 +289,11 @@ def test_a_user_who_is_removed_is_out_within_seconds(login: Login) -> None:
 def test_a_user_of_the_issuer_has_the_role_of_the_claim(login: Login, screenshots: Path) -> None:
     requests.get(f"http://127.0.0.1:{login.issuer}/become", params={"groups": "data,everyone"}, timeout=20)
     page = login.page()
-    page.goto(f"{login.url}/locations/pipelines/jobs/{JOB}/playground")
+    go(page, f"{login.url}/locations/pipelines/jobs/{JOB}/playground")
     page.get_by_role("link", name=re.compile("Log in at")).click()
     page.wait_for_url(f"{login.url}/locations/pipelines/jobs/{JOB}/playground")
     expect(shown(page, page.get_by_role("button", name="Launch Run"))).to_be_enabled()
-    page.goto(f"{login.url}/door/")
+    go(page, f"{login.url}/door/")
     expect(page.get_by_role("heading")).to_contain_text("oidc:eva, operator")
     page.screenshot(path=screenshots / "oidc.png")
 
@@ -302,7 +315,7 @@ def test_an_admins_page_works_under_its_prefix(
     page.on(
         "response", lambda each: failed.append(f"{each.status} {each.url}") if each.status >= 400 else None
     )
-    page.goto(f"{login.url}{path}")
+    go(page, f"{login.url}{path}")
     failed.clear()
     log_in(page, "admin", login.passwords["admin"])
     # When its text is there and a link of it is followed
@@ -350,7 +363,7 @@ def test_links_to_reports_open_by_the_door(login: Login) -> None:
     link = next(iter(re.findall(r"https://\S+?/dagster/\S+", login.stack.make("demo", timeout=900).stdout)))
 
     page = login.page()
-    page.goto(link)
+    go(page, link)
     expect(page.get_by_text("336,776")).to_be_visible()
 
 

@@ -22,6 +22,8 @@ ZERO = " or on() vector(0)"
 def worked(stack: Stack, monitoring: Monitoring) -> Iterator[Monitoring]:
     """Prometheus after runs and steps on every queue, while a run of many steps goes on."""
     work.succeed(stack)
+    # The daemon's first pass comes 5 minutes after its start
+    stack.make("retention")
     run_id = work.begin_many_steps(stack)
     runs.wait_for_event(stack, run_id, "STEP_SUCCESS")
     yield monitoring
