@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import subprocess
 import sys
 from datetime import datetime
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts import base_image, compose, data_folder, env_file, login
-from scripts.console import ROOT, Failure, Progress, done, main, say, warn
+from scripts.console import BUILD_FOLDER, ROOT, Failure, Progress, done, main, say, warn
 from scripts.preflight import Finding
 
 #: What BACKUP may be; the profile of the service is named after it.
@@ -18,6 +19,8 @@ PROFILE = "backup-daily"
 #: The user that the service and Postgres run as.
 USER = 10002
 PROBE = 'file=$(mktemp /data/.probe.XXXXXX) && rm -f "$file"'
+#: By which the service knows a repository from a folder whose disk is not mounted (docker/backup/backup/repository.py).
+IDENTITY = "/data/repository.json"
 
 
 # --- settings --------------------------------------------------------------------------------------------
@@ -66,15 +69,44 @@ def ensure() -> None:
             f"BACKUP_DIR={folder} can't be made by this user ({error.strerror}). Name another one in"
             f" {env_file.env_path().name}, or make it: sudo install -d -m 0700 -o {USER} -g {USER} {folder}"
         ) from None
+    as_user = ("--user", f"{USER}:{USER}")
+    if is_known(folder) and data_folder.in_container(folder, f"[ -s {IDENTITY} ]", *as_user):
+        raise Failure(
+            f"BACKUP_DIR={folder} had the backups of this stack, and has none now. Is its disk mounted? Mount it, or name"
+            f" another folder in {env_file.env_path().name} for new ones."
+        )
     if is_free:
         data_folder.in_container(
             folder, f"chown {USER}:{USER} /data && chmod 0700 /data", "--user", "0", *data_folder.AS_OWNER
         )
-    if problem := data_folder.in_container(folder, PROBE, "--user", f"{USER}:{USER}"):
+    if problem := data_folder.in_container(folder, PROBE, *as_user):
         raise Failure(
             f"Backups can't be written to BACKUP_DIR={folder} by user {USER}: {problem}\n\n"
             f"  Give it the folder:  sudo chown -R {USER}:{USER} {folder}"
         )
+    make_repository(folder)
+
+
+def make_repository(folder: Path) -> None:
+    """Let the service know the folder as its repository, and this host that it is one."""
+    identity = json.dumps({"id": secrets.token_hex(8)})
+    script = f"[ -s {IDENTITY} ] || echo '{identity}' > {IDENTITY}"
+    if problem := data_folder.in_container(folder, script, "--user", f"{USER}:{USER}"):
+        raise Failure(f"Backups can't be written to BACKUP_DIR={folder}: {problem}")
+    if not is_known(folder):
+        env_file.hand_on(known(), str(folder), like=env_file.env_path())
+
+
+def known() -> Path:
+    """The file that names the folder in which this stack's backups are."""
+    return BUILD_FOLDER / compose.project() / "repository"
+
+
+def is_known(folder: Path) -> bool:
+    try:
+        return known().read_text(encoding="utf-8").strip() == str(folder)
+    except OSError:
+        return False
 
 
 # --- the service -----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from backup import errors, service, settings, state
+from backup import errors, repository, service, settings, state
 from backup.errors import Failure
 from backup.settings import Settings
 
@@ -112,6 +112,53 @@ def test_without_an_access_key_the_machines_role_has_the_keys(
 
 def test_keys_of_a_shared_bucket_have_their_prefix() -> None:
     assert Settings.read({**NEEDED, "S3_PREFIX": "/team-a/"}).bucket == "store:dagster/team-a"
+
+
+# --- a disk that is not mounted ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(repository, "FILE", tmp_path / "repository.json")
+    return tmp_path
+
+
+def test_an_empty_folder_is_no_repository(folder: Path) -> None:
+    with pytest.raises(
+        Failure, match=r"BACKUP_DIR=/mnt/nas .*mounted.*docker compose restart postgres backup"
+    ):
+        repository.require(Settings.read({**NEEDED, "BACKUP_DIR": "/mnt/nas"}))
+    assert list(folder.iterdir()) == []
+
+
+def test_one_that_make_up_has_made_is(folder: Path) -> None:
+    (folder / "repository.json").write_text('{"id": "abc"}')
+    repository.require(Settings.read({**NEEDED, "BACKUP_DIR": "/mnt/nas"}))
+    assert repository.identity() == "abc"
+
+
+def test_a_volume_is_made_one(folder: Path) -> None:
+    repository.require(Settings.read(NEEDED))
+    made = repository.identity()
+    repository.require(Settings.read(NEEDED))
+    assert repository.identity() == made
+
+
+def test_nothing_is_written_to_an_empty_folder_and_its_ages_grow(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nas = Settings.read({**NEEDED, "BACKUP_DIR": "/mnt/nas", "BACKUP_TARGET": "s3:far"})
+    did: list[str] = []
+    monkeypatch.setattr(state, "FILE", folder / "state.json")
+    for name in ("base", "point", "verify", "copy_off_host"):
+        monkeypatch.setattr(service, name, lambda _, name=name: did.append(name))
+    service.remember_start(nas)
+    for task in service.tasks(nas):
+        with pytest.raises(Failure, match="mounted"):
+            task.work()
+    assert (did, list(folder.iterdir())) == ([], [])
+    monkeypatch.setattr(service, "STARTED", 400.0)
+    assert "dagster_backup_point_age_seconds 600\n" in service.figures(nas, {}, 1000.0)
 
 
 # --- what is said ----------------------------------------------------------------------------------------------

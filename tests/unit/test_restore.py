@@ -1,6 +1,9 @@
 """What `make restore` and `make backups` are asked, and how they answer before anything is done."""
 
+import json
 import os
+import shutil
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 from scripts import (
     backups,
     compose,
+    data_folder,
     deploy,
     engine,
     env_file,
@@ -251,6 +255,41 @@ def test_daily_switches_the_profile_on_and_off_leaves_it(env: Path) -> None:
     env.write_text(env.read_text() + "BACKUP=daily\n")
     backups.ensure()
     assert env_file.profiles() == {"postgres", "rabbitmq", "minio", backups.PROFILE}
+
+
+@pytest.fixture
+def nas(env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What BACKUP_DIR names: a folder that containers may write to."""
+    folder = tmp_path / "nas"
+    env.write_text(env.read_text() + f"BACKUP=daily\nBACKUP_DIR={folder}\nBASE_IMAGE=x\n")
+    monkeypatch.setattr(backups, "BUILD_FOLDER", tmp_path / "build")
+
+    def in_container(folder: Path, script: str, *_: str) -> str:
+        script = script.replace("/data", str(folder)).replace("chown", "true")
+        return "" if subprocess.run(["sh", "-c", script], check=False).returncode == 0 else "it fails"
+
+    monkeypatch.setattr(data_folder, "in_container", in_container)
+    return folder
+
+
+def test_a_folder_is_made_a_repository_once(nas: Path) -> None:
+    backups.ensure()
+    made = json.loads((nas / "repository.json").read_text())["id"]
+    backups.ensure()
+    assert json.loads((nas / "repository.json").read_text())["id"] == made
+
+
+def test_a_disk_that_is_not_mounted_gets_no_new_repository(nas: Path, env: Path) -> None:
+    backups.ensure()
+    shutil.rmtree(nas)
+    nas.mkdir()
+    with pytest.raises(Failure, match=r"mounted.*name another folder"):
+        backups.ensure()
+    assert list(nas.iterdir()) == []
+    # Another folder is a new repository
+    env_file.set_value("BACKUP_DIR", f"{nas}-new", env)
+    backups.ensure()
+    assert Path(f"{nas}-new", "repository.json").exists()
 
 
 def test_without_backups_the_cure_is_how_they_are_switched_on(

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from backup import bucket, database, mirror, papers, points, service, state
+from backup import bucket, database, mirror, papers, points, repository, service, state
 from backup.errors import Failure
 from backup.settings import Settings
 from dagster_stack import authorities
@@ -54,9 +54,11 @@ def do(arguments: argparse.Namespace, settings: Settings) -> None:
 
 def write(arguments: argparse.Namespace, settings: Settings) -> None:
     """What changes the repository."""
+    if arguments.command == "serve":
+        service.serve(settings)
+        return
+    repository.require(settings)
     match arguments.command:
-        case "serve":
-            service.serve(settings)
         case "now":
             back_up_now(settings, "full" if arguments.full else "incr")
         case "keep":

@@ -1,29 +1,20 @@
 """The copy off this host: the whole repository at BACKUP_TARGET, encrypted as it is."""
 
 import json
-import secrets
 import shutil
 import tempfile
 from pathlib import Path
 
-from backup import bucket, points, state
+from backup import bucket, points, repository, state
 from backup.errors import Failure
 from backup.programs import alone, rclone
 from backup.settings import KEPT, REPOSITORY, Settings, remote_of
 
 #: By which a copy is known as that of this repository.
-IDENTITY = "repository.json"
+IDENTITY = repository.FILE.name
 #: What changes under the same name: it goes last, as it names the rest. `state.json` is of this host.
 LATE = ("*.info", "*.info.copy", "/points/**", f"/{IDENTITY}", "/kept/settings/**", "/kept/dead-letters.json")
 NEVER = ("/state.json", "/state.new", "/kept/copying", "*.part", "*.pgbackrest.tmp")
-
-
-def identity() -> str:
-    """The repository's own, made at the first call."""
-    file = REPOSITORY / IDENTITY
-    if not file.exists():
-        file.write_text(json.dumps({"id": secrets.token_hex(8)}), encoding="utf-8")
-    return str(json.loads(file.read_text(encoding="utf-8"))["id"])
 
 
 def copy(settings: Settings) -> None:
@@ -71,7 +62,7 @@ def replaced_since(stamp: str) -> list[str]:
 
 def require_own(settings: Settings, target: str) -> None:
     """An empty repository, such as that of a new disk, must not empty the copy of the lost one."""
-    own = identity()
+    own = repository.identity()
     there = (
         rclone(settings, "lsf", target, "--files-only", "--include", f"/{IDENTITY}")
         if exists(settings, target)
@@ -105,8 +96,7 @@ def fetch(settings: Settings) -> None:
     if not rclone(settings, "lsf", target, "--files-only", "--include", f"/{IDENTITY}").strip():
         raise Failure(f"{settings.target} is no copy of a repository: it has no {IDENTITY}.")
     other = json.loads(rclone(settings, "cat", f"{target}/{IDENTITY}"))["id"]
-    here = REPOSITORY / IDENTITY
-    if here.exists() and other != identity() and points.read()[0]:
+    if repository.FILE.exists() and other != repository.identity() and points.read()[0]:
         raise Failure(
             f"The repository here has backups of its own, which are not those of {settings.target}. Name an empty folder as"
             " BACKUP_DIR in .env."

@@ -4,12 +4,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from backup import bucket, database, mirror, papers, points, state
+from backup import bucket, database, mirror, papers, points, repository, state
 from backup.errors import Failure
 from backup.programs import alone
 from backup.settings import Settings
@@ -26,6 +27,8 @@ AGAIN_SECS = 60
 PORT = 9854
 #: What fails now, by the name of the task.
 ERRORS = Path("/tmp/errors.json")
+#: When this process began: what no repository says is as old.
+STARTED = time.time()
 
 
 # --- what is done, by the service or at once ---------------------------------------------------------------
@@ -51,7 +54,6 @@ def point(settings: Settings) -> points.Point:
 
 def base(settings: Settings, kind: str = "") -> None:
     """A base backup if one is due, or of this kind; with what belongs to it."""
-    mirror.identity()
     if settings.is_outside_postgres:
         last = state.read().get("base", 0)
         if not kind and time.time() - last < database.EACH_SECS:
@@ -146,6 +148,38 @@ def point_pause() -> float:
     return min(max(POINT_SECS, COPIES * copying), MOST_POINT_SECS)
 
 
+def tasks(settings: Settings) -> list[Task]:
+    """What is done again and again, where there is a repository."""
+
+    def task(
+        name: str, pause_secs: Callable[[], float], work: Callable[[Settings], Any], **more: float
+    ) -> Task:
+        def guarded() -> None:
+            repository.require(settings)
+            work(settings)
+
+        return Task(name, pause_secs, guarded, **more)
+
+    look = float(VERIFY_LOOK_SECS)
+    found = [
+        task("base backup", lambda: BASE_SECS, base),
+        task("verification", lambda: look, verify, again_secs=look, first_secs=look),
+    ]
+    if not settings.is_outside_postgres:
+        found.append(task("point", point_pause, point))
+    if settings.target:
+        found.append(task("copy off this host", lambda: MIRROR_SECS, copy_off_host))
+    return found
+
+
+def remember_start(settings: Settings) -> None:
+    """Since when there are backups: what was never done is as old as that."""
+    with suppress(Failure):
+        repository.require(settings)
+        if "since" not in state.read():
+            state.note(since=STARTED)
+
+
 def serve(settings: Settings) -> None:
     """Run until the process is ended."""
     print(
@@ -153,23 +187,8 @@ def serve(settings: Settings) -> None:
         f" a copy off this host: {settings.target or 'none, as BACKUP_TARGET is empty'}",
         flush=True,
     )
-    if "since" not in state.read():
-        state.note(since=time.time())
-    tasks = [
-        Task("base backup", lambda: BASE_SECS, lambda: base(settings)),
-        Task(
-            "verification",
-            lambda: VERIFY_LOOK_SECS,
-            lambda: verify(settings),
-            VERIFY_LOOK_SECS,
-            VERIFY_LOOK_SECS,
-        ),
-    ]
-    if not settings.is_outside_postgres:
-        tasks.append(Task("point", point_pause, lambda: point(settings)))
-    if settings.target:
-        tasks.append(Task("copy off this host", lambda: MIRROR_SECS, lambda: copy_off_host(settings)))
-    threads = [threading.Thread(target=task.run_forever, daemon=True) for task in tasks]
+    remember_start(settings)
+    threads = [threading.Thread(target=task.run_forever, daemon=True) for task in tasks(settings)]
     for thread in threads:
         thread.start()
     ThreadingHTTPServer(("", PORT), figures_handler(settings)).serve_forever()
@@ -180,7 +199,7 @@ def serve(settings: Settings) -> None:
 
 def figures(settings: Settings, found: dict[str, Any], now: float) -> str:
     """What Prometheus reads. What was never done is as old as the service."""
-    since = found.get("since", now)
+    since = found.get("since", STARTED)
     ages = [
         ("dagster_backup_age_seconds", "Age of the last good base backup", "base"),
         ("dagster_backup_verified_age_seconds", "Since the repository was last read as a whole", "verified"),

@@ -33,6 +33,8 @@ class Settings:
     #: The bucket, with the prefix of the stack's keys, as rclone names it.
     bucket: str
     target: str
+    #: The folder of the host that is the repository; empty: a volume is.
+    folder: str
     is_outside_postgres: bool
     database: str
     broker: str
@@ -53,6 +55,7 @@ class Settings:
             keep_days=int(keep),
             bucket="/".join(filter(None, ["store:" + environment["S3_BUCKET"], prefix])),
             target=environment.get("BACKUP_TARGET", ""),
+            folder=environment.get("BACKUP_DIR", ""),
             is_outside_postgres=bool(environment.get("POSTGRES_HOST")),
             database=environment.get("POSTGRES_DB") or "dagster",
             broker=environment.get("RABBITMQ_API_URL", ""),
