@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from scripts import base_image, compose, data_folder, env_file, login
+from scripts import base_image, compose, data_folder, env_file, login, unfinished
 from scripts.console import BUILD_FOLDER, ROOT, Failure, Progress, done, main, say, warn
 from scripts.preflight import Finding
 
@@ -128,6 +128,7 @@ def require_service() -> None:
         raise Failure(
             f"BACKUP is off in {env_file.env_path().name}. Write BACKUP=daily there, then `make up`: Postgres restarts once."
         )
+    unfinished.require_none()
     if not any(each.service == "backup" and each.state == "running" for each in compose.containers()):
         raise Failure("The service `backup` does not run: `make up` starts it.")
 
@@ -174,17 +175,22 @@ def versions() -> dict[str, str]:
 
 def recovery_sheet() -> None:
     settings = env_file.settings()
-    target = settings.get("BACKUP_TARGET", "")
-    where = target or settings.get("BACKUP_DIR") or "(the copy of the volume `backups`, as a folder)"
+    target, folder = settings.get("BACKUP_TARGET", ""), settings.get("BACKUP_DIR", "")
+    login = {"s3": "BACKUP_S3_…", "sf": "BACKUP_SFTP_…"}.get(target[:2], "")
     say(
         f"\n  Recovery sheet of {compose.project()}: shown this once. Keep it away from this host; backups are of no use"
         f" without the key.\n\n"
         f"    key        {settings.get('BACKUP_KEY')}\n"
-        f"    backups    {settings.get('BACKUP_DIR') or 'the volume backups'}\n"
-        f"    copy       {target or 'none: BACKUP_TARGET is not set'}\n"
-        f"    restore    in a clone of this repository:  make restore FROM={where} BACKUP_KEY=…\n"
-        f"               and the login of that place:    BACKUP_S3_… or BACKUP_SFTP_…, as in .env.example\n"
+        f"    backups    {folder or 'the volume backups'}\n"
+        f"    copy       {target or 'none: BACKUP_TARGET is not set'}"
     )
+    if target or folder:
+        say(
+            f"    restore    in a clone of this repository: make restore FROM={target or folder} BACKUP_KEY=…"
+        )
+    if login:
+        say(f"               with the login of that place in the environment: {login}, as in .env.example")
+    say("")
 
 
 # --- make targets ----------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ EVENTS = {
     "BrokerDiskAlarm": "RabbitMQ wants more disk than there is",
     "DatabaseConnectionsNearLimit": "somebody holds nine tenths of Postgres's connections",
     "BucketNearlyFull": "MinIO's disk is full",
+    "RetentionFails": "Postgres deletes no run, and an old one is to go",
     "BackupPointTooOld": "the repository of backups takes no file of Postgres' journal",
 }
 #: Alerts whose event can't be made, and why.

@@ -175,6 +175,7 @@ def test_nothing_is_written_to_an_empty_folder_and_its_ages_grow(
             "ERROR: [028]: backup and archive info files exist but do not match the database",
             "another database",
         ),
+        ("ERROR: [087]: archive_mode must be enabled", "`make up` restarts it"),
         ("ssh: handshake failed: ssh: unable to authenticate", "login or the permissions"),
     ],
 )

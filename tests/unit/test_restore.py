@@ -300,6 +300,35 @@ def test_without_backups_the_cure_is_how_they_are_switched_on(
         backups.require_service()
 
 
+def test_while_a_restore_waits_its_choice_is_the_cure(env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env.write_text(env.read_text() + "BACKUP=daily\n")
+    monkeypatch.setattr(compose, "require_env_file", lambda: None)
+    unfinished.note(unfinished.RESTORED)
+    with pytest.raises(Failure, match=r"make restore RUNS=resume\|cancel"):
+        backups.require_service()
+
+
+@pytest.mark.parametrize(
+    ("target", "named", "not_named"),
+    [
+        ("", "FROM=/mnt/second-disk/backups BACKUP_KEY=…", "BACKUP_S3_"),
+        ("s3:far/one", "FROM=s3:far/one BACKUP_KEY=…", "BACKUP_SFTP_"),
+        ("sftp:me@nas/backups", "FROM=sftp:me@nas/backups BACKUP_KEY=…", "BACKUP_S3_"),
+    ],
+)
+def test_the_recovery_sheet_says_what_is_typed_on_a_new_host(
+    env: Path, capsys: pytest.CaptureFixture[str], target: str, named: str, not_named: str
+) -> None:
+    env.write_text(
+        f"{env.read_text()}BACKUP_KEY=abc\nBACKUP_DIR=/mnt/second-disk/backups\nBACKUP_TARGET={target}\n"
+    )
+    backups.recovery_sheet()
+    said = capsys.readouterr().out
+    assert "abc" in said
+    assert named in said
+    assert not_named not in said
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(8, "8 s"), (180, "3 min"), (7300, "2 h"), (5 * 86400, "5 d")])
 def test_ages_are_read_at_a_glance(seconds: float, text: str) -> None:
     assert backups.ago(seconds) == text

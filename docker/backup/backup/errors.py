@@ -51,6 +51,10 @@ CURES = (
         "Retention is at work and makes no way for a backup: `make logs SERVICE=daemon` says what it does; docker compose restart"
         " daemon ends it. It is tried again.",
     ),
+    (
+        ("archive_mode must be enabled",),
+        "Postgres runs since before BACKUP=daily, and hands no journal over: `make up` restarts it.",
+    ),
     (("unable to acquire lock",), "Another backup is under way: it is tried again."),
     (
         ("could not connect to server", "connection to server on socket", "connection to server was lost",
