@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from backup import errors, repository, service, settings, state
+from backup import errors, programs, repository, service, settings, state
 from backup.errors import Failure
 from backup.settings import Settings
 
@@ -112,6 +112,18 @@ def test_without_an_access_key_the_machines_role_has_the_keys(
 
 def test_keys_of_a_shared_bucket_have_their_prefix() -> None:
     assert Settings.read({**NEEDED, "S3_PREFIX": "/team-a/"}).bucket == "store:dagster/team-a"
+
+
+def test_rclone_trusts_the_file_of_the_stack_by_the_one_variable_that_it_can_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(programs, "remotes", lambda _: {"RCLONE_CONFIG_STORE_TYPE": "s3"})
+    for name in ("SSL_CERT_FILE", "AWS_CA_BUNDLE"):
+        monkeypatch.setenv(name, "/tmp/bundle.pem")
+    found = programs.rclone_environ(Settings.read(NEEDED))
+    assert found["SSL_CERT_FILE"] == "/tmp/bundle.pem"
+    assert found["RCLONE_CONFIG_STORE_TYPE"] == "s3"
+    assert "AWS_CA_BUNDLE" not in found
 
 
 # --- a disk that is not mounted ----------------------------------------------------------------------------------

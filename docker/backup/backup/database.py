@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import select
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 
 from backup import points
 from backup.errors import Failure
-from backup.programs import PSQL, SOCKET, alone, failure, pgbackrest, rclone, remotes, sql
+from backup.programs import PSQL, SOCKET, alone, failure, pgbackrest, rclone, rclone_environ, sql
 from backup.settings import CLUSTER, Settings
 
 #: A full base backup each week, what changed since then each day.
@@ -230,7 +229,7 @@ def dump(settings: Settings) -> tuple[float, str]:
     ):
         copying = subprocess.run(
             ["rclone", "--config", "", "rcat", f"kept:{name}.part"],
-            stdin=dumping.stdout, capture_output=True, env={**os.environ, **remotes(settings)}, check=False,
+            stdin=dumping.stdout, capture_output=True, env=rclone_environ(settings), check=False,
         )  # fmt: skip
         assert dumping.stderr
         said = dumping.stderr.read().decode(errors="replace")
@@ -244,7 +243,7 @@ def load(settings: Settings, name: str) -> None:
     """Replace what the outside database has by a dump."""
     with subprocess.Popen(
         ["rclone", "--config", "", "cat", f"kept:{name}"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, **remotes(settings)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=rclone_environ(settings),
     ) as reading:  # fmt: skip
         loading = subprocess.run(
             ["pg_restore", "--clean", "--if-exists", "--no-owner", "--single-transaction", "--dbname", settings.database],

@@ -38,7 +38,7 @@ def run(
         stdin=subprocess.DEVNULL if given is None else None,
         stdout=stdout or subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, **(environment or {})},
+        env=environment,
         check=False,
     )
     output = (result.stdout or b"").decode(errors="replace")
@@ -64,7 +64,9 @@ def pgbackrest(*arguments: str) -> str:
 def rclone(
     settings: Settings, *arguments: str, given: str | None = None, stdout: IO[bytes] | None = None
 ) -> str:
-    return run("rclone", *RCLONE, *arguments, given=given, stdout=stdout, environment=remotes(settings))
+    return run(
+        "rclone", *RCLONE, *arguments, given=given, stdout=stdout, environment=rclone_environ(settings)
+    )
 
 
 @cache
@@ -73,12 +75,17 @@ def remotes(settings: Settings) -> dict[str, str]:
     return rclone_environment(settings)
 
 
+def rclone_environ(settings: Settings) -> dict[str, str]:
+    """This container's environment with the remotes. SSL_CERT_FILE says whom to trust: with AWS_CA_BUNDLE rclone ends at once."""
+    return {name: value for name, value in os.environ.items() if name != "AWS_CA_BUNDLE"} | remotes(settings)
+
+
 def transferred(settings: Settings, *arguments: str) -> dict[str, Any]:
     """rclone with what it has transferred: `bytes`, `transfers`, `deletes`."""
     result = subprocess.run(
         ["rclone", *RCLONE, *arguments, "--log-level", "NOTICE", "--use-json-log", "--stats", "24h", "--stats-log-level", "NOTICE"],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
-        env={**os.environ, **remotes(settings)}, check=False,
+        env=rclone_environ(settings), check=False,
     )  # fmt: skip
     found: dict[str, Any] = {}
     said = []
