@@ -195,6 +195,11 @@ def test_what_programs_say_has_a_cure(said: str, cure: str) -> None:
     assert cure in errors.cure(said)
 
 
+def test_a_program_that_was_killed_is_said_to_be() -> None:
+    with pytest.raises(Failure, match=r"sh failed.\nit ended with -9"):
+        programs.run("sh", "-c", "kill -9 $$")
+
+
 def test_what_nobody_knows_has_none() -> None:
     assert errors.cure("the dog ate it") == ""
 

@@ -43,7 +43,10 @@ def run(
     )
     output = (result.stdout or b"").decode(errors="replace")
     if result.returncode:
-        raise failure(command[0], output + result.stderr.decode(errors="replace"))
+        said = output + result.stderr.decode(errors="replace")
+        raise failure(
+            command[0], said.strip() or f"it ended with {result.returncode} and without a word; try again"
+        )
     return output
 
 
