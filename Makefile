@@ -1,5 +1,5 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
-# Variables: JOB, CONFIG, TAGS, N, OFF, NAME, ROLE, PASSWORD, REMOVE, JSON, DEPLOY, WHAT, RUN, SERVICE, SINCE, FOLLOW, USER, ROUNDS, WORK, MINUTES, SEED, FORCE, DRY_RUN, UPGRADE, SETS, TESTS, STACK (below), PYTHON,
+# Variables: JOB, CONFIG, TAGS, N, OFF, NAME, ROLE, PASSWORD, REMOVE, JSON, DEPLOY, WHAT, RUN, SERVICE, SINCE, FOLLOW, USER, FULL, TO, FROM, RUNS, SCHEDULES, BACKUP_KEY, ROUNDS, WORK, MINUTES, SEED, FORCE, DRY_RUN, UPGRADE, SETS, TESTS, STACK (below), PYTHON,
 # LOCATION, STACK_ENV_FILE (another .env: a second copy of the stack), INSTALL_DOCKER, REQUIRED_DISK_GB, TAKE_OVER (docs/operations.md).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
@@ -13,7 +13,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONSAFEPATH PYTHONHOME DOCKER_BUILDKIT DOCKER_DEFAULT_PLATFORM
 unexport COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE COMPOSE_IGNORE_ORPHANS COMPOSE_REMOVE_ORPHANS
 
-.PHONY: help up deploy rotate reload project down demo run scale monitoring user users status workers dead-letters audit retention compact logs ps shell dev test test-unit test-versions lint lock dashboards bench drills soak clean
+.PHONY: help up deploy rotate reload project down demo run scale monitoring user users status workers dead-letters audit retention compact logs ps shell backup backups restore restore-drill dev test test-unit test-versions lint lock dashboards bench drills soak clean
 
 ##@ Every day
 up: ## Build what is missing, start all, wait until healthy, print the addresses
@@ -60,6 +60,16 @@ user: ## Add a user, or change one: NAME=ana ROLE=viewer|operator|admin [PASSWOR
 	@$(PYTHON) -m scripts.users
 users: ## Who may log in, and as what
 	@$(PYTHON) -m scripts.users list
+
+##@ Backups
+backup: ## A backup now, beside those that BACKUP=daily makes: [FULL=1]
+	@$(PYTHON) -m scripts.backups
+backups: ## What there is to go back to: age, size, last verified: [JSON=1]
+	@$(PYTHON) -m scripts.backups list
+restore: ## Go back (asks first): [TO='2026-11-28 14:00'] [FROM=s3:…|sftp:…|/folder] [RUNS=resume|cancel] [SCHEDULES=catch-up|skip]
+	@$(PYTHON) -m scripts.restore
+restore-drill: ## Restore into a scratch copy, which is looked at and removed: does it work, how long does it take?
+	@$(PYTHON) -m scripts.restore_drill
 
 ##@ Working on pipelines
 reload: ## Definitions that code makes at import, anew: in Dagit, runners and workers

@@ -124,6 +124,26 @@ def retention(dry_run: bool, yes: bool) -> ExitCode:
 
 
 @cli.command()
+@click.option("--runs", type=click.Choice(["resume", "cancel"]), help="What becomes of runs under way.")
+@click.option("--schedules", type=click.Choice(["catch-up", "skip"]), help="What of times that have passed.")
+def restored(runs: str | None, schedules: str | None) -> None:
+    """After a restore: print what is under way and which schedules are on, or decide on it."""
+    import json
+
+    from dagster import DagsterInstance
+
+    from dagster_stack.services import restored
+
+    with DagsterInstance.get() as instance:
+        if runs == "cancel":
+            click.echo(f"canceled: {restored.cancel(instance)}")
+        if schedules == "skip":
+            click.echo(f"schedules that go on from now: {restored.skip(instance)}")
+        if not (runs or schedules):
+            click.echo(json.dumps(restored.found(instance)))
+
+
+@cli.command()
 def init() -> None:
     """Make schema, bucket, S3 user and data folder: the service `init`, safe to repeat."""
     with uncollected():

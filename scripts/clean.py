@@ -2,7 +2,7 @@
 
 import os
 
-from scripts import certificates, compose, data_folder, engine, env_file, variables
+from scripts import backups, certificates, compose, data_folder, engine, env_file, unfinished, variables
 from scripts import project as user_project
 from scripts.console import attended, confirm, done, main, run_logged, say
 
@@ -12,7 +12,13 @@ def clean() -> None:
     compose.require_env_file()
     project = compose.project()
     asks = attended() and not os.environ.get("FORCE")
-    if asks and not confirm(f"Delete all runs, logs and data of {project}? There is no way back."):
+    folder = env_file.settings().get("BACKUP_DIR")
+    what = (
+        "runs, logs, data and backups on this host"
+        if backups.is_on() and not folder
+        else "runs, logs and data"
+    )
+    if asks and not confirm(f"Delete all {what} of {project}? There is no way back."):
         say("  nothing was deleted")
         return
     engine.ensure()
@@ -39,9 +45,13 @@ def clean() -> None:
     user_project.remove(user_project.context())
     variables.file().unlink(missing_ok=True)
     certificates.file().unlink(missing_ok=True)
+    unfinished.note("")
     kept = ["images", env_file.env_path().name]
-    if folder := env_file.settings().get(data_folder.VARIABLE):
-        kept.append(f"{folder}, which is this host's,")
+    kept += [
+        f"{path}, which is this host's,"
+        for path in (env_file.settings().get(data_folder.VARIABLE), folder)
+        if path
+    ]
     done(f"all data is gone; {' and '.join(kept)} are kept, `make up` starts afresh")
 
 

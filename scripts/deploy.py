@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from scripts import certificates, code_check, compose, engine, env_file, images, up
+from scripts import backups, certificates, code_check, compose, engine, env_file, images, unfinished, up
 from scripts.console import Failure, Progress, done, main, run_logged, say, warn
 
 #: What to do with runs under way; and the minutes after which those that are waited for are handed over.
@@ -51,6 +51,7 @@ UNDER_WAY = """
 
 def deploy() -> None:
     compose.require_env_file()
+    unfinished.require_none()
     how, minutes = wanted()
     # `kill` ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -70,6 +71,7 @@ def deploy() -> None:
                 wait_for_runs(minutes)
     swap()
     up.close_former_logins()
+    backups.keep()
     done(f"{change(old, new)}: deployed")
 
 

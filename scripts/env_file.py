@@ -29,6 +29,7 @@ SECRETS = (
     "GRAFANA_PASSWORD",
     "DOOR_ADMIN_PASSWORD",
     "DOOR_SECRET",
+    "BACKUP_KEY",
     "STACK_ID",
 )
 #: Profiles of the stack's own stores. Naming an outside store switches its own off, not leaving its profile out.

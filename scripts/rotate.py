@@ -8,7 +8,7 @@ all as it was; later `make rotate` or `make up` completes it.
 import os
 import signal
 
-from scripts import compose, deploy, env_file, login, store_logins, up
+from scripts import backups, compose, deploy, env_file, login, store_logins, unfinished, up
 from scripts.console import Failure, done, main, say
 
 WAYS = {
@@ -19,6 +19,7 @@ WAYS = {
 
 def rotate() -> None:
     compose.require_env_file()
+    unfinished.require_none()
     env_file.require_clear()
     how, minutes = deploy.wanted()
     # `kill` ends it as Ctrl-C does.
@@ -37,11 +38,14 @@ def rotate() -> None:
             if how == "wait":
                 deploy.wait_for_runs(minutes)
             env_file.set_values(store_logins.renewed(what))
-            done(f"new passwords are in {env_file.env_path().name}: keep it with your backups")
+            done(
+                f"new passwords are in {env_file.env_path().name}: keep it with your backups, unless BACKUP=daily does"
+            )
     # The door's secret is a new one too, and Dagit knows its hash.
     login.derive()
     deploy.swap()
     up.close_former_logins()
+    backups.keep()
     done("all services have the new passwords, and no store takes the former ones")
 
 

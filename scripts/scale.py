@@ -2,7 +2,7 @@
 
 import os
 
-from scripts import compose, env_file
+from scripts import compose, env_file, unfinished
 from scripts.connections import require_connections
 from scripts.console import Failure, done, main, run_logged
 from scripts.up import start_made, wait_until_healthy
@@ -14,6 +14,7 @@ MOST = 10_000
 def scale() -> None:
     """Set WORKERS in .env and start or stop workers; those that stay go on undisturbed."""
     compose.require_env_file()
+    unfinished.require_none()
     text = os.environ.get("N", "")
     if not (text.isascii() and text.isdecimal()) or int(text) > MOST:
         raise Failure(f"How many workers? make scale N=8 (a whole number; found {text or 'nothing'})")

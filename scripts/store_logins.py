@@ -123,12 +123,21 @@ def close_former() -> None:
         warn_of_old_commands()
 
 
+def close_restored() -> None:
+    """Close the login that `.env` does not name: a moment before a rotation has it open, with its former password."""
+    close_role(successor("postgres", env_file.settings().get(STORES["postgres"].user) or "dagster"))
+
+
 def close_postgres(login: str) -> None:
-    """No new connection, and an end to those that are left."""
+    close_role(login)
+    done(f"Postgres: {login} can't log in any more")
+
+
+def close_role(login: str) -> None:
+    """No new connection, and an end to those that are left. One that is not there is no error."""
     asked = ("psql", "-X", "-q", "-t", "-v", "ON_ERROR_STOP=1", "-v", f"former={login}", "-h", "/run/postgresql",
              "-U", "postgres", "-d", "postgres")  # fmt: skip
     compose.output("exec", "--no-TTY", "postgres", *asked, given=CLOSE_ROLE)
-    done(f"Postgres: {login} can't log in any more")
 
 
 def close_rabbitmq(login: str) -> None:

@@ -17,6 +17,7 @@ SHELL_SCRIPTS = [
     ),
     *(f"docker/door/{name}" for name in ("ask-dagit", "certificate", "reload", "user")),
     "docker/certificates/issue",
+    "docker/postgres/pgbackrest-push",
     ".ci/run",
 ]
 DOCKERFILES = [
@@ -24,6 +25,7 @@ DOCKERFILES = [
     "rabbitmq",
     "minio",
     "dagster",
+    "backup",
     "prometheus",
     "postgres-exporter",
     "door",

@@ -9,6 +9,7 @@ from pathlib import Path
 from dagster_stack.project import DEFAULT
 from dagster_stack.retention.periods import Periods
 from scripts import (
+    backups,
     base_image,
     certificates,
     code_check,
@@ -22,6 +23,7 @@ from scripts import (
     preflight,
     proxies,
     store_logins,
+    unfinished,
     variables,
 )
 from scripts import project as user_project
@@ -42,6 +44,7 @@ LOG_LINES = 25
 
 
 def up() -> None:
+    unfinished.require_none()
     prepare()
     with images.kept_on_failure(UNTOUCHED):
         say("Building images")
@@ -51,9 +54,15 @@ def up() -> None:
             code_check.check()
     say("Starting")
     start()
+    finish()
+
+
+def finish() -> None:
+    """What there is to do and to say once all services are up."""
     close_former_logins()
     if env_file.has_login():
         login.hand_over_certificate()
+    backups.keep()
     # Before the user is told what to do next.
     check_code_location()
     addresses()
@@ -86,10 +95,12 @@ def prepare() -> None:
             *preflight.names(),
             *preflight.keys(),
             *data_folder.findings(),
+            *backups.findings(),
         ]
     )
     base_image.ensure()
     data_folder.ensure()
+    backups.ensure()
 
 
 def make_readable(folder: Path) -> None:

@@ -5,7 +5,7 @@ import re
 import secrets
 import sys
 
-from scripts import compose, env_file, login
+from scripts import backups, compose, env_file, login
 from scripts.console import Failure, done, main, say
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,63}")
@@ -23,6 +23,7 @@ def user() -> None:
     name = wanted_name(os.environ.get("NAME", ""))
     if os.environ.get("REMOVE", "0") not in ("", "0", "no"):
         change("remove", name)
+        backups.keep_users()
         done(f"{name} is removed: sessions end within seconds")
         return
     wanted_password = os.environ.get("PASSWORD", "")
@@ -36,6 +37,7 @@ def user() -> None:
     is_new = name not in users()
     password = secrets.token_urlsafe(PASSWORD_BYTES) if is_new or wanted_password == NEW else ""
     change("set", name, role, given=password)
+    backups.keep_users()
     done(f"{name} is {role}" + ("" if is_new else ": open pages must load again within seconds"))
     if password:
         say(f"\n  The password of {name}, which is kept nowhere: {password}")

@@ -25,6 +25,8 @@ INTERVAL_SECS = 3600
 FIRST_SECS = 300
 #: Seconds after which it is tried again when a backup was at work, or a store was away.
 AGAIN_SECS = 600
+#: Seconds after which a pass goes on that has made way for a backup: there may be one each half minute.
+ON_SECS = 60
 
 
 def retention_of_stack(engine: Engine, environment: Mapping[str, str] = os.environ) -> Retention:
@@ -77,4 +79,4 @@ class Housekeeping(threading.Thread):
             return AGAIN_SECS
         if freed.anything:
             logger.info("removed what is old: %s", freed, extra={"action": "retention.done"})
-        return INTERVAL_SECS if retention.is_done else AGAIN_SECS
+        return INTERVAL_SECS if retention.is_done else ON_SECS

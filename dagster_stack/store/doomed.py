@@ -9,7 +9,7 @@ from dagster_stack.store.statements import statements
 
 #: The name of Postgres's advisory lock that retention and backups hold for as long as they work, so that one waits for
 #: the other: a backup has rows first and objects after, and what goes in between would be missing in it. It is a
-#: session's, in Dagster's database: `SELECT pg_advisory_lock(hashtextextended('dagster_stack_backup', 0))`.
+#: session's, in Dagster's database (also in docker/backup/backup/database.py): `SELECT pg_advisory_lock(hashtextextended('dagster_stack_backup', 0))`.
 RETENTION_AND_BACKUP = "dagster_stack_backup"
 #: That of the lock under which groups of runs are doomed; who adds a run to a group shares it.
 DOOM = "dagster_stack_doom"

@@ -86,6 +86,14 @@ def dashboard() -> grafana.Dashboard:
             "received": or_0("sum(rate(minio_s3_traffic_received_bytes[$__rate_interval]))"),
             "sent": or_0("sum(rate(minio_s3_traffic_sent_bytes[$__rate_interval]))"),
         }),
+        row("Backups"),
+        chart("How old", "The last base backup, the newest moment that can be restored, and the copy off this host; 0 with BACKUP=off.", "s", {
+            "base backup": or_0("max(dagster_backup_age_seconds)"), "moment": or_0("max(dagster_backup_point_age_seconds)"),
+            "copy": or_0("max(dagster_backup_copy_age_seconds)"),
+        }, width=12),
+        chart("Proven", "Since the repository was read as a whole, and since the last restore drill.", "s", {
+            "read": or_0("max(dagster_backup_verified_age_seconds)"), "drill": or_0("max(dagster_backup_drill_age_seconds)"),
+        }, width=12),
         row("What watches them"),
         chart("Answering", "1: Prometheus gets figures from it.", "short", {"{{job}}": "min by (job) (up)"}, width=12, high=1),
         chart("Scrapes", "How long each takes.", "s", {"{{job}}": "max by (job) (scrape_duration_seconds)"}, width=12),

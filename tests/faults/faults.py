@@ -314,6 +314,40 @@ def policy_withdrawn(seconds: float) -> Fault:
     return Fault(f"minio policy withdrawn {seconds:.0f} s", "minio", inject, seconds)
 
 
+def runs_undeletable(seconds: float) -> Fault:
+    """Postgres deletes no run."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        stack.sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused by a drill'; END $$;"
+            " CREATE TRIGGER refuse BEFORE DELETE ON runs EXECUTE FUNCTION refuse()"
+        )
+        try:
+            yield
+        finally:
+            stack.sql("DROP TRIGGER refuse ON runs; DROP FUNCTION refuse")
+
+    return Fault(f"runs can't be deleted for {seconds:.0f} s", "postgres", inject, seconds)
+
+
+def repository_closed(seconds: float) -> Fault:
+    """The repository of backups takes no file of Postgres' journal: its folder can't be written."""
+
+    @contextmanager
+    def inject(stack: Stack) -> Iterator[None]:
+        def allow(mode: str) -> None:
+            stack.exec("postgres", "chmod", mode, "/backups/postgres/archive/stack/17-1")
+
+        allow("u-w")
+        try:
+            yield
+        finally:
+            allow("u+w")
+
+    return Fault(f"repository of backups closed {seconds:.0f} s", "backup", inject, seconds)
+
+
 def disk_full(service: str, disk: Path, seconds: float) -> Fault:
     """Not one byte is free on the disk of a store's volume."""
 

@@ -73,7 +73,7 @@ class Watch:
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    with small_disks(NAME, COMPOSE_PROFILES="monitoring") as stack:
+    with small_disks(NAME, COMPOSE_PROFILES="monitoring", BACKUP="daily") as stack:
         yield stack
 
 
@@ -82,12 +82,17 @@ def watch(stack: Stack) -> Watch:
     """All events have happened: those at the same time that bear each other, and the harshest last."""
     watch = Watch(Monitoring(stack))
     watch.monitoring.wait_for_targets()
+    old = stack.succeed("parallel_pipeline")
     watch.wait_until_quiet()
     with ExitStack() as events:
 
         def begin(fault: Fault) -> None:
             events.enter_context(fault.inject(stack))
 
+        # Retention that fails
+        stack.sql(f"UPDATE runs SET end_time = end_time - 2 * 365 * 86400 WHERE run_id = '{old}'")
+        begin(faults.runs_undeletable(SEEN_SECS))
+        stack.make("retention", check=False)
         # A service that is down, steps that fail and wait, a sensor that fails
         begin(faults.stopped("flower"))
         begin(faults.stopped("worker-heavy"))
@@ -95,7 +100,9 @@ def watch(stack: Stack) -> Watch:
         stack.launch("queues")
         Grounds(stack).launch(SMALL, {"leaf[n0]": {"how": "exit", "times": 10}})
         start_sensor(stack, "broken")
-        watch.wait_for("NoFigures", "CodeMismatch", "StepWaitsTooLong", "TicksFail", "DeliveryLimitHit")
+        watch.wait_for(
+            "RetentionFails", "NoFigures", "CodeMismatch", "StepWaitsTooLong", "TicksFail", "DeliveryLimitHit"
+        )
         # Then a run without a runner, and one without the daemon
         begin(faults.stopped("runner"))
         run_id = stack.launch("parallel_pipeline")
@@ -108,11 +115,13 @@ def watch(stack: Stack) -> Watch:
         # Then stores that are full
         begin(faults.connections_held(0.9))
         begin(faults.disk_full("minio", disk(NAME, "minio"), SEEN_SECS))
+        begin(faults.repository_closed(SEEN_SECS))
         begin(faults.disk_alarm(SEEN_SECS))
         begin(faults.memory_alarm())
         watch.wait_for(
-            "DatabaseConnectionsNearLimit", "BucketNearlyFull", "BrokerDiskAlarm", "BrokerMemoryAlarm"
-        )
+            "DatabaseConnectionsNearLimit", "BucketNearlyFull", "BrokerDiskAlarm", "BrokerMemoryAlarm",
+            "BackupPointTooOld",
+        )  # fmt: skip
     return watch
 
 

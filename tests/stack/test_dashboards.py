@@ -13,8 +13,8 @@ from tests.waiting import wait_until
 
 #: Seconds until two scrapes of every target lie behind a run: rates need two samples.
 SCRAPES_SECS = 60
-#: What a healthy stack without pools and backfills has no series of: there the query's own 0 is the answer.
-ABSENT = re.compile(r"ALERTS|up == 0|> 180| unless on|dagster_(concurrency|backfill)|requests_errors")
+#: What a healthy stack without pools, backfills and backups has no series of: there the query's own 0 is the answer.
+ABSENT = re.compile(r"ALERTS|up == 0|> 180| unless on|dagster_(concurrency|backfill|backup)|requests_errors")
 ZERO = " or on() vector(0)"
 
 

@@ -13,6 +13,7 @@ from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException
 
+from scripts import env_file
 from scripts.images import CERTIFICATES_FILE
 from tests.stack.monitoring import SERVICES as MONITORING
 from tests.stack.monitoring import Monitoring
@@ -20,7 +21,7 @@ from tests.stack.stack import Stack
 
 STORES = ("postgres", "rabbitmq", "minio")
 DAGSTER = ("dagit", "daemon", "runner", "worker", "worker-heavy")
-SERVICES = STORES + DAGSTER + MONITORING
+SERVICES = STORES + DAGSTER + MONITORING + ("backup",)
 #: Who executes the user's code, with the processes and threads that this may have: WORKER_PIDS, as it comes.
 EXECUTES, WORKER_PIDS = ("runner", "worker", "worker-heavy"), 4096
 
@@ -39,11 +40,12 @@ KNOWS = {
     "POSTGRES_PASSWORD": {"postgres", "init", "metrics", *DAGSTER},
     "POSTGRES_MONITOR_PASSWORD": {"postgres", "postgres-exporter"},
     "RABBITMQ_PASSWORD": {"rabbitmq", "daemon", "runner", "worker", "worker-heavy", "metrics", "flower"},
-    "RABBITMQ_ADMIN_PASSWORD": {"rabbitmq"},
+    "RABBITMQ_ADMIN_PASSWORD": {"rabbitmq", "backup"},
     "RABBITMQ_MONITOR_PASSWORD": {"rabbitmq", "metrics", "flower"},
     "MINIO_ROOT_PASSWORD": {"minio", "init"},
     "MINIO_MONITOR_PASSWORD": {"init", "prometheus"},
-    "S3_SECRET_KEY": {"init", "metrics", *DAGSTER},
+    "S3_SECRET_KEY": {"init", "metrics", "backup", *DAGSTER},
+    "BACKUP_KEY": {"postgres", "backup"},
     "FLOWER_PASSWORD": {"flower"},
 }
 #: Which store's port each service can open; `outside` stands for an address beyond this host's networks.
@@ -60,14 +62,21 @@ REACHES = {
     "flower": {"rabbitmq"},
     "prometheus": {"rabbitmq", "minio"},
     "postgres-exporter": {"postgres"},
+    # Postgres is met at its socket.
+    "backup": {"rabbitmq", "minio"},
 }
 #: A route that leaves this host, by which nothing answers (RFC 5737).
 OUTSIDE = "198.51.100.1"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def all_services(monitoring: Monitoring) -> None:
-    """Those of monitoring too."""
+def all_services(stack: Stack, monitoring: Monitoring) -> Iterator[None]:
+    """Those of monitoring and backups too."""
+    env_file.set_value("BACKUP", "daily", stack.env)
+    stack.make("up")
+    yield
+    env_file.set_value("BACKUP", "off", stack.env)
+    stack.make("up")
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +260,7 @@ def test_logs_hold_no_secret(stack: Stack) -> None:
     assert [name for name in KNOWS if stack.settings[name] in log] == []
 
 
-@pytest.mark.parametrize("service", [*STORES, *MONITORING[2:], "worker"])
+@pytest.mark.parametrize("service", [*STORES, *MONITORING[2:], "backup", "worker"])
 def test_an_image_holds_no_secret_and_no_certificate_of_the_building_network(
     stack: Stack, containers: dict[str, dict[str, Any]], service: str
 ) -> None:
@@ -277,7 +286,7 @@ def test_an_image_holds_no_secret_and_no_certificate_of_the_building_network(
 # --- images --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("service", [*STORES, *MONITORING[2:], "worker"])
+@pytest.mark.parametrize("service", [*STORES, *MONITORING[2:], "backup", "worker"])
 def test_an_image_runs_as_a_numeric_user_and_brings_no_tool_to_build_with(
     stack: Stack, containers: dict[str, dict[str, Any]], service: str
 ) -> None:

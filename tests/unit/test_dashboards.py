@@ -31,6 +31,11 @@ OURS = {
     "dagster_queue_messages", "dagster_queue_consumers", "dagster_queue_utilisation", "dagster_workers",
     "dagster_worker_processes", "dagster_bucket_bytes", "dagster_bucket_objects", "dagster_code",
 }  # fmt: skip
+#: The service `backup`.
+BACKUPS = {
+    "dagster_backup_age_seconds", "dagster_backup_point_age_seconds", "dagster_backup_copy_age_seconds",
+    "dagster_backup_verified_age_seconds", "dagster_backup_drill_age_seconds",
+}  # fmt: skip
 #: Prometheus itself, postgres-exporter, RabbitMQ's plugin (`/metrics`) and MinIO (`/minio/v2/metrics/cluster`).
 OTHERS = {
     "ALERTS", "up", "scrape_duration_seconds",
@@ -46,7 +51,7 @@ OTHERS = {
     "minio_s3_traffic_received_bytes", "minio_s3_traffic_sent_bytes",
 }  # fmt: skip
 #: Series that a healthy or idle stack may not have at all: a panel of them alone would say "No data".
-AT_TIMES = {
+AT_TIMES = BACKUPS | {
     "ALERTS", "dagster_runs_ended_total", "dagster_steps_ended_total", "dagster_step_redeliveries_total",
     "dagster_steps_failed_by_delivery_limit_total", "dagster_steps_failed_by_code_total", "dagster_ticks_failed",
     "dagster_backfill_runs", "dagster_concurrency_slots", "dagster_concurrency_waiting", "dagster_runs",
@@ -150,7 +155,7 @@ def test_every_query_is_promql_on_metrics_that_exist(query: Query) -> None:
     named = metrics_in(query.expression)
 
     assert named
-    assert named <= OURS | OTHERS
+    assert named <= OURS | OTHERS | BACKUPS
     assert "$" not in query.expression
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from scripts import compose, deploy, engine, env_file, login, rotate, store_logins, up
+from scripts import backups, compose, deploy, engine, env_file, login, rotate, store_logins, up
 from scripts.console import Failure
 
 TEXT = """\
@@ -193,10 +193,22 @@ def test_outside_stores_are_left_out_of_all(env: Path, said: list[str]) -> None:
     )
 
 
-def test_all_renews_every_secret_but_the_stacks_id(env: Path, said: list[str]) -> None:
+def test_all_renews_every_secret_but_the_stacks_id_and_the_backups_key(env: Path, said: list[str]) -> None:
     assert {name for name in store_logins.renewed("all") if name in env_file.SECRETS} == {
         *env_file.SECRETS
-    } - {"STACK_ID"}
+    } - {"STACK_ID", "BACKUP_KEY"}
+
+
+def test_the_new_env_is_kept_with_the_backups(
+    env: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr(backups, "keep", lambda: kept.append(env.read_text()))
+
+    rotate.rotate()
+
+    assert kept == [env.read_text()]
+    assert "ROTATING=\n" in kept[0]
 
 
 def test_keys_of_s3_are_never_the_same_twice() -> None:

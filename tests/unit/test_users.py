@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from scripts import compose, login, users
+from scripts import backups, compose, login, users
 from scripts.compose import Container
 from scripts.console import Failure
+
+EXPORTED = "ana viewer $2y$05$hash\n"
 
 
 class DoorStub:
@@ -24,6 +26,8 @@ class DoorStub:
     def asked(self, *command: str, given: str | None = None) -> str:
         if command == ("user", "list"):
             return "".join(f"{name} {role}\n" for name, role in self.roles.items())
+        if command == ("user", "export"):
+            return EXPORTED
         self.changes.append((*command[1:], given or ""))
         return ""
 
@@ -52,6 +56,19 @@ def test_a_new_user_has_a_password_that_is_printed_once(
     assert (command, name, role) == ("set", "bob", "operator")
     assert len(password) >= 26
     assert capsys.readouterr().out.count(password) == 1
+
+
+def test_a_change_is_kept_with_the_backups(
+    door: DoorStub, env: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env.write_text("LOGIN=on\nBACKUP=daily\n")
+    kept: list[tuple[str, ...]] = []
+    monkeypatch.setattr(backups, "ask", lambda *words, given: kept.append((*words, given)))
+
+    make(monkeypatch, NAME="bob", ROLE="operator")
+    make(monkeypatch, NAME="bob", REMOVE="1")
+
+    assert kept == [("keep", "settings/users", EXPORTED)] * 2
 
 
 def test_another_role_keeps_the_password_and_another_password_the_role(
