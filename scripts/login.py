@@ -10,8 +10,9 @@ from pathlib import Path
 
 from dagster_stack.errors import SettingsError
 from dagster_stack.own_names import LOOPBACK, OwnNames, bound_host, public_hosts
-from scripts import compose, env_file
-from scripts.console import BUILD_FOLDER, Failure, done
+from scripts import compose, env_file, own_certificate
+from scripts.console import BUILD_FOLDER, Failure, done, warn
+from scripts.own_certificate import CERTIFICATE, KEY
 from scripts.preflight import Finding
 
 VARIABLE = "LOGIN"
@@ -20,8 +21,6 @@ MODES = ("off", "on")
 ADMIN = "admin"
 #: From the least to the most that a user may do.
 ROLES = ("viewer", "operator", "admin")
-#: One's own certificate, with those that stand between it and a known one, and its key.
-CERTIFICATE, KEY = "TLS_CERT", "TLS_KEY"
 #: All or none of them.
 OIDC = ("OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_ROLE_CLAIM", "OIDC_ROLES")
 #: What a claim may be called, and a value of it: they stand in the door's configuration.
@@ -43,8 +42,9 @@ def findings() -> list[Finding]:
         opened = opened_by(settings)
         cure = f"{' and '.join(opened)} in {file} opens pages that nobody must log in to: set LOGIN=on there"
         return [Finding("login", required, "off", cure if opened else "")]
-    cures = [*certificate_cures(settings), *oidc_cures(settings)]
-    return [Finding("login", required, "on", cure) for cure in cures] or [Finding("login", required, "on")]
+    cures = oidc_cures(settings)
+    found = [Finding("login", required, "on", cure) for cure in cures] or [Finding("login", required, "on")]
+    return [*found, *own_certificate.findings(settings, address_hosts(settings))]
 
 
 def opened_by(settings: dict[str, str]) -> list[str]:
@@ -67,25 +67,6 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return False
-
-
-def certificate_cures(settings: dict[str, str]) -> list[str]:
-    """What is wrong with one's own certificate, as far as it can be said from here."""
-    named = {name: settings[name] for name in (CERTIFICATE, KEY) if settings.get(name)}
-    if len(named) == 1:
-        return [f"{CERTIFICATE} and {KEY} go together: set both, or none for a certificate that is made here"]
-    return [
-        f"{name}={path} can't be read: name a file in PEM that you may read"
-        for name, path in named.items()
-        if not readable(path)
-    ]
-
-
-def readable(path: str) -> bool:
-    try:
-        return bool(Path(path).expanduser().read_bytes())
-    except OSError:
         return False
 
 
@@ -152,6 +133,15 @@ def with_port(name: str, port: str) -> str:
 def host(settings: dict[str, str]) -> str:
     public = public_hosts(settings.get("PUBLIC_HOST") or "")
     return public[0].host if public else bound_host(settings.get("BIND_ADDRESS") or "") or "127.0.0.1"
+
+
+def address_hosts(settings: dict[str, str]) -> list[str]:
+    """What stands in the address line of whoever opens the door; none where a name of PUBLIC_HOST is none, as another
+    finding says."""
+    try:
+        return [each.host for each in public_hosts(settings.get("PUBLIC_HOST") or "")] or [host(settings)]
+    except SettingsError:
+        return []
 
 
 def certificate_names(settings: dict[str, str]) -> str:

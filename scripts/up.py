@@ -69,7 +69,7 @@ def prepare() -> None:
     preflight.report([*preflight.versions(), *preflight.disk()])
     env_file.complete()
     env_file.complete_profiles()
-    preflight.report([*login.findings(), *certificates.findings()])
+    preflight.report([*preflight.stack_name(), *login.findings(), *certificates.findings()])
     login.derive()
     compose.require_own_project()
     certificates.record()

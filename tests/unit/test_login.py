@@ -48,15 +48,6 @@ def test_a_word_that_is_neither_is_named(env: Path, mode: str) -> None:
     assert "is on or off" in cures(env, f"LOGIN={mode}\n")[0]
 
 
-def test_a_certificate_has_a_key_and_both_can_be_read(env: Path, tmp_path: Path) -> None:
-    file = tmp_path / "file.pem"
-    file.write_text("x")
-
-    assert "go together" in cures(env, f"LOGIN=on\nTLS_CERT={file}\n")[0]
-    assert "can't be read" in cures(env, f"LOGIN=on\nTLS_CERT={file}\nTLS_KEY={tmp_path}/none\n")[0]
-    assert cures(env, f"LOGIN=on\nTLS_CERT={file}\nTLS_KEY={file}\n") == []
-
-
 def test_an_issuer_has_all_of_its_settings(env: Path) -> None:
     assert cures(env, f"LOGIN=on\n{OIDC}") == []
     assert "OIDC_ROLES must be set too" in cures(env, "LOGIN=on\n" + OIDC.replace("OIDC_ROLES", "#"))[0]
