@@ -23,6 +23,8 @@ ADMIN = "admin"
 ROLES = ("viewer", "operator", "admin")
 #: All or none of them.
 OIDC = ("OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_ROLE_CLAIM", "OIDC_ROLES")
+#: Seconds that the issuer has for an answer.
+ISSUER_SECS = 10
 #: What a claim may be called, and a value of it: they stand in the door's configuration.
 CLAIM = re.compile(r"[A-Za-z0-9_]+")
 CLAIM_VALUE = re.compile(r"[A-Za-z0-9_./ @-]+")
@@ -176,6 +178,26 @@ def hand_over_certificate() -> None:
     if not (file := certificate_file()).exists() or file.read_text(encoding="utf-8") != public:
         env_file.hand_on(file, public, like=env_file.env_path())
         done(f"the door's certificate is in {file}")
+
+
+def ask_issuer() -> None:
+    """Say so where the door can't ask the issuer: it may only be away, and local users get in."""
+    if not (issuer := env_file.settings().get("OIDC_ISSUER")):
+        return
+    page = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+    try:
+        in_door("curl", "-fsS", "-m", str(ISSUER_SECS), "-o", "/dev/null", page)
+    except Failure as failure:
+        reason = str(failure).splitlines()[-1]
+        by_tls = "SSL" in reason or "certificate" in reason
+        cure = (
+            f" TLS_CA_FILE in {env_file.env_path().name} names the certificates of a company's own authority."
+            if by_tls
+            else ""
+        )
+        warn(f"nobody can log in at OIDC_ISSUER: the door asked {page} — {reason}.{cure}")
+    else:
+        done(f"the door can ask {issuer}")
 
 
 def in_door(*command: str, given: str | None = None) -> str:

@@ -36,26 +36,29 @@ def findings(settings: dict[str, str], hosts: Iterable[str]) -> list[Finding]:
 def useless(named: dict[str, str]) -> str:
     """Why the door could not take the pair; empty if it can."""
     if len(named) == 1:
-        return (
-            f"{CERTIFICATE} and {KEY} go together: set both, or none for a certificate that the door makes"
-        )
+        return f"{CERTIFICATE} and {KEY} go together: set both, or none for a certificate that the door makes"
     for name, path in named.items():
-        try:
-            text = Path(path).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            return f"{name}={path} can't be read ({reason}): name a file in PEM that you may read"
-        if MARKS[name] not in text:
-            return f"{name}={path} has no line {MARKS[name]}: name a file in PEM"
+        if reason := unreadable(Path(path).expanduser(), MARKS[name]):
+            return f"{name}={path} {reason}: name a file in PEM that you may read"
+    pair = " and ".join(f"{name}={path}" for name, path in named.items())
     try:
         server_of({name: Path(path).expanduser() for name, path in named.items()})
     except Encrypted:
         return f"{KEY}={named[KEY]} asks for a password, which nobody types when the door starts: name a key without one"
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            return f"{KEY}={named[KEY]} is not the key of {CERTIFICATE}={named[CERTIFICATE]}: name the two that belong together"
-        return f"{CERTIFICATE}={named[CERTIFICATE]} and {KEY}={named[KEY]} can't be used ({error.reason or error}): name others"
+            return f"{pair} do not belong together: name a certificate and its own key"
+        return f"{pair} can't be used ({error.reason or error}): name others"
     return ""
+
+
+def unreadable(path: Path, mark: str) -> str:
+    try:
+        return "" if mark in path.read_text(encoding="utf-8") else f"has no line {mark}"
+    except UnicodeDecodeError:
+        return "can't be read (it is not text)"
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
 
 
 def server_of(paths: dict[str, Path]) -> ssl.SSLContext:

@@ -54,6 +54,7 @@ def up() -> None:
     close_former_logins()
     if env_file.has_login():
         login.hand_over_certificate()
+        login.ask_issuer()
     # Before the user is told what to do next.
     check_code_location()
     addresses()

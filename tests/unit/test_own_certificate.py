@@ -10,7 +10,9 @@ from scripts.console import Failure
 from scripts.preflight import Finding, report
 
 
-def made(folder: Path, name: str, *options: str, alternative: str = "DNS:dagit.example.com") -> tuple[Path, Path]:
+def made(
+    folder: Path, name: str, *options: str, alternative: str = "DNS:dagit.example.com"
+) -> tuple[Path, Path]:
     """A certificate and its key, as openssl makes them."""
     cert, key = folder / f"{name}.crt", folder / f"{name}.key"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", f"/CN={name}",
@@ -68,7 +70,7 @@ def test_one_without_the_other_is_named(env: Path, tmp_path: Path) -> None:
         ("missing", r"TLS_KEY=\S+ can't be read \(No such file or directory\)"),
         ("folder", r"TLS_KEY=\S+ can't be read \(Is a directory\)"),
         ("binary", r"TLS_KEY=\S+ can't be read \(it is not text\)"),
-        ("other key", r"TLS_KEY=\S+ is not the key of TLS_CERT="),
+        ("other key", r"TLS_CERT=\S+ and TLS_KEY=\S+ do not belong together"),
         ("password", r"TLS_KEY=\S+ asks for a password, which nobody types"),
         ("certificate twice", r"TLS_KEY=\S+ has no line PRIVATE KEY-----"),
         ("broken", r"can't be used"),
@@ -88,7 +90,17 @@ def test_what_the_door_could_not_take_is_refused_with_the_cure(
         case "other key":
             _, key = made(tmp_path, "other")
         case "password":
-            command = ["openssl", "pkey", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(key) + ".new"]
+            command = [
+                "openssl",
+                "pkey",
+                "-in",
+                str(key),
+                "-aes256",
+                "-passout",
+                "pass:secret",
+                "-out",
+                str(key) + ".new",
+            ]
             subprocess.run(command, check=True, capture_output=True)
             key = Path(f"{key}.new")
         case "certificate twice":
