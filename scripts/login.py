@@ -188,11 +188,12 @@ def ask_issuer() -> None:
     try:
         in_door("curl", "-fsS", "-m", str(ISSUER_SECS), "-o", "/dev/null", page)
     except Failure as failure:
-        reason = str(failure).splitlines()[-1]
-        by_tls = "SSL" in reason or "certificate" in reason
+        # It says more about itself.
+        said = re.search(r"curl: .*", str(failure))
+        reason = said[0].rstrip(".") if said else str(failure)
         cure = (
             f" TLS_CA_FILE in {env_file.env_path().name} names the certificates of a company's own authority."
-            if by_tls
+            if "certificate" in reason
             else ""
         )
         warn(f"nobody can log in at OIDC_ISSUER: the door asked {page} — {reason}.{cure}")
