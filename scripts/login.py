@@ -10,8 +10,9 @@ from pathlib import Path
 
 from dagster_stack.errors import SettingsError
 from dagster_stack.own_names import LOOPBACK, OwnNames, bound_host, public_hosts
-from scripts import compose, env_file
-from scripts.console import BUILD_FOLDER, Failure, done
+from scripts import compose, env_file, own_certificate
+from scripts.console import BUILD_FOLDER, Failure, done, warn
+from scripts.own_certificate import CERTIFICATE, KEY
 from scripts.preflight import Finding
 
 VARIABLE = "LOGIN"
@@ -20,10 +21,10 @@ MODES = ("off", "on")
 ADMIN = "admin"
 #: From the least to the most that a user may do.
 ROLES = ("viewer", "operator", "admin")
-#: One's own certificate, with those that stand between it and a known one, and its key.
-CERTIFICATE, KEY = "TLS_CERT", "TLS_KEY"
 #: All or none of them.
 OIDC = ("OIDC_ISSUER", "OIDC_CLIENT_ID", "OIDC_CLIENT_SECRET", "OIDC_ROLE_CLAIM", "OIDC_ROLES")
+#: Seconds that the issuer has for an answer.
+ISSUER_SECS = 10
 #: What a claim may be called, and a value of it: they stand in the door's configuration.
 CLAIM = re.compile(r"[A-Za-z0-9_]+")
 CLAIM_VALUE = re.compile(r"[A-Za-z0-9_./ @-]+")
@@ -43,8 +44,9 @@ def findings() -> list[Finding]:
         opened = opened_by(settings)
         cure = f"{' and '.join(opened)} in {file} opens pages that nobody must log in to: set LOGIN=on there"
         return [Finding("login", required, "off", cure if opened else "")]
-    cures = [*certificate_cures(settings), *oidc_cures(settings)]
-    return [Finding("login", required, "on", cure) for cure in cures] or [Finding("login", required, "on")]
+    cures = oidc_cures(settings)
+    found = [Finding("login", required, "on", cure) for cure in cures] or [Finding("login", required, "on")]
+    return [*found, *own_certificate.findings(settings, address_hosts(settings))]
 
 
 def opened_by(settings: dict[str, str]) -> list[str]:
@@ -67,25 +69,6 @@ def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
-        return False
-
-
-def certificate_cures(settings: dict[str, str]) -> list[str]:
-    """What is wrong with one's own certificate, as far as it can be said from here."""
-    named = {name: settings[name] for name in (CERTIFICATE, KEY) if settings.get(name)}
-    if len(named) == 1:
-        return [f"{CERTIFICATE} and {KEY} go together: set both, or none for a certificate that is made here"]
-    return [
-        f"{name}={path} can't be read: name a file in PEM that you may read"
-        for name, path in named.items()
-        if not readable(path)
-    ]
-
-
-def readable(path: str) -> bool:
-    try:
-        return bool(Path(path).expanduser().read_bytes())
-    except OSError:
         return False
 
 
@@ -154,6 +137,15 @@ def host(settings: dict[str, str]) -> str:
     return public[0].host if public else bound_host(settings.get("BIND_ADDRESS") or "") or "127.0.0.1"
 
 
+def address_hosts(settings: dict[str, str]) -> list[str]:
+    """What stands in the address line of whoever opens the door; none where a name of PUBLIC_HOST is none, as another
+    finding says."""
+    try:
+        return [each.host for each in public_hosts(settings.get("PUBLIC_HOST") or "")] or [host(settings)]
+    except SettingsError:
+        return []
+
+
 def certificate_names(settings: dict[str, str]) -> str:
     """As openssl has them: DNS:localhost,IP:127.0.0.1."""
     own = OwnNames.of("localhost", settings)
@@ -186,6 +178,27 @@ def hand_over_certificate() -> None:
     if not (file := certificate_file()).exists() or file.read_text(encoding="utf-8") != public:
         env_file.hand_on(file, public, like=env_file.env_path())
         done(f"the door's certificate is in {file}")
+
+
+def ask_issuer() -> None:
+    """Say so where the door can't ask the issuer: it may only be away, and local users get in."""
+    if not (issuer := env_file.settings().get("OIDC_ISSUER")):
+        return
+    page = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
+    try:
+        in_door("curl", "-fsS", "-m", str(ISSUER_SECS), "-o", "/dev/null", page)
+    except Failure as failure:
+        # It says more about itself.
+        said = re.search(r"curl: .*", str(failure))
+        reason = said[0].rstrip(".") if said else str(failure)
+        cure = (
+            f" TLS_CA_FILE in {env_file.env_path().name} names the certificates of a company's own authority."
+            if "certificate" in reason
+            else ""
+        )
+        warn(f"nobody can log in at OIDC_ISSUER: the door asked {page} — {reason}.{cure}")
+    else:
+        done(f"the door can ask {issuer}")
 
 
 def in_door(*command: str, given: str | None = None) -> str:

@@ -42,6 +42,9 @@ PORT_VARIABLES = {
 }
 #: Those that are the door's with LOGIN=on.
 DOOR_PORTS = ("DAGIT_PORT", "MINIO_PORT")
+#: What the engine takes in an image's name, which is stricter than Compose; and characters that were tried.
+STACK_NAME = re.compile(r"[a-z0-9]+(?:(?:_|__|-+)[a-z0-9]+)*")
+LONGEST_NAME = 100
 #: Those of the profiles that may be off.
 PROFILE_PORTS = {
     "monitoring": {
@@ -283,6 +286,18 @@ def names() -> list[Finding]:
         else ""
     )
     return [Finding(subject, required, found, cure, fatal=False)]
+
+
+def stack_name() -> list[Finding]:
+    """COMPOSE_PROJECT_NAME, which is in the names of an image and of all containers."""
+    named = compose.project()
+    cure = (
+        ""
+        if STACK_NAME.fullmatch(named) and len(named) <= LONGEST_NAME
+        else f"COMPOSE_PROJECT_NAME={named} in {env_file.env_path().name} can't be the name of an image: small letters and"
+        f" digits, parted by - or _ (as in data_team-2), at most {LONGEST_NAME} of all"
+    )
+    return [Finding("this stack's name", "one that images can have", named, cure)]
 
 
 def keys() -> list[Finding]:

@@ -62,6 +62,7 @@ def finish() -> None:
     close_former_logins()
     if env_file.has_login():
         login.hand_over_certificate()
+        login.ask_issuer()
     backups.keep()
     # Before the user is told what to do next.
     check_code_location()
@@ -78,7 +79,7 @@ def prepare() -> None:
     preflight.report([*preflight.versions(), *preflight.disk()])
     env_file.complete()
     env_file.complete_profiles()
-    preflight.report([*login.findings(), *certificates.findings()])
+    preflight.report([*preflight.stack_name(), *login.findings(), *certificates.findings()])
     login.derive()
     compose.require_own_project()
     certificates.record()

@@ -14,7 +14,8 @@ from typing import Any
 
 import requests
 
-from scripts.console import ROOT
+from scripts.console import BUILD_FOLDER, ROOT
+from tests.conftest import free_ports
 from tests.stack.stack import Stack, docker
 from tests.waiting import wait_until
 
@@ -22,8 +23,12 @@ STUBS = Path(__file__).with_name("door_stubs.py")
 #: The names under which the stubs are asked, and their ports.
 PAGES = {"dagit": 3000, "flower": 5555, "metrics": 9808, "prometheus": 9090, "grafana": 3000, "minio": 9000}
 SECRET, PASSWORD = "the-secret-of-the-two", "the-password-of-admin"
+#: Certificates for the issuer.
+AUTHORITY = BUILD_FOLDER / "issuer"
 #: With HS256 the client's secret is the key.
 CLIENT_SECRET = "0123456789abcdef0123456789abcdef"
+#: What its certificate is for.
+NAMES = "DNS:localhost,IP:127.0.0.1"
 #: What containers of the stack are given, as compose/ has it.
 HARDENED = ("--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges:true", "--memory", "192m",
             "--pids-limit", "1024", "--tmpfs", "/tmp:mode=1777,size=16m")  # fmt: skip
@@ -131,7 +136,7 @@ def door_with_stubs(
             settings = {
                 "DOOR_SECRET": SECRET,
                 "DOOR_ADMIN_PASSWORD": PASSWORD,
-                "DOOR_NAMES": "DNS:localhost,IP:127.0.0.1",
+                "DOOR_NAMES": NAMES,
                 "DOOR_S3": "yes",
                 "DOOR_PROFILES": "postgres,monitoring,grafana",
                 "FLOWER_PASSWORD": "flowers",
@@ -162,9 +167,27 @@ def door_with_stubs(
 
 
 @contextmanager
+def another_door(door: Door, folder: Path, **environment: str) -> Iterator[Door]:
+    """One beside it, with the same pages behind it and a volume of its own."""
+    name, (port,) = f"{door.container}-too", map(int, free_ports(1))
+    settings = {"DOOR_SECRET": SECRET, "DOOR_ADMIN_PASSWORD": PASSWORD, "DOOR_NAMES": NAMES, **environment}
+    variables = [part for item in settings.items() for part in ("--env", "=".join(item))]
+    run("rm", "--force", "--volumes", name, check=False)
+    try:
+        run("run", "--detach", "--name", name, "--network", door.container, *HARDENED,
+            "--publish", f"127.0.0.1:{port}:8443", *variables, door.container)  # fmt: skip
+        other = Door(name, port, 0, folder / "other.crt")
+        wait_until(lambda: is_up(other), 30, "the other door listens", pause=0.2)
+        yield other
+    finally:
+        run("rm", "--force", "--volumes", name, check=False)
+
+
+@contextmanager
 def stubs(stack: Stack, network: str, port: int, only_issuer: bool = False) -> Iterator[str]:
     """Pages and an issuer in that network; the issuer is on this port of this host too."""
     name = f"{stack.project}-door-stubs"
+    authority()
     aliases = [
         part for page in (*(() if only_issuer else PAGES), "issuer") for part in ("--network-alias", page)
     ]
@@ -174,11 +197,41 @@ def stubs(stack: Stack, network: str, port: int, only_issuer: bool = False) -> I
         f"http://127.0.0.1:{port}/authorize", *map(str, sorted(set(PAGES.values()))))  # fmt: skip
     try:
         # Copied, since an engine need not see this host's files.
-        run("cp", str(STUBS), f"{name}:/tmp/door_stubs.py")
+        for file in (STUBS, AUTHORITY / "company.pem", AUTHORITY / "nobody.pem"):
+            run("cp", str(file), f"{name}:/tmp/{file.name}")
         run("start", name)
         yield name
     finally:
         run("rm", "--force", name, check=False)
+
+
+def authority() -> Path:
+    """The file of a company's certificate authority; beside it the issuer's certificates with their keys, one from there
+    and one from nobody."""
+    AUTHORITY.mkdir(parents=True, exist_ok=True)
+    ca = AUTHORITY / "ca.crt"
+    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30")
+    leaf = (
+        "-subj",
+        "/CN=issuer",
+        "-addext",
+        "subjectAltName=DNS:issuer",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    )
+
+    def made(name: str, *options: str) -> None:
+        key, cert = AUTHORITY / f"{name}.key", AUTHORITY / f"{name}.crt"
+        command = ["openssl", *new, "-keyout", str(key), "-out", str(cert), *options]
+        subprocess.run(command, check=True, capture_output=True)
+        (AUTHORITY / f"{name}.pem").write_text(cert.read_text() + key.read_text())
+        (AUTHORITY / f"{name}.pem").chmod(0o644)
+
+    if not ca.exists():
+        made("ca", "-subj", "/CN=authority of a company")
+        made("company", *leaf, "-CA", str(ca), "-CAkey", str(AUTHORITY / "ca.key"))
+        made("nobody", *leaf)
+    return ca
 
 
 def is_up(door: Door) -> bool:

@@ -1,13 +1,15 @@
 """What stands behind a door in its tests, in a container beside it: pages that answer what they were asked, and an issuer.
 
 `python door_stubs.py SECRET AUTHORIZE PORT…`: pages on these ports, and on 8080 an issuer of OpenID Connect whose login asks
-for nothing: the address AUTHORIZE?groups=… of it is where browsers find it.
+for nothing: the address AUTHORIZE?groups=… of it is where browsers find it. The door asks it by TLS, on 8443 with a
+certificate of a company's authority, on 8444 with one of nobody's.
 """
 
 import base64
 import hashlib
 import hmac
 import json
+import ssl
 import sys
 import threading
 import time
@@ -17,7 +19,8 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 #: RFC 6455.
 WEBSOCKET = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-ISSUER, ISSUER_PORT = "http://issuer:8080", 8080
+ISSUER, ISSUER_PORT = "https://issuer:8443", 8080
+BY_TLS = {8443: "/tmp/company.pem", 8444: "/tmp/nobody.pem"}
 SLOW_SECS = 2
 #: Who logs in at the issuer, and what is said of them.
 PERSON: dict[str, Any] = {"sub": "7", "preferred_username": "eva", "groups": ["everyone"]}
@@ -34,16 +37,20 @@ class Page(BaseHTTPRequestHandler):
             self.websocket()
             return
         self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.asked += 1
         if self.path == "/slow":
             self.server.slow += 1
             time.sleep(SLOW_SECS)
         self.answer(
             {
                 "slow": self.server.slow,
+                "asked": self.server.asked,
                 "port": self.server.server_port,
                 "path": self.path,
                 "headers": dict(self.headers),
-            }
+            },
+            # As Dagit's files have it.
+            **({"Content-Type": "application/javascript"} if self.path.endswith(".js") else {}),
         )
 
     def do_POST(self) -> None:
@@ -132,8 +139,8 @@ class Issuer(Page):
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
-    #: Slow requests so far.
-    slow = 0
+    #: Requests so far, and slow ones.
+    asked = slow = 0
 
 
 def signed(claims: dict[str, Any], secret: str) -> str:
@@ -154,4 +161,10 @@ def text(content: bytes) -> str:
 if __name__ == "__main__":
     for port in map(int, sys.argv[3:]):
         threading.Thread(target=Server(("0.0.0.0", port), Page).serve_forever).start()
+    for port, file in BY_TLS.items():
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(file)
+        server = Server(("0.0.0.0", port), Issuer)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever).start()
     Server(("0.0.0.0", ISSUER_PORT), Issuer).serve_forever()

@@ -1,7 +1,10 @@
 """The door by itself, before stubs: who gets in, as whom, and who does not."""
 
+import base64
 import http.client
+import json
 import re
+import socket
 import ssl
 import time
 from collections.abc import Iterator
@@ -13,7 +16,17 @@ import pytest
 import requests
 
 from tests.conftest import free_ports
-from tests.stack.door import CLIENT_SECRET, SECRET, Door, door_with_stubs, is_up, roles, run
+from tests.stack.door import (
+    CLIENT_SECRET,
+    SECRET,
+    Door,
+    another_door,
+    authority,
+    door_with_stubs,
+    is_up,
+    roles,
+    run,
+)
 from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
@@ -22,7 +35,7 @@ PREFIXES = ("flower", "prometheus", "figures", "grafana")
 SOCKETS, MEGABYTES = 250, 60
 #: Wrong passwords within a minute, after which none is looked at.
 TRIES = 10
-OIDC = {"OIDC_ISSUER": "http://issuer:8080", "OIDC_CLIENT_ID": "dagit", "OIDC_CLIENT_SECRET": CLIENT_SECRET,
+OIDC = {"OIDC_ISSUER": "https://issuer:8443", "OIDC_CLIENT_ID": "dagit", "OIDC_CLIENT_SECRET": CLIENT_SECRET,
         "OIDC_ROLE_CLAIM": "groups", "OIDC_ROLES": "viewer:everyone,operator:data,admin:ops,admin:the.bosses"}  # fmt: skip
 
 
@@ -35,12 +48,19 @@ def issuer() -> int:
 @pytest.fixture(scope="module")
 def door(stack: Stack, tmp_path_factory: pytest.TempPathFactory, issuer: int) -> Iterator[Door]:
     door_port, s3_port = map(int, free_ports(2))
-    with door_with_stubs(
-        stack, tmp_path_factory.mktemp("door"), (door_port, s3_port, issuer), **OIDC
-    ) as door:
+    folder = tmp_path_factory.mktemp("door")
+    ports = (door_port, s3_port, issuer)
+    with door_with_stubs(stack, folder, ports, LOG_FORMAT="json", **OIDC, **company()) as door:
         for name, role in {"vera": "viewer", "otto": "operator"}.items():
             door.make_user(name, role)
         yield door
+
+
+def company() -> dict[str, str]:
+    """What a container is told of TLS_CA_FILE."""
+    bundle = "/tmp/dagster/tls/bundle.pem"
+    text = base64.b64encode(authority().read_bytes()).decode()
+    return {"DAGSTER_STACK_CA": text, "DAGSTER_STACK_CA_BUNDLE": bundle, "SSL_CERT_FILE": bundle}
 
 
 # --- who gets in ---------------------------------------------------------------------------------------
@@ -169,6 +189,170 @@ def test_who_guesses_waits_and_who_is_logged_in_does_not_notice(door: Door) -> N
     # And the session goes on, as do all at other addresses
     assert status("-H", f"Cookie: {session}") == "200"
     assert door.get("/x", "vera").status_code == 200
+
+
+ODD = ["//", "/.", "/..", "/../", "/door/..//", "/door/../graphql", "/door/login/../../graphql", "/door/login/..%2f..%2fgraphql",
+       "/door/style.css/../../graphql", "/door/style.css/x", "/door/style.css%00", "/door/%2e%2e/graphql", "/%2e%2e/graphql",
+       "/door%2flogin", "//door/login", "/door//login/x", "/DOOR/LOGIN", "/door/login;x", "/graphql?/door/login", "/graphql%3f",
+       "/_next/static/chunks/x.js", "/_next/static/../../graphql", "/flower/../graphql", "/prometheus//api", "/%66lower/",
+       "/grafana/..;/", "/door/oidc/../../graphql", "/door/forbidden/x", "/door/issuer/x", "/door/logout/../x",
+       "/\\graphql", "/graphql#/door/login", "*", "http://dagit:3000/graphql", "https://evil.example/door/login/../x"]  # fmt: skip
+
+
+def raw(door: Door, request: bytes, port: int | None = None) -> bytes:
+    """All that the door answers to these very bytes."""
+    context = ssl.create_default_context(cafile=str(door.certificate))
+    with context.wrap_socket(
+        socket.create_connection(("127.0.0.1", port or door.port), 20), server_hostname="localhost"
+    ) as connection:
+        connection.sendall(request)
+        answer = b""
+        while more := connection.recv(65536):
+            answer += more
+    return answer
+
+
+def is_answered(text: bytes) -> bool:
+    """Whether a page behind the door was asked: each answers with what it was asked, as JSON."""
+    return b'"port"' in text
+
+
+@pytest.mark.parametrize(
+    "method", ["GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE", "PATCH", "PROPFIND", "TRACE", "CONNECT"]
+)
+def test_no_method_and_no_odd_path_gets_by_the_login(door: Door, method: str) -> None:
+    for path in ODD:
+        request = f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{door.port}\r\nConnection: close\r\n\r\n"
+        answer = raw(door, request.encode())
+        assert not is_answered(answer), (path, answer)
+        assert b" 101 " not in answer[:20], (path, answer)
+        # What it is: refused, or a page of the login's own
+        status = int(answer.split(b" ", 2)[1])
+        assert (
+            status >= 400 or b"<title>" in answer or b"Location: " in answer or method in ("HEAD", "OPTIONS")
+        ), (path, answer)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "dagit:3000",
+        "localhost",
+        "evil.example",
+        "127.0.0.1:3000",
+        "door:8443",
+        "x\r\nX-Stack-Role: admin",
+        "",
+    ],
+)
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_no_host_gets_by_the_login(door: Door, host: str, version: str) -> None:
+    request = f"GET /graphql HTTP/{version}\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    answer = raw(door, request.encode())
+
+    assert not is_answered(answer)
+    assert int(answer.split(b" ", 2)[1]) in (400, 401)
+
+
+FORGED = ["X-Stack-Door", "X-Stack-User", "X-Stack-Role", "X-Stack-Address", "x_stack_role", "X-Stack-Role ", "X-Remote-User", "Remote-User",
+          "REMOTE_USER", "X-Forwarded-User", "X-Auth-Request-User", "OIDC_CLAIM_groups", "OIDC-CLAIM-groups", "X-Original-URL", "X-Rewrite-URL",
+          "X-HTTP-Method-Override", "X-Forwarded-Host", "Forwarded", "Proxy-Authorization", "Upgrade-Insecure-Requests"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_no_header_says_who_somebody_is(door: Door, name: str) -> None:
+    # Without a login, and with one of a viewer's
+    login = base64.b64encode(f"vera:{door.users['vera']}".encode()).decode()
+    for authorization in ("", f"Authorization: Basic {login}\r\n"):
+        request = f"GET /x HTTP/1.1\r\nHost: 127.0.0.1:{door.port}\r\n{name}: admin\r\nConnection: {name}, close , {name}\r\n{authorization}\r\n"
+        answer = raw(door, request.encode())
+        if is_answered(answer):
+            asked = json.loads(answer.partition(b"\r\n\r\n")[2])
+            assert authorization
+            # Not by names that some programs take for the same either
+            said = {key.lower().replace("_", "-"): value for key, value in asked["headers"].items()}
+            assert (said["x-stack-user"], said["x-stack-role"], said["x-stack-door"]) == (
+                "vera",
+                "viewer",
+                SECRET,
+            )
+        else:
+            assert int(answer.split(b" ", 2)[1]) in (400, 401)
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        "Content-Length: 6\r\nTransfer-Encoding: chunked", "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        "Transfer-Encoding: xchunked", "Transfer-Encoding : chunked", "Transfer-Encoding:\x0bchunked", "Content-Length: 6\r\nContent-Length: 60",
+        "Content-Length: +6", "Content-Length: 6, 6", "X: y\nTransfer-Encoding: chunked", "Content-Length: 0\r\n Transfer-Encoding: chunked",
+    ],
+)  # fmt: skip
+def test_no_request_is_smuggled_behind_another_ones(door: Door, framing: str) -> None:
+    # Given a viewer's request with a body that is another request, of an admin it says
+    login = base64.b64encode(f"vera:{door.users['vera']}".encode()).decode()
+    inner = "GET /smuggled HTTP/1.1\r\nHost: dagit\r\nX-Stack-Role: admin\r\n\r\n"
+    request = (
+        f"POST /x HTTP/1.1\r\nHost: 127.0.0.1:{door.port}\r\nAuthorization: Basic {login}\r\n{framing}\r\n\r\n0\r\n\r\n{inner}"
+        f"GET /door/style.css HTTP/1.1\r\nHost: 127.0.0.1:{door.port}\r\nConnection: close\r\n\r\n"
+    )
+    answer = raw(door, request.encode())
+
+    # Then no page is asked for it: it is part of the body, or refused for lack of a login of its own
+    assert b'"path": "/smuggled"' not in answer
+    # And whoever comes next on the door's own connections gets their own answer
+    assert door.asked("/after", "otto")["path"] == "/after"
+
+
+def test_a_websocket_needs_a_login_and_comes_from_dagits_own_page(door: Door) -> None:
+    for path in ("/graphql", "/door/../graphql", "//graphql", "/flower/api", "/grafana/api/live/ws"):
+        request = (
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{door.port}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {base64.b64encode(bytes(16)).decode()}\r\n\r\n"
+        )
+        assert not first_words(door, request.encode()).startswith(b"HTTP/1.1 101"), path
+
+
+def first_words(door: Door, request: bytes) -> bytes:
+    """What the door answers at once: the connection may stay open for another request."""
+    context = ssl.create_default_context(cafile=str(door.certificate))
+    with context.wrap_socket(
+        socket.create_connection(("127.0.0.1", door.port), 20), server_hostname="localhost"
+    ) as connection:
+        connection.sendall(request)
+        return connection.recv(65536)
+
+
+# --- Dagit's own files ------------------------------------------------------------------------------------
+
+
+def test_dagits_files_are_kept_compressed_and_are_behind_the_login_as_all_else(door: Door) -> None:
+    path = "/_next/static/chunks/main-28206b53.js"
+    session = door.logged_in("vera")
+    first, second = (session.get(f"{door.url}{path}", timeout=20) for _ in range(2))
+
+    # Then browsers keep one, and the page behind the door was asked once
+    assert first.headers["Cache-Control"] == "private, max-age=31536000, immutable"
+    assert first.headers["Content-Encoding"] == second.headers["Content-Encoding"] == "gzip"
+    assert first.json() == second.json()
+    assert first.json()["asked"] + 1 == door.asked("/x", "vera")["asked"]
+    # And what is kept has nobody's cookie, and is for nobody who has not logged in
+    assert "Set-Cookie" not in second.headers
+    assert door.get(path).status_code == 401
+    assert door.get(path, Cookie="__Host-door=x").status_code == 401
+    # And one who can't unpack it gets it as it is
+    plain = session.get(f"{door.url}{path}", headers={"Accept-Encoding": "identity"}, timeout=20)
+    assert "Content-Encoding" not in plain.headers
+    assert plain.json()["path"] == path
+
+
+def test_nothing_else_is_kept_or_compressed(door: Door) -> None:
+    session = door.logged_in("vera")
+    for path in ("/x", "/_next/static/chunks/main.js.map", "/graphql"):
+        first, second = (session.get(f"{door.url}{path}", timeout=20) for _ in range(2))
+        assert second.json()["asked"] == first.json()["asked"] + 1
+        assert "Content-Encoding" not in first.headers
+        assert "immutable" not in first.headers.get("Cache-Control", "")
 
 
 # --- as whom -------------------------------------------------------------------------------------------
@@ -325,6 +509,60 @@ def test_ones_own_certificate_is_taken_and_a_wrong_key_is_not(door: Door, tmp_pa
     assert door.get("/x", "vera").status_code == 200
 
 
+def test_the_doors_own_certificate_is_made_anew_a_month_before_it_ends(door: Door) -> None:
+    def put(days: int) -> None:
+        door.exec("sh", "-c", "cd /data && openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=short"
+                  f" -days {days} -keyout /tmp/key -out /tmp/crt 2> /dev/null && cat /tmp/crt /tmp/key > certificate.pem")  # fmt: skip
+
+    def days_left(days: int) -> bool:
+        command = f"openssl s_client -connect 127.0.0.1:8443 < /dev/null 2> /dev/null | openssl x509 -noout -checkend {days * 86400}"
+        return "will not expire" in door.exec("sh", "-c", f"{command} || true")
+
+    # Given one that ends in 31 days: it stays
+    put(31)
+    door.exec("certificate")
+    assert "short" in door.exec("openssl", "x509", "-in", "/data/certificate.pem", "-noout", "-subject")
+    # When it ends in 29
+    put(29)
+    door.exec("certificate")
+    # Then there is one for a year, and the door serves it
+    wait_until(lambda: days_left(390), 10, "the new certificate is served", pause=0.2)
+    door.certificate.write_text(door.exec("openssl", "x509", "-in", "/data/certificate.pem"))
+    assert door.get("/x", "vera").status_code == 200
+
+
+# --- the log ----------------------------------------------------------------------------------------------
+
+
+def test_each_line_of_the_log_is_an_object_whatever_was_asked(door: Door) -> None:
+    # When somebody asks for odd things
+    for path in (
+        '/"quoted"',
+        "/back\\slash",
+        "/%22%5c%0a",
+        "/jörg",
+        "/%ff%fe",
+        "/a%09b",
+        "/x?token=secret",
+        "/\\x41",
+    ):
+        raw(door, f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+    raw(door, b'GET /"x HTTP/9\r\nHost: "\\\x01\xff\r\n\r\n')
+    for name in ('"', "\\", "a\x01b", "jörg", "\\x41"):
+        door.session().get(f"{door.url}/named", headers=basic(name), timeout=20)
+    # Then each line is JSON, with what a log collector needs, and no query
+    lines = [line for line in door.logs().splitlines() if line.strip()]
+    records = [json.loads(line) for line in lines]
+    assert {"timestamp", "level", "service", "message"} <= set.intersection(*map(set, records))
+    assert {record["service"] for record in records} == {"door"}
+    assert any(record["message"] == "GET /named" and record["status"] == "401" for record in records)
+    assert not any("secret" in line for line in lines)
+
+
+def basic(name: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(f'{name}:x'.encode()).decode()}"}
+
+
 # --- OpenID Connect --------------------------------------------------------------------------------------
 
 
@@ -360,6 +598,24 @@ def test_who_has_no_such_claim_sees_nothing(door: Door, issuer: int, groups: str
     assert door.session().get(f"{door.url}/door/oidc/login/", timeout=20).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("issuer_url", "trusted"), [("https://issuer:8444", True), ("https://issuer:8443", False)]
+)
+def test_an_issuer_whose_certificate_nobody_trusts_is_told_with_the_way_to_the_reason(
+    door: Door, tmp_path: Path, issuer_url: str, trusted: bool
+) -> None:
+    # Given a certificate of nobody's, or a company's without TLS_CA_FILE
+    settings = OIDC | {"OIDC_ISSUER": issuer_url} | (company() if trusted else {})
+    with another_door(door, tmp_path, **settings) as other:
+        # When somebody wants to log in there
+        answer = other.get("/door/oidc/login/runs/7")
+        # Then the page says what is wrong, the log says why, and local users get in
+        assert answer.status_code == 500
+        assert f"{issuer_url} does not answer, or its certificate is not trusted" in answer.text
+        assert "certificate" in other.logs()
+        assert other.get("/x", "admin").status_code == 200
+
+
 def test_a_local_login_goes_before_the_issuers(door: Door, issuer: int) -> None:
     requests.get(f"http://127.0.0.1:{issuer}/become", params={"groups": "everyone"}, timeout=20)
     session = door.session()
@@ -381,16 +637,15 @@ def test_a_logout_ends_the_issuers_session_too(door: Door, issuer: int) -> None:
 # --- what it costs ---------------------------------------------------------------------------------------
 
 
-def test_it_is_small_also_with_many_open_websockets(door: Door) -> None:
+def test_it_is_small_also_with_many_open_websockets(door: Door, tmp_path: Path) -> None:
     # Given a door that has done nothing yet
-    run("restart", door.container)
-    wait_until(lambda: is_up(door), 20, "the door is back", pause=0.2)
-    idle = door.memory
-    assert idle < MEGABYTES / 2
-    # When so many browsers look
-    sockets = [door.websocket("vera") for _ in range(SOCKETS)]
-    used = door.memory
-    for each in sockets:
-        each.close()
+    with another_door(door, tmp_path, **OIDC) as other:
+        idle = other.memory
+        assert idle < MEGABYTES / 2
+        # When so many browsers look
+        sockets = [other.websocket("admin") for _ in range(SOCKETS)]
+        used = other.memory
+        for each in sockets:
+            each.close()
 
     assert used < MEGABYTES, f"{used:.1f} MB, idle {idle:.1f} MB"

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from minio.error import MinioAdminException
 
 from scripts import env_file
 from scripts.images import CERTIFICATES_FILE
+from tests.conftest import free_ports
 from tests.stack.monitoring import SERVICES as MONITORING
 from tests.stack.monitoring import Monitoring
 from tests.stack.stack import Stack
 
 STORES = ("postgres", "rabbitmq", "minio")
 DAGSTER = ("dagit", "daemon", "runner", "worker", "worker-heavy")
-SERVICES = STORES + DAGSTER + MONITORING + ("backup",)
+SERVICES = STORES + DAGSTER + MONITORING + ("backup", "door")
 #: Who executes the user's code, with the processes and threads that this may have: WORKER_PIDS, as it comes.
 EXECUTES, WORKER_PIDS = ("runner", "worker", "worker-heavy"), 4096
 
@@ -33,6 +35,7 @@ PUBLISHED = {
     "metrics": {"9808/tcp": "METRICS_PORT"},
     "flower": {"5555/tcp": "FLOWER_PORT"},
     "prometheus": {"9090/tcp": "PROMETHEUS_PORT"},
+    "door": {"8443/tcp": "DAGIT_PORT", "9443/tcp": "MINIO_PORT"},
 }
 #: Who knows which secret.
 KNOWS = {
@@ -46,7 +49,9 @@ KNOWS = {
     "MINIO_MONITOR_PASSWORD": {"init", "prometheus"},
     "S3_SECRET_KEY": {"init", "metrics", "backup", *DAGSTER},
     "BACKUP_KEY": {"postgres", "backup"},
-    "FLOWER_PASSWORD": {"flower"},
+    "FLOWER_PASSWORD": {"flower", "door"},
+    "DOOR_SECRET": {"door"},
+    "DOOR_ADMIN_PASSWORD": {"door"},
 }
 #: Which store's port each service can open; `outside` stands for an address beyond this host's networks.
 PORTS = {"postgres": 5432, "rabbitmq": 5672, "minio": 9000}
@@ -64,19 +69,34 @@ REACHES = {
     "postgres-exporter": {"postgres"},
     # Postgres is met at its socket.
     "backup": {"rabbitmq", "minio"},
+    "door": {"minio"},
 }
 #: A route that leaves this host, by which nothing answers (RFC 5737).
 OUTSIDE = "198.51.100.1"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def all_services(stack: Stack, monitoring: Monitoring) -> Iterator[None]:
-    """Those of monitoring and backups too."""
+@pytest.fixture(scope="module")
+def stack(stack: Stack, monitoring: Monitoring) -> Iterator[Stack]:
+    """The session's stack with all services: those of monitoring, backups, and the door of LOGIN=on, at other ports beside a
+    Dagit that has its own."""
+    pages, links = free_ports(2)
     env_file.set_value("BACKUP", "daily", stack.env)
     stack.make("up")
-    yield
-    env_file.set_value("BACKUP", "off", stack.env)
-    stack.make("up")
+    found = replace(stack, shell={**stack.shell, "LOGIN": "on", "DAGIT_PORT": pages, "MINIO_PORT": links})
+    try:
+        found.compose("up", "--detach", "--build", "--no-deps", "--wait", "door", timeout=900)
+        yield found
+    finally:
+        found.compose("rm", "--stop", "--force", "--volumes", "door")
+        found.docker("volume", "rm", f"{stack.project}_door")
+        found.docker("network", "rm", f"{stack.project}_door")
+        env_file.set_value("BACKUP", "off", stack.env)
+        stack.make("up")
+
+
+def port_of(stack: Stack, service: str, variable: str) -> str:
+    """What is published under a variable."""
+    return str((stack.settings | (dict(stack.shell) if service == "door" else {}))[variable])
 
 
 @pytest.fixture(scope="module")
@@ -176,14 +196,18 @@ def test_ports_are_published_on_the_loopback_address_alone(
     published = {port: bindings for port, bindings in ports.items() if bindings}
     # Then it is what people look at, under the ports of .env, and nothing else
     assert published == {
-        port: [{"HostIp": "127.0.0.1", "HostPort": stack.settings[variable]}]
+        port: [{"HostIp": "127.0.0.1", "HostPort": port_of(stack, service, variable)}]
         for port, variable in PUBLISHED.get(service, {}).items()
     }
 
 
 def test_this_host_listens_for_the_stack_on_the_loopback_address_alone(stack: Stack) -> None:
     # Given the host's own table of listening sockets
-    wanted = {int(stack.settings[variable]) for ports in PUBLISHED.values() for variable in ports.values()}
+    wanted = {
+        int(port_of(stack, service, variable))
+        for service, ports in PUBLISHED.items()
+        for variable in ports.values()
+    }
     listening = [(address, port) for address, port in listeners() if port in wanted]
     # Then each port is there, and on no other address
     assert {port for _, port in listening} == wanted
@@ -260,7 +284,7 @@ def test_logs_hold_no_secret(stack: Stack) -> None:
     assert [name for name in KNOWS if stack.settings[name] in log] == []
 
 
-@pytest.mark.parametrize("service", [*STORES, *MONITORING[2:], "backup", "worker"])
+@pytest.mark.parametrize("service", [*STORES, *MONITORING[2:], "backup", "worker", "door"])
 def test_an_image_holds_no_secret_and_no_certificate_of_the_building_network(
     stack: Stack, containers: dict[str, dict[str, Any]], service: str
 ) -> None:
@@ -286,7 +310,7 @@ def test_an_image_holds_no_secret_and_no_certificate_of_the_building_network(
 # --- images --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("service", [*STORES, *MONITORING[2:], "backup", "worker"])
+@pytest.mark.parametrize("service", [*STORES, *MONITORING[2:], "backup", "worker", "door"])
 def test_an_image_runs_as_a_numeric_user_and_brings_no_tool_to_build_with(
     stack: Stack, containers: dict[str, dict[str, Any]], service: str
 ) -> None:

@@ -48,15 +48,6 @@ def test_a_word_that_is_neither_is_named(env: Path, mode: str) -> None:
     assert "is on or off" in cures(env, f"LOGIN={mode}\n")[0]
 
 
-def test_a_certificate_has_a_key_and_both_can_be_read(env: Path, tmp_path: Path) -> None:
-    file = tmp_path / "file.pem"
-    file.write_text("x")
-
-    assert "go together" in cures(env, f"LOGIN=on\nTLS_CERT={file}\n")[0]
-    assert "can't be read" in cures(env, f"LOGIN=on\nTLS_CERT={file}\nTLS_KEY={tmp_path}/none\n")[0]
-    assert cures(env, f"LOGIN=on\nTLS_CERT={file}\nTLS_KEY={file}\n") == []
-
-
 def test_an_issuer_has_all_of_its_settings(env: Path) -> None:
     assert cures(env, f"LOGIN=on\n{OIDC}") == []
     assert "OIDC_ROLES must be set too" in cures(env, "LOGIN=on\n" + OIDC.replace("OIDC_ROLES", "#"))[0]
@@ -116,3 +107,34 @@ def test_dagit_is_told_no_secret_and_without_a_login_links_are_as_before(env: Pa
     before = env.stat().st_mtime_ns
     login.derive()
     assert env.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        (
+            "curl: (60) SSL certificate problem: self-signed certificate\nMore details here: https://curl.se/docs/sslcerts.html\n",
+            "curl: (60) SSL certificate problem: self-signed certificate. TLS_CA_FILE in .env names the certificates",
+        ),
+        ("curl: (6) Could not resolve host: login.example.com", "curl: (6) Could not resolve host: login.example.com.\n"),
+        ("", "the door can ask https://login.example.com/realms/data\n"),
+    ],
+)  # fmt: skip
+def test_make_up_says_why_the_door_can_not_ask_the_issuer(
+    env: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str, wanted: str
+) -> None:
+    asked: list[str] = []
+
+    def in_door(*command: str, given: str | None = None) -> str:
+        asked.append(command[-1])
+        if said:
+            raise Failure(f"`docker compose exec …` failed:\n{said}")
+        return ""
+
+    monkeypatch.setattr(login, "in_door", in_door)
+    env.write_text("LOGIN=on\n" + OIDC)
+
+    login.ask_issuer()
+
+    assert wanted in "".join(capsys.readouterr())
+    assert asked == ["https://login.example.com/realms/data/.well-known/openid-configuration"]

@@ -168,6 +168,42 @@ def test_a_concrete_address_needs_no_name(env: Path, address: str) -> None:
     assert not cures(preflight.names())
 
 
+@pytest.mark.parametrize("variable", ["DAGIT_PORT", "MINIO_PORT"])
+def test_a_port_of_the_doors_in_use_is_named(
+    programs: Path, env: Path, ports: list[int], taken: int, variable: str
+) -> None:
+    FakeDocker().install(programs)
+    for address in ("127.0.0.1", "0.0.0.0"):
+        env.write_text(FREE.format(*ports) + f"LOGIN=on\nBIND_ADDRESS={address}\n")
+        env_file.set_value(variable, str(taken))
+
+        assert cures(preflight.ports()) == [f"set {variable} in .env to a free port"]
+
+
+def test_ports_that_a_login_closes_are_not_looked_at(
+    programs: Path, env: Path, ports: list[int], taken: int
+) -> None:
+    FakeDocker().install(programs)
+    env.write_text(FREE.format(*ports) + f"LOGIN=on\nCOMPOSE_PROFILES=monitoring\nFLOWER_PORT={taken}\n")
+
+    assert not cures(preflight.ports())
+
+
+@pytest.mark.parametrize("name", ["team", "0ab", "data_team-2", "a__b--c", "a" * 100])
+def test_a_stack_is_called_as_its_image_can_be(env: Path, name: str) -> None:
+    env.write_text(f"COMPOSE_PROJECT_NAME={name}\n")
+
+    assert not cures(preflight.stack_name())
+
+
+@pytest.mark.parametrize("name", ["team_", "-team", "a___b", "a-_b", "Team", "a.b", "jörg", "a b", "a" * 101])
+def test_a_stacks_name_that_no_image_can_have_is_named_before_anything_is_built(env: Path, name: str) -> None:
+    env.write_text(f"COMPOSE_PROJECT_NAME={name}\n")
+
+    with pytest.raises(Failure, match=r"COMPOSE_PROJECT_NAME=.* can't be the name of an image"):
+        preflight.report(preflight.stack_name())
+
+
 def test_ports_of_outside_stores_are_not_looked_at(programs: Path, env: Path, ports: list[int]) -> None:
     FakeDocker().install(programs)
     env.write_text(FREE.format(*ports) + "RABBITMQ_HOST=mq.example\nS3_ENDPOINT_URL=https://s3.example\n")
