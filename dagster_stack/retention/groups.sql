@@ -18,9 +18,26 @@ SELECT key FROM bulk_actions
 WHERE key = ANY(:backfills) AND NOT status IN ('COMPLETED', 'COMPLETED_SUCCESS', 'COMPLETED_FAILED', 'FAILED', 'CANCELED');
 
 -- name: wanted
--- Runs that a page about now would miss: the last one of an asset; one by which a partition counts as failed; one that
--- was to evaluate a check and did not, nor did any later one.
+-- Runs that a page about now, or an automation, would miss: the last one of an asset, and the last one that made it; one by
+-- which an asset or partition counts as failed; one that was to evaluate a check and did not, nor did any later one.
 SELECT last_run_id FROM asset_keys WHERE last_run_id = ANY(:runs)
+UNION SELECT made.run_id FROM event_logs AS made
+WHERE made.run_id = ANY(:runs) AND made.dagster_event_type = 'ASSET_MATERIALIZATION' AND made.asset_key IS NOT NULL
+    AND NOT EXISTS (
+        SELECT FROM event_logs AS later
+        WHERE later.asset_key = made.asset_key AND later.dagster_event_type = 'ASSET_MATERIALIZATION'
+            AND later.id > made.id
+    )
+-- The last run of an asset is nobody's once somebody has reported it by hand.
+UNION SELECT planned.run_id FROM event_logs AS planned JOIN runs USING (run_id)
+WHERE planned.run_id = ANY(:runs) AND runs.status = 'FAILURE'
+    AND planned.dagster_event_type = 'ASSET_MATERIALIZATION_PLANNED'
+    AND planned.asset_key IS NOT NULL AND planned.partition IS NULL
+    AND NOT EXISTS (
+        SELECT FROM event_logs AS later
+        WHERE later.asset_key = planned.asset_key AND later.id > planned.id
+            AND later.dagster_event_type = 'ASSET_MATERIALIZATION_PLANNED'
+    )
 UNION SELECT planned.run_id FROM event_logs AS planned JOIN runs USING (run_id)
 WHERE planned.run_id = ANY(:runs) AND runs.status = 'FAILURE'
     AND planned.dagster_event_type = 'ASSET_MATERIALIZATION_PLANNED'

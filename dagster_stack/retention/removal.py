@@ -32,8 +32,8 @@ MOST_AGAIN = 2000
 _SQL = nested(__file__)
 DOOMED, EVENTS_OF, KEPT_EVENTS = _SQL["doomed"], _SQL["events_of"], _SQL["kept_events"]
 COUNT = [_SQL[f"count_{name}"] for name in ("checks", "events", "runs")]
-#: In this order: which events stay depends on the checks that do.
-DELETE = [_SQL[f"delete_{name}"] for name in ("checks", "events", "tags")]
+#: In this order: which runs stay, empty, depends on their events, and which events stay on the checks that do.
+DELETE = [_SQL[f"delete_{name}"] for name in ("tags", "runs", "checks", "events")]
 DELETE_CLAIMS, DELETE_RUNS, MARK = _SQL["delete_claims"], _SQL["delete_runs"], _SQL["mark"]
 REMAINS, FORGET = _SQL["remains"], _SQL["forget"]
 DELETE_BACKFILLS, COUNT_BACKFILLS = _SQL["delete_backfills"], _SQL["count_backfills"]
@@ -124,10 +124,9 @@ class Removal:
         with transaction(self._connection) as connection:
             for statement in DELETE:
                 rows, size = connection.execute(statement, values).one()
-                freed.add(Freed(rows=rows, row_bytes=int(size)))
+                runs_of_them = rows if statement is DELETE_RUNS else 0
+                freed.add(Freed(runs=runs_of_them, rows=rows, row_bytes=int(size)))
             connection.execute(DELETE_CLAIMS, values)
-            rows, size = connection.execute(DELETE_RUNS, values).one()
-            freed.add(Freed(runs=rows, rows=rows, row_bytes=int(size)))
             connection.execute(MARK, values)
         return freed
 

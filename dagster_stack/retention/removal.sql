@@ -45,7 +45,31 @@ WHERE mine.run_id = ANY(:runs)
     AND NOT mine.id = ANY(ARRAY(
         SELECT evaluation_event_storage_id FROM asset_check_executions
         WHERE run_id = ANY(:runs) AND evaluation_event_storage_id IS NOT NULL AND NOT id IN ({old_checks})
-    ));
+    ))
+    -- And since when a partition has the data version that it has now: by that Dagster tells whether what was made of an
+    -- earlier one is stale. At most one more of each partition.
+    AND NOT EXISTS (
+        SELECT FROM asset_event_tags AS version
+        WHERE mine.dagster_event_type IN ('ASSET_MATERIALIZATION', 'ASSET_OBSERVATION') AND mine.partition IS NOT NULL
+            AND version.event_id = mine.id AND version.key = 'dagster/data_version'
+            AND NOT EXISTS (
+                SELECT FROM event_logs AS later
+                WHERE later.asset_key = mine.asset_key AND later.dagster_event_type = mine.dagster_event_type
+                    AND later.partition = mine.partition AND later.id > mine.id
+                    AND NOT EXISTS (
+                        SELECT FROM asset_event_tags AS other
+                        WHERE other.event_id = later.id AND other.key = version.key AND other.value = version.value
+                    )
+            )
+            AND NOT EXISTS (
+                SELECT FROM asset_event_tags AS other
+                WHERE other.key = version.key AND other.value = version.value AND other.event_id = (
+                    SELECT max(earlier.id) FROM event_logs AS earlier
+                    WHERE earlier.asset_key = mine.asset_key AND earlier.dagster_event_type = mine.dagster_event_type
+                        AND earlier.partition = mine.partition AND earlier.id < mine.id
+                )
+            )
+    );
 
 -- name: kept_events
 -- Those that stay, as texts: they may name objects.
@@ -75,9 +99,25 @@ WITH gone AS (
 SELECT count(*), coalesce(sum(size), 0) FROM freed;
 
 -- name: keyed
--- Runs that a sensor or schedule asked for with a run key. Dagster looks for the key among runs, and launches once more what
--- it does not find: these stay with their tags, empty.
-SELECT run_id FROM run_tags WHERE run_id = ANY(:runs) AND key = 'dagster/run_key';
+-- Runs that stay with their tags, empty. Those that a sensor or schedule asked for with a run key: Dagster looks for the key
+-- among runs, and launches once more what it does not find. And the last one of each partition of a job without assets, but
+-- for canceled ones: without it that partition would count as missing.
+SELECT run_id FROM run_tags WHERE run_id = ANY(:runs) AND key = 'dagster/run_key'
+UNION SELECT mine.run_id FROM runs AS mine
+WHERE mine.run_id = ANY(:runs) AND mine.partition_set IS NOT NULL AND mine.partition IS NOT NULL
+    AND mine.status != 'CANCELED' 
+    AND NOT EXISTS (
+        SELECT FROM event_logs AS planned
+        WHERE planned.run_id = mine.run_id AND planned.dagster_event_type = 'ASSET_MATERIALIZATION_PLANNED'
+    )
+    AND NOT EXISTS (
+        SELECT FROM runs AS later
+        WHERE later.partition_set = mine.partition_set AND later.partition = mine.partition AND later.id > mine.id
+            AND later.status != 'CANCELED'
+            -- Another location may have a job of that name. By the text, since tags go first.
+            AND substring(later.run_body FROM '"\.dagster/repository": "[^"]*"')
+                IS NOT DISTINCT FROM substring(mine.run_body FROM '"\.dagster/repository": "[^"]*"')
+    );
 
 -- name: count_runs
 SELECT count(*), coalesce(sum(pg_column_size(run_body)), 0) FROM runs

@@ -17,7 +17,7 @@ AT_ONCE = 20
 
 _SQL = statements(__file__)
 CANDIDATES, OF_RUNS, JOBS, BODIES = _SQL["candidates"], _SQL["of_runs"], _SQL["jobs"], _SQL["bodies"]
-DELETE, DONE = _SQL["delete"], _SQL["done"]
+NEWEST, DELETE, DONE = _SQL["newest"], _SQL["delete"], _SQL["done"]
 
 
 class Snapshots:
@@ -33,23 +33,29 @@ class Snapshots:
             candidates = {row[0] for row in connection.execute(CANDIDATES)}
         if not candidates:
             return freed
-        for some in in_parts(sorted(self.unused(connection, candidates, pace))):
+        unused, newest = self.unused(connection, candidates, pace)
+        for some in in_parts(sorted(unused)):
             with transaction(connection):
-                number, size = connection.execute(DELETE, {"snapshots": some}).one()
+                number, size = connection.execute(DELETE, {"snapshots": some, "newest": newest}).one()
             freed.add(Freed(snapshots=number, rows=number, row_bytes=int(size)))
             pace.pause()
         with transaction(connection):
             connection.execute(DONE)
         return freed
 
-    def unused(self, connection: Connection, candidates: set[str], pace: Pace) -> set[str]:
-        """Of candidates and their parents, those that nothing else needs."""
-        with transaction(connection):
-            used = {row[0] for row in connection.execute(OF_RUNS)}
-            jobs = {row[0] for row in connection.execute(JOBS)}
-        self._read_parents(connection, jobs, pace)
+    def unused(self, connection: Connection, candidates: set[str], pace: Pace) -> tuple[set[str], int]:
+        """Of candidates and their parents, those that nothing else needs; and the number of the newest run by then."""
+        while True:
+            # Last, since reading takes its time: a run may begin meanwhile that names one of them.
+            with transaction(connection):
+                newest = connection.execute(NEWEST).scalar_one()
+                used = {row[0] for row in connection.execute(OF_RUNS)}
+                jobs = {row[0] for row in connection.execute(JOBS)}
+            if jobs <= self._parents.keys():
+                break
+            self._read_parents(connection, jobs, pace)
         candidates = closure(candidates, self._parents)
-        return candidates - closure(used | (jobs - candidates), self._parents)
+        return candidates - closure(used | (jobs - candidates), self._parents), newest
 
     def _read_parents(self, connection: Connection, jobs: set[str], pace: Pace) -> None:
         self._parents = {name: parents for name, parents in self._parents.items() if name in jobs}

@@ -15,10 +15,17 @@ SELECT snapshot_id FROM snapshots WHERE snapshot_type = 'PIPELINE';
 -- name: bodies
 SELECT snapshot_id, snapshot_body FROM snapshots WHERE snapshot_id = ANY(:snapshots);
 
+-- name: newest
+SELECT coalesce(max(id), 0) FROM runs;
+
 -- name: delete
+-- But those that a run names which has begun since.
 WITH gone AS (
     DELETE FROM snapshots WHERE snapshot_id = ANY(:snapshots)
         AND NOT EXISTS (SELECT FROM runs WHERE runs.snapshot_id = snapshots.snapshot_id)
+        AND NOT EXISTS (
+            SELECT FROM runs WHERE runs.id > :newest AND strpos(run_body, '"' || snapshots.snapshot_id || '"') > 0
+        )
     RETURNING octet_length(snapshot_body) AS size
 )
 SELECT count(*), coalesce(sum(size), 0) FROM gone;
