@@ -5,7 +5,10 @@ The session's stack is switched on and off again by `make up`, which is what is 
 
 import json
 import re
+import shutil
+import statistics
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +20,7 @@ from playwright.sync_api import Error as PlaywrightError
 
 from scripts import env_file
 from scripts.console import BUILD_FOLDER
-from tests.browser.conftest import PATIENCE_MS, VIEWPORT
+from tests.browser.conftest import ARGUMENTS, PATIENCE_MS, VIEWPORT
 from tests.conftest import free_ports
 from tests.stack.door import CLIENT_SECRET, authority, stubs
 from tests.stack.stack import Stack, docker
@@ -345,6 +348,55 @@ def test_a_step_cannot_say_that_it_is_somebody(login: Login) -> None:
                 service, "sh", "-c", "cat /proc/[0-9]*/environ 2>/dev/null || true"
             ).stdout
         )
+
+
+#: Loads of which the median counts, and seconds by which the login and TLS may delay Dagit's first page on a busy machine:
+#: half of what Dagit's own start takes in the browser, or this.
+TIMED, DELAY_SECS = 7, 0.3
+
+
+def test_the_first_page_after_the_login_is_there_about_as_soon_as_without_one(login: Login) -> None:
+    # Given a browser that knows Dagit's own address, and a user who has typed the password
+    dagit = login.stack.inspect(login.stack.container("dagit"))["NetworkSettings"]["Networks"]
+    address = dagit[f"{login.stack.project}_door"]["IPAddress"]
+    rules = [part for part in ARGUMENTS if "resolver" not in part]
+    browser = login.browser.browser_type.launch(
+        executable_path=shutil.which("chromium"), args=[*rules, f"--host-resolver-rules=MAP dagit {address}"]
+    )
+    headers = {
+        "X-Stack-Door": login.stack.settings["DOOR_SECRET"],
+        "X-Stack-User": "admin",
+        "X-Stack-Role": "admin",
+    }
+
+    def first_page(by_door: bool) -> float:
+        """Seconds until the navigation is shown, each time with an empty cache."""
+        context = browser.new_context(
+            viewport=VIEWPORT, ignore_https_errors=True, extra_http_headers={} if by_door else headers
+        )
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        if by_door:
+            go(page, f"{login.url}/")
+            page.get_by_label("Name").fill("admin")
+            page.get_by_label("Password").fill(login.passwords["admin"])
+        began = time.monotonic()
+        if by_door:
+            page.get_by_role("button", name="Log in").click(no_wait_after=True)
+        else:
+            page.goto("http://dagit:3000/", wait_until="commit")
+        page.get_by_role("link", name="Runs").first.wait_for()
+        taken = time.monotonic() - began
+        context.close()
+        return taken
+
+    # When both are asked in turn, once more than is counted
+    times = [(first_page(True), first_page(False)) for _ in range(TIMED + 1)][1:]
+    browser.close()
+    by_door, alone = (statistics.median(each) for each in zip(*times, strict=True))
+    # Then most of it is Dagit's own start in the browser
+    print(f"first page: {by_door:.2f} s by the door, {alone:.2f} s without it; medians of {TIMED} in turn")
+    assert by_door < alone + max(DELAY_SECS, alone / 2)
 
 
 def test_no_port_of_this_host_and_of_any_container_answers_without_a_login(login: Login) -> None:
