@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +111,8 @@ def shown(page: Page, wanted: Locator) -> Locator:
             wanted.wait_for(timeout=LOAD_MS)
             return wanted
         except PlaywrightError:
-            page.reload()
+            with suppress(PlaywrightError):
+                page.reload()
     wanted.wait_for()
     return wanted
 
