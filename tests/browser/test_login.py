@@ -91,8 +91,11 @@ def go(page: Page, address: str) -> None:
             page.goto(address)
             return
         except PlaywrightError as error:
-            # The second one: its page of errors was on its way.
-            if "ERR_NETWORK_CHANGED" not in str(error) and "chrome-error:" not in str(error):
+            # The others: its page of errors was on its way, or it tries again by itself.
+            if not any(
+                word in str(error)
+                for word in ("ERR_NETWORK_CHANGED", "chrome-error:", "interrupted by another")
+            ):
                 raise
     page.goto(address)
 
