@@ -15,7 +15,7 @@ SHELL_SCRIPTS = [
         f"docker/{name}/start"
         for name in ("postgres", "rabbitmq", "minio", "prometheus", "postgres-exporter", "door")
     ),
-    *(f"docker/door/{name}" for name in ("ask-dagit", "certificate", "reload", "user")),
+    *(f"docker/door/{name}" for name in ("ask-dagit", "certificate", "json", "reload", "user")),
     "docker/certificates/issue",
     "docker/postgres/pgbackrest-push",
     ".ci/run",

@@ -33,8 +33,8 @@ from tests.waiting import wait_until
 PREFIXES = ("flower", "prometheus", "figures", "grafana")
 #: What the door may take in all, its 250 open WebSockets included.
 SOCKETS, MEGABYTES = 250, 60
-#: Wrong passwords within a minute, after which none is looked at.
-TRIES = 10
+#: Wrong passwords within a minute, after which none is looked at for the rest of it; with some seconds for the requests.
+TRIES, MINUTE_SECS = 10, 80
 OIDC = {"OIDC_ISSUER": "https://issuer:8443", "OIDC_CLIENT_ID": "dagit", "OIDC_CLIENT_SECRET": CLIENT_SECRET,
         "OIDC_ROLE_CLAIM": "groups", "OIDC_ROLES": "viewer:everyone,operator:data,admin:ops,admin:the.bosses"}  # fmt: skip
 
@@ -110,13 +110,17 @@ def test_a_form_makes_a_session_whose_cookie_no_page_reads_and_no_other_site_sen
 
 
 def test_a_wrong_password_is_told_and_makes_no_session(door: Door) -> None:
+    # When somebody who wanted a page mistypes the password
     session = door.session()
     response = session.post(
-        f"{door.url}/door/login", data={"httpd_username": "vera", "httpd_password": "x"}, timeout=20
-    )
+        f"{door.url}/door/login", data={"httpd_username": "vera", "httpd_password": "x"},
+        headers={"Referer": f"{door.url}/runs/7"}, timeout=20,
+    )  # fmt: skip
 
-    assert response.status_code == 401
+    # Then the login says so, and still knows the page
+    assert response.url == f"{door.url}/door/login?wrong"
     assert "is wrong" in response.text
+    assert f'value="{door.url}/runs/7"' in response.text
     assert session.get(f"{door.url}/x", timeout=20).status_code == 401
 
 
@@ -180,15 +184,49 @@ def test_who_guesses_waits_and_who_is_logged_in_does_not_notice(door: Door) -> N
     )
     session = re.findall(r"Set-Cookie: ([^;]*)", cookie)[0]
 
+    def guessed(guess: int) -> str:
+        """By the form and by basic auth in turn, for whomever."""
+        name = ("vera", "otto", "admin")[guess % 3]
+        form = f"httpd_username={name}&httpd_password={guess}"
+        if guess % 2:
+            return status("-u", f"{name}:{guess}")
+        return run("exec", stubs, "curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", "-d", form,
+                   f"https://{inside}:8443/door/login")  # fmt: skip
+
     # When passwords are guessed from there
-    answers = [status("-u", f"vera:{guess}") for guess in range(TRIES + 5)]
+    answers = [guessed(guess) for guess in range(TRIES + 5)]
 
     # Then after some none is looked at, not even the right one
-    assert answers == ["401"] * TRIES + ["429"] * 5
+    assert answers == ["302", "401"] * (TRIES // 2) + ["429"] * 5
     assert status("-u", f"vera:{door.users['vera']}") == "429"
     # And the session goes on, as do all at other addresses
     assert status("-H", f"Cookie: {session}") == "200"
     assert door.get("/x", "vera").status_code == 200
+    # And after a minute the right one is looked at again, although somebody goes on guessing there
+    wait_until(
+        lambda: (status("-u", f"vera:{door.users['vera']}"), guessed(1)), MINUTE_SECS, "vera gets in", pause=3,
+        until=lambda found: found[0] == "200",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/x", "/graphql", "/door/", "/door//login", "//door/login", "/door/%6cogin", "/door/login/x", "/door/login/", "/x/../door/login",
+     "/door/./login", "https://localhost/door/login", "/door/style.css", "/door/forbidden", "/door/logout", "/flower/"],
+)  # fmt: skip
+def test_a_password_is_looked_at_in_the_one_place_where_wrong_ones_are_counted(door: Door, path: str) -> None:
+    """Apache's form login would take one with any request."""
+    form = f"httpd_username=admin&httpd_password={door.users['admin']}&httpd_location=/"
+    answer = raw(
+        door,
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{door.port}\r\nConnection: close\r\nContent-Length: {len(form)}\r\n"
+        f"Content-Type: application/x-www-form-urlencoded\r\n\r\n{form}".encode(),
+    )
+
+    # Then it is no login: no page, and no session
+    assert not is_answered(answer)
+    for cookie in re.findall(rb"__Host-door=([^;]*)", answer):
+        assert door.get("/x", Cookie=f"__Host-door={cookie.decode()}").status_code == 401
 
 
 ODD = ["//", "/.", "/..", "/../", "/door/..//", "/door/../graphql", "/door/login/../../graphql", "/door/login/..%2f..%2fgraphql",

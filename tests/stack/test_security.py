@@ -18,7 +18,6 @@ from scripts import env_file
 from scripts.images import CERTIFICATES_FILE
 from tests.conftest import free_ports
 from tests.stack.monitoring import SERVICES as MONITORING
-from tests.stack.monitoring import Monitoring
 from tests.stack.stack import Stack
 
 STORES = ("postgres", "rabbitmq", "minio")
@@ -76,12 +75,12 @@ OUTSIDE = "198.51.100.1"
 
 
 @pytest.fixture(scope="module")
-def stack(stack: Stack, monitoring: Monitoring) -> Iterator[Stack]:
+def stack(stack: Stack) -> Iterator[Stack]:
     """The session's stack with all services: those of monitoring, backups, and the door of LOGIN=on, at other ports beside a
     Dagit that has its own."""
-    pages, links = free_ports(2)
     env_file.set_value("BACKUP", "daily", stack.env)
-    stack.make("up")
+    print(stack.make("monitoring", timeout=1800).stdout)
+    pages, links = free_ports(2)
     found = replace(stack, shell={**stack.shell, "LOGIN": "on", "DAGIT_PORT": pages, "MINIO_PORT": links})
     try:
         found.compose("up", "--detach", "--build", "--no-deps", "--wait", "door", timeout=900)

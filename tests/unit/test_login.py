@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from scripts import env_file, login
-from scripts.console import Failure
+from scripts.console import ROOT, Failure
 from scripts.preflight import report
+from tests import compose_files
 
 OIDC = """
 OIDC_ISSUER=https://login.example.com/realms/data
@@ -138,3 +139,21 @@ def test_make_up_says_why_the_door_can_not_ask_the_issuer(
 
     assert wanted in "".join(capsys.readouterr())
     assert asked == ["https://login.example.com/realms/data/.well-known/openid-configuration"]
+
+
+def test_grafana_is_shown_where_its_own_links_lead() -> None:
+    """The door takes the prefix away, as Grafana expects with an address that has one; its login is the door's."""
+    grafana = compose_files.services("on")["grafana"]
+    door = (ROOT / "docker" / "door" / "httpd.conf").read_text()
+
+    assert grafana["environment"]["GF_SERVER_ROOT_URL"] == "${DOOR_URL:-}/grafana/"
+    assert "GF_SERVER_SERVE_FROM_SUB_PATH" not in grafana["environment"]
+    assert "ports" not in grafana
+    assert "ProxyPass /grafana/ http://grafana:3000/ upgrade=websocket" in door
+    assert set(grafana["networks"]) & set(compose_files.services("on")["door"]["networks"]) == {"monitoring"}
+
+
+def test_the_door_trusts_a_companys_authority_as_all_do() -> None:
+    named = [str(each) for each in compose_files.services("on")["door"]["env_file"]]
+
+    assert any(".build/tls/" in each for each in named)
