@@ -100,6 +100,22 @@ def test_a_wrong_password_is_told_and_makes_no_session(door: Door) -> None:
     assert session.get(f"{door.url}/x", timeout=20).status_code == 401
 
 
+@pytest.mark.parametrize(
+    ("referer", "wanted"),
+    [
+        ("/runs/x?a=b&c=%3Cd", "/runs/x?a=b&c=%3Cd"), ("/door/login", None), ("/x'><b", None),
+    ],
+)  # fmt: skip
+def test_after_a_wrong_password_the_page_is_still_known(door: Door, referer: str, wanted: str | None) -> None:
+    headers = {"Referer": f"{door.url}{referer}"} if referer else {}
+    form = {"httpd_username": "vera", "httpd_password": "x"}
+    page = door.session().post(f"{door.url}/door/login", data=form, headers=headers, timeout=20).text
+
+    location = re.findall(r"name='httpd_location' type='hidden' value='([^']*)'", page)
+    assert location == [f"{door.url}{wanted}" if wanted else "/"]
+    assert "<b" not in page.replace("<body", "").replace("<button", "")
+
+
 @pytest.mark.parametrize("wanted", ["//evil.example/", "/\\evil.example/"])
 def test_no_link_leads_to_another_site_after_the_login(door: Door, wanted: str) -> None:
     context = ssl.create_default_context(cafile=str(door.certificate))
@@ -118,6 +134,17 @@ def test_no_page_of_another_site_logs_somebody_in(door: Door, headers: dict[str,
 
     assert response.status_code == 403
     assert "Set-Cookie" not in response.headers
+
+
+@pytest.mark.parametrize("path", ["/", "/x", "/graphql", "/door/", "/door/logout", "/flower/x"])
+def test_only_the_login_takes_a_password(door: Door, path: str) -> None:
+    """Elsewhere nobody counts guesses, and a page of another site could log somebody in."""
+    form = {"httpd_username": "vera", "httpd_password": door.users["vera"]}
+    session = door.session()
+    response = session.post(f"{door.url}{path}", data=form, timeout=20, allow_redirects=False)
+
+    assert response.status_code == (307 if path == "/door/logout" else 401)
+    assert session.get(f"{door.url}/x", timeout=20).status_code == 401
 
 
 def test_a_logout_ends_the_session(door: Door) -> None:
@@ -140,9 +167,15 @@ def test_who_guesses_waits_and_who_is_logged_in_does_not_notice(door: Door) -> N
     ).strip()
     stubs = door.container.replace("-alone", "-stubs")
 
-    def status(*options: str) -> str:
-        page = f"https://{inside}:8443/x"
+    def status(*options: str, path: str = "/x") -> str:
+        page = f"https://{inside}:8443{path}"
         return run("exec", stubs, "curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", *options, page)
+
+    def guessed(password: int) -> str:
+        """By the form, or as scripts do."""
+        if password % 2:
+            return status("-d", f"httpd_username=vera&httpd_password={password}", path="/door/login")
+        return status("-u", f"vera:{password}")
 
     login = f"httpd_username=vera&httpd_password={door.users['vera']}"
     cookie = run(
@@ -161,7 +194,7 @@ def test_who_guesses_waits_and_who_is_logged_in_does_not_notice(door: Door) -> N
     session = re.findall(r"Set-Cookie: ([^;]*)", cookie)[0]
 
     # When passwords are guessed from there
-    answers = [status("-u", f"vera:{guess}") for guess in range(TRIES + 5)]
+    answers = [guessed(password) for password in range(TRIES + 5)]
 
     # Then after some none is looked at, not even the right one
     assert answers == ["401"] * TRIES + ["429"] * 5
