@@ -255,7 +255,9 @@ def test_a_file_is_on_the_disk_before_it_replaces_the_one_with_the_passwords(
     env.write_text("A=1\n")
     synced: list[str] = []
     monkeypatch.setattr(
-        os, "fsync", lambda number: synced.append(env.read_text() + Path(f"/proc/self/fd/{number}").read_text())
+        os,
+        "fsync",
+        lambda number: synced.append(env.read_text() + Path(f"/proc/self/fd/{number}").read_text()),
     )
 
     env_file.set_value("A", "2")

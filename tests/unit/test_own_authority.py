@@ -32,8 +32,16 @@ def openssl(*arguments: str | Path) -> str:
 
 
 def is_trusted(folder: Path, store: str) -> bool:
-    command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", store]
-    files = ["-CAfile", folder / "trust" / "ca.pem", folder / store / "cert.pem"]
+    command: list[str | Path] = [
+        "openssl",
+        "verify",
+        "-x509_strict",
+        "-purpose",
+        "sslserver",
+        "-verify_hostname",
+        store,
+    ]
+    files: list[str | Path] = ["-CAfile", folder / "trust" / "ca.pem", folder / store / "cert.pem"]
     return subprocess.run([*command, *files], check=False, capture_output=True).returncode == 0
 
 
