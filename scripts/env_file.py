@@ -209,6 +209,9 @@ def write(path: Path, text: str, like: Path | None = None) -> None:
     descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(text.encode(errors="surrogateescape"))
+        file.flush()
+        # Before it takes the place of the one with the passwords: after a power cut some file systems would have an empty one.
+        os.fsync(descriptor)
     scratch.chmod(0o600)
     give(scratch, like)
     scratch.replace(path)

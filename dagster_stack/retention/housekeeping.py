@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from dagster import DagsterInstance
 from sqlalchemy.engine import Engine
@@ -12,9 +13,10 @@ from sqlalchemy.engine import Engine
 from dagster_stack.objects.client import s3_client
 from dagster_stack.retention.outputs import Outputs
 from dagster_stack.retention.periods import Periods
-from dagster_stack.retention.retention import Retention
+from dagster_stack.retention.retention import DAY_SECS, Retention
 from dagster_stack.settings import Settings
 from dagster_stack.store.audit import Audit
+from dagster_stack.store.facts import Facts
 from dagster_stack.store.ledger import stack_storage
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,10 @@ FIRST_SECS = 300
 AGAIN_SECS = 600
 #: Seconds after which a pass goes on that has made way for a backup: there may be one each half minute.
 ON_SECS = 60
+#: Days since the last look after which this machine's clock may be wrong, and seconds that NTP then has to set it.
+DOUBT_DAYS, DOUBT_SECS = 8, 3600
+#: The fact that says when somebody last looked, by that machine's clock.
+LOOKED = "retention.looked"
 
 
 def retention_of_stack(engine: Engine, environment: Mapping[str, str] = os.environ) -> Retention:
@@ -60,6 +66,15 @@ class Housekeeping(threading.Thread):
     def look(retention: Retention, audit: Audit) -> float:
         """One pass; gives the seconds until the next one."""
         try:
+            if has_jumped(Facts(retention.engine)):
+                logger.warning(
+                    "old runs are removed in an hour, if the clock says then what it says now, %s UTC: the last look was more than"
+                    " %d days ago",
+                    datetime.now(UTC).strftime("%Y-%m-%d %H:%M"),
+                    DOUBT_DAYS,
+                    extra={"action": "retention.waiting"},
+                )
+                return DOUBT_SECS
             if retention.periods.audit:
                 audit.forget(retention.periods.audit)
             freed = retention.run()
@@ -80,3 +95,10 @@ class Housekeeping(threading.Thread):
         if freed.anything:
             logger.info("removed what is old: %s", freed, extra={"action": "retention.done"})
         return INTERVAL_SECS if retention.is_done else ON_SECS
+
+
+def has_jumped(facts: Facts) -> bool:
+    """Whether the clock may have: with a wrong one all runs would be old. The next look believes it."""
+    now, before = time.time(), facts.read(LOOKED)
+    facts.note(LOOKED, now)
+    return before is not None and now - before > DOUBT_DAYS * DAY_SECS

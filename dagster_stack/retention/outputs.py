@@ -38,14 +38,14 @@ class Outputs:
         )
 
     def of(self, run_id: str, texts: Iterable[str] = ()) -> Iterator[tuple[str, int]]:
-        """Names and sizes of a run's objects, but those that one of some events' texts names."""
+        """Names and sizes of a run's objects, but those that one of some events' texts names, or a folder of them."""
         named = list(texts)
         pages = self._client.get_paginator("list_objects_v2")
         for folder in self.folders(run_id):
             for page in pages.paginate(Bucket=self._bucket, Prefix=folder):
                 for entry in page.get("Contents", ()):
                     key = entry["Key"]
-                    spellings = {key, json.dumps(key)[1:-1]}
+                    spellings = spelled(key, folder)
                     if not any(spelling in text for spelling in spellings for text in named):
                         yield key, entry["Size"]
 
@@ -76,3 +76,16 @@ class Outputs:
                 " delete there (s3:ListBucket, s3:DeleteObject), or set KEEP_RUNS_DAYS=0 in .env."
             ) from error
         return freed
+
+
+def spelled(key: str, folder: str) -> set[str]:
+    """How an event's text names an object, or a folder below the run's that holds it: there the text's name ends."""
+    *steps, _ = key.removeprefix(folder).split("/")
+    holders = [
+        f"{folder}{'/'.join(steps[: size + 1])}{end}" for size in range(len(steps)) for end in ("", "/")
+    ]
+    return {
+        f"{spelling}{end}"
+        for name, end in ((key, ""), *((each, '"') for each in holders))
+        for spelling in (name, json.dumps(name)[1:-1])
+    }

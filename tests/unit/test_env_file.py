@@ -247,3 +247,20 @@ def test_a_link_to_the_file_stays_a_link(env: Path, tmp_path: Path, monkeypatch:
 
     assert link.is_symlink()
     assert env.read_text() == "WORKERS=8\n"
+
+
+def test_a_file_is_on_the_disk_before_it_replaces_the_one_with_the_passwords(
+    env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env.write_text("A=1\n")
+    synced: list[str] = []
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda number: synced.append(env.read_text() + Path(f"/proc/self/fd/{number}").read_text()),
+    )
+
+    env_file.set_value("A", "2")
+
+    assert synced == ["A=1\nA=2\n"]
+    assert env.read_text() == "A=2\n"

@@ -1,6 +1,7 @@
 """Retention by itself, in the daemon, and by hand."""
 
 import io
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -9,7 +10,15 @@ from sqlalchemy.exc import OperationalError
 
 from dagster_stack.client.retention import retain
 from dagster_stack.errors import ExitCode, RetentionFailed, SettingsError
-from dagster_stack.retention.housekeeping import AGAIN_SECS, INTERVAL_SECS, Housekeeping, retention_of_stack
+from dagster_stack.retention.housekeeping import (
+    AGAIN_SECS,
+    DOUBT_SECS,
+    INTERVAL_SECS,
+    LOOKED,
+    Housekeeping,
+    retention_of_stack,
+)
+from dagster_stack.retention.retention import DAY_SECS
 from dagster_stack.retention.session import LONGEST_PAUSE_SECS, Pace, alone
 from dagster_stack.store.audit import Audit, Deed
 from dagster_stack.store.facts import Facts
@@ -37,6 +46,20 @@ def test_a_pass_is_followed_by_the_next_one_an_hour_later(old: Database) -> None
     assert Housekeeping.look(retention, Audit(old.engine)) == INTERVAL_SECS
     assert len(old_runs.runs_of(old)) < NUMBER
     assert Housekeeping.look(retention, Audit(old.engine)) == INTERVAL_SECS
+
+
+def test_after_a_jump_of_the_clock_it_waits_for_an_hour(old: Database) -> None:
+    """A machine whose clock stands in another year until NTP sets it would remove all that there is."""
+    retention = retention_of_stack(old.engine, {})
+    retention.pace = Pace(lambda seconds: None)
+    Facts(old.engine).note(LOOKED, time.time() - 20 * DAY_SECS)
+    assert Housekeeping.look(retention, Audit(old.engine)) == DOUBT_SECS
+    assert len(old_runs.runs_of(old)) == NUMBER
+    # And goes on if it is still so then, or was set back
+    for seconds in (DOUBT_SECS, -20 * DAY_SECS):
+        Facts(old.engine).note(LOOKED, time.time() - seconds)
+        assert Housekeeping.look(retention, Audit(old.engine)) == INTERVAL_SECS
+    assert len(old_runs.runs_of(old)) < NUMBER
 
 
 @pytest.mark.parametrize(("days", "left"), [("", ["ana"]), ("30", []), ("0", ["ana"])])

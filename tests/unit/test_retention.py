@@ -20,7 +20,7 @@ from dagster_stack.retention import retention as retention_module
 from dagster_stack.retention.details import KINDS
 from dagster_stack.retention.freed import Freed
 from dagster_stack.retention.groups import doom
-from dagster_stack.retention.outputs import Outputs
+from dagster_stack.retention.outputs import Outputs, spelled
 from dagster_stack.retention.periods import Periods
 from dagster_stack.retention.retention import DAY_SECS, LAST, TOTAL
 from dagster_stack.retention.session import alone, is_awaited
@@ -532,6 +532,20 @@ def test_objects_of_a_real_store_go_by_run(s3_url: str) -> None:
     left = {entry["Key"] for entry in client.list_objects_v2(Bucket=BUCKET)["Contents"]}
     assert left & {*names, *others, kept} == {*others, kept}
     assert outputs.remove(["a"], texts) == Freed()
+
+
+def test_a_folder_that_an_event_names_stays_with_all_that_is_in_it() -> None:
+    folder = "storage/storage/a/"
+    named = spelled(f"{folder}made--é/table/part=1/0.parquet", folder)
+    for path in (
+        f"{folder}made--é/table",
+        f"s3://b/{folder}made--é/table/",
+        f"{folder}made--é/table/part=1/0.parquet",
+    ):
+        for said in (json.dumps({"path": path}), json.dumps({"path": path}, ensure_ascii=False)):
+            assert any(each in said for each in named)
+    for other in ("", "made--é/tables", "made--é/table/part=10", "made"):
+        assert not any(each in json.dumps({"path": f"{folder}{other}"}) for each in named)
 
 
 def test_a_bucket_that_lets_nothing_be_deleted_is_told_with_the_cure(few_database: Database) -> None:

@@ -24,7 +24,6 @@ from dagster import (
     static_partitioned_config,
 )
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
-from dagster._core.definitions.events import AssetKeyPartitionKey
 from dagster._core.loader import LoadingContextForTest
 from dagster._core.storage.dagster_run import DagsterRunStatus, RunsFilter
 
@@ -41,7 +40,9 @@ def age(database: Database, days: int = 500) -> None:
     database.execute("UPDATE runs SET end_time = end_time - :days * 86400", days=days)
 
 
-def stale(instance: DagsterInstance, assets: Sequence[AssetsDefinition], key: str, partition: str) -> StaleStatus:
+def stale(
+    instance: DagsterInstance, assets: Sequence[AssetsDefinition], key: str, partition: str
+) -> StaleStatus:
     graph = Definitions(assets=list(assets)).resolve_asset_graph()
     resolver = CachingStaleStatusResolver(instance, graph, LoadingContextForTest(instance))
     return resolver.get_status(AssetKey(key), partition)
@@ -157,7 +158,8 @@ def test_partitions_of_a_job_are_not_missing(instance: DagsterInstance, database
 
     tags = {".dagster/repository": "__repository__@here"}
     runs = [
-        partitioned.execute_in_process(instance=instance, partition_key=each, tags=tags).run_id for each in "aab"
+        partitioned.execute_in_process(instance=instance, partition_key=each, tags=tags).run_id
+        for each in "aab"
     ]
     canceled = partitioned.execute_in_process(instance=instance, partition_key="b", tags=tags).run_id
     database.execute("UPDATE runs SET status = 'CANCELED' WHERE run_id = :run", run=canceled)
