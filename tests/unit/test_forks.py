@@ -139,13 +139,18 @@ def test_a_child_may_read_and_write_what_the_instance_keeps(instance: DagsterIns
 
 def test_a_child_that_is_killed_while_it_logs_harms_nobody(instance: DagsterInstance) -> None:
     def op(context: OpExecutionContext) -> None:
+        has_logged, logs = os.pipe()
         child = os.fork()
         if not child:
             while True:
                 context.log.info("again")
+                os.write(logs, b".")
+        os.read(has_logged, 1)
         time.sleep(0.2)
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        os.close(has_logged)
+        os.close(logs)
         context.log.info("after")
 
     found = lines(instance, step_of(instance, op))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from kombu import pools
 from kombu.transport.memory import Channel
 from kombu.transport.virtual import Base64
 
@@ -379,3 +380,6 @@ def test_a_wake_up_that_fails_in_whatever_way_harms_no_step(
     monkeypatch.setattr(broker, "bound_waits", broken)
 
     wake_up(app, "a run")
+
+    # The error has closed a connection of the pool that all tests of this process share.
+    pools.reset()
