@@ -187,7 +187,7 @@ def bring_settings(source: str) -> None:
 @contextmanager
 def scratch_settings(key: str) -> Iterator[Path]:
     """Settings of no stack, with which a container can be started that reads those of the copy."""
-    scratch = BUILD_FOLDER / "restore" / ".env"
+    scratch = BUILD_FOLDER / "restore" / "scratch.env"
     scratch.unlink(missing_ok=True)
     env_file.complete(scratch)
     # Another stack of this host has the name that comes by itself.
