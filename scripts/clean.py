@@ -46,6 +46,7 @@ def clean() -> None:
     variables.file().unlink(missing_ok=True)
     certificates.file().unlink(missing_ok=True)
     unfinished.note("")
+    backups.known().unlink(missing_ok=True)
     kept = ["images", env_file.env_path().name]
     kept += [
         f"{path}, which is this host's,"

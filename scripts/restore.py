@@ -54,6 +54,8 @@ DOWN = ("--progress", "plain", "--profile", "*", "down", "--remove-orphans")
 SCRATCH = "dagster-celery-stack-restore"
 #: Seconds between two looks at a Postgres that reads its journal.
 LOOK_SECS = 1
+#: What Compose puts before lines for a terminal.
+CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 ANSWER = re.compile(r"^\{.*\}$", re.MULTILINE)
 
 
@@ -187,7 +189,7 @@ def bring_settings(source: str) -> None:
 @contextmanager
 def scratch_settings(key: str) -> Iterator[Path]:
     """Settings of no stack, with which a container can be started that reads those of the copy."""
-    scratch = BUILD_FOLDER / "restore" / ".env"
+    scratch = BUILD_FOLDER / "restore" / "scratch.env"
     scratch.unlink(missing_ok=True)
     env_file.complete(scratch)
     # Another stack of this host has the name that comes by itself.
@@ -309,7 +311,7 @@ def start_postgres() -> None:
 
 
 def why_unreachable(log: str) -> str:
-    lines = [line for line in log.splitlines() if re.search("FATAL|ERROR|WARN|HINT", line)]
+    lines = [line for line in CODES.sub("", log).splitlines() if re.search("FATAL|ERROR|WARN|HINT", line)]
     said = "\n".join(lines[-8:])
     if "recovery ended before configured recovery target was reached" in log:
         return (

@@ -12,8 +12,8 @@ from backup.points import Point, Restore
 DAY = 86400.0
 
 
-def base(ended: float, kind: str = "full") -> Base:
-    return Base(f"{ended:.0f}F", kind, ended - 10, ended, 1, 1)
+def base(ended: float, kind: str = "full", timeline: int = 1) -> Base:
+    return Base(f"{ended:.0f}F", kind, ended - 10, ended, 1, 1, timeline)
 
 
 def point(at: float, timeline: int = 1) -> Point:
@@ -130,3 +130,19 @@ def test_a_gap_in_the_journal_asks_for_a_base_backup(tmp_path: Path, monkeypatch
     dropped.touch()
     assert database.kind_due([base(DAY)], DAY + 60) == "incr"
     assert not database.has_gap([base(dropped.stat().st_mtime + 60)])
+
+
+@pytest.mark.parametrize(("began", "ends", "way"), [(1, 1, "current"), (3, 3, "current"), (3, 4, "4")])
+def test_the_way_to_a_point_needs_no_history_that_is_older_than_the_repository(
+    began: int, ends: int, way: str
+) -> None:
+    assert database.target_timeline(base(10, timeline=began), point(20, timeline=ends)) == way
+
+
+def test_a_base_backup_has_the_timeline_in_which_it_ended() -> None:
+    entry = {
+        "label": "20261130-042117F", "type": "full", "timestamp": {"start": 1, "stop": 2},
+        "info": {"size": 3, "repository": {"delta": 4}},
+        "archive": {"start": "00000003000000000000003A", "stop": "00000003000000000000003B"},
+    }  # fmt: skip
+    assert Base.of(entry).timeline == 3

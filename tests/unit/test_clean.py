@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import clean, engine
+from scripts import backups, clean, engine
 from scripts.console import Failure
 from tests.unit.machines import FakeDocker, calls
 
@@ -45,6 +45,19 @@ def test_a_yes_deletes_containers_and_volumes_and_keeps_env(
     assert len(removals(stack)) == 1
     assert removals(stack)[0].endswith("--profile * down --volumes --remove-orphans")
     assert env.exists()
+
+
+def test_a_folder_of_backups_that_is_emptied_afterwards_may_have_new_ones(
+    stack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backups, "BUILD_FOLDER", tmp_path)
+    monkeypatch.setattr(clean, "confirm", lambda question: True)
+    backups.known().parent.mkdir()
+    backups.known().write_text("/mnt/second-disk")
+
+    clean.clean()
+
+    assert not backups.is_known(Path("/mnt/second-disk"))
 
 
 def test_what_other_settings_have_left_goes_too(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:

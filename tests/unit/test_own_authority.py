@@ -33,7 +33,7 @@ def openssl(*arguments: str | Path) -> str:
 
 def is_trusted(folder: Path, store: str) -> bool:
     command = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", store]
-    files: list[str | Path] = ["-CAfile", folder / "trust" / "ca.pem", folder / store / "cert.pem"]
+    files = ["-CAfile", str(folder / "trust" / "ca.pem"), str(folder / store / "cert.pem")]
     return subprocess.run([*command, *files], check=False, capture_output=True).returncode == 0
 
 

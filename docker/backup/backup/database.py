@@ -43,6 +43,8 @@ class Base:
     ended: float
     size: int
     stored: int
+    #: Postgres begins a new one with each restore.
+    timeline: int
 
     @staticmethod
     def of(entry: dict[str, Any]) -> "Base":
@@ -54,6 +56,7 @@ class Base:
             times["stop"],
             sizes["size"],
             sizes["repository"]["delta"],
+            int(entry["archive"]["stop"][:8], 16),
         )
 
 
@@ -199,10 +202,16 @@ def restore(base: Base, point: points.Point, to: float | None) -> None:
         clear(CLUSTER)
     pgbackrest(
         "restore", *options, f"--set={base.label}", "--type=time", f"--target={precise(target)}",
-        f"--target-timeline={point.timeline}", "--target-action=promote", "--process-max=2",
+        f"--target-timeline={target_timeline(base, point)}", "--target-action=promote", "--process-max=2",
     )  # fmt: skip
     DROPPED.unlink(missing_ok=True)
     unfinished.unlink()
+
+
+def target_timeline(base: Base, point: points.Point) -> str:
+    """The way from a base backup to a point. A repository that is younger than a restore does not have the history of the
+    timeline in which it began, and Postgres would not go there by its number."""
+    return "current" if base.timeline == point.timeline else str(point.timeline)
 
 
 def clear(folder: Path) -> None:
