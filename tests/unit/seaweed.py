@@ -47,8 +47,9 @@ def start(folder: Path, keys: Path) -> tuple[int, "subprocess.Popen[bytes]"]:
     command = [
         str(WEED), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-master.port={master}",
         f"-volume.port={volume}", f"-filer.port={filer}", "-s3", f"-s3.port={s3}", f"-s3.config={keys}",
-        "-s3.allowDeleteBucketNotEmpty=true", "-master.volumeSizeLimitMB=64", "-volume.max=20", "-s3.port.iceberg=0",
-        "-master.telemetry=false",
+        "-s3.allowDeleteBucketNotEmpty=true", "-master.volumeSizeLimitMB=64", "-volume.max=20", "-master.telemetry=false",
+        # What has a port of its own, the same for all servers.
+        "-s3.port.iceberg=0", "-s3.port.lance=0",
     ]  # fmt: skip
     log = folder / "log"
     with log.open("w") as file:
@@ -56,11 +57,13 @@ def start(folder: Path, keys: Path) -> tuple[int, "subprocess.Popen[bytes]"]:
     try:
         with client(f"http://127.0.0.1:{s3}") as s3_client:
             wait_until(
-                lambda: process.poll() is None and bucket_made(s3_client),
+                lambda: process.poll() is not None or bucket_made(s3_client),
                 90,
                 f"SeaweedFS makes a bucket (its log: {log})",
                 pause=0.1,
             )
+        if process.poll() is not None:
+            raise AssertionError(f"SeaweedFS ended with {process.returncode}: {log}")
     except BaseException:
         process.kill()
         process.wait()

