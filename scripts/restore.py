@@ -1,6 +1,6 @@
 """`make restore`: the stack as it was at a moment, from its backups; it does not go on before somebody has chosen how.
 
-Killed at any point, the same command does it again.
+Killed at any point, `make restore` completes it.
 """
 
 import json
@@ -61,15 +61,13 @@ ANSWER = re.compile(r"^\{.*\}$", re.MULTILINE)
 
 def restore() -> None:
     runs, schedules = chosen("RUNS", RUNS), chosen("SCHEDULES", SCHEDULES)
-    source, to = os.environ.get("FROM", ""), moment(os.environ.get("TO", ""))
-    if (
-        not source
-        and to is None
-        and env_file.env_path().exists()
-        and unfinished.state() == unfinished.RESTORED
-    ):
-        go_on(runs, schedules)
-        return
+    wanted, source = os.environ.get("TO", ""), os.environ.get("FROM", "")
+    if not (wanted or source) and env_file.env_path().exists():
+        if unfinished.state() == unfinished.RESTORED:
+            go_on(runs, schedules)
+            return
+        wanted, source = unfinished.aim()
+    to = moment(wanted)
     began = time.monotonic()
     place(source)
     if not env_file.env_path().exists():
@@ -88,6 +86,7 @@ def restore() -> None:
     if attended() and not os.environ.get("FORCE") and not confirm("Restore this?"):
         say("  nothing was changed")
         return
+    unfinished.note(unfinished.RESTORING, wanted, source)
     carry_out(plan, to)
     done(f"restored in {time.monotonic() - began:.0f} s")
     go_on(runs, schedules)
@@ -252,7 +251,6 @@ def announce(plan: dict[str, Any]) -> None:
 
 def carry_out(plan: dict[str, Any], to: float | None) -> None:
     """Everything down, the stores as they were, Dagit up."""
-    unfinished.note(unfinished.RESTORING)
     run_logged("Stopping all services", [*compose.compose(), *DOWN])
     engine.ask("volume", "rm", "--force", f"{compose.project()}_rabbitmq")
     outside = env_file.settings()

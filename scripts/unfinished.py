@@ -14,14 +14,25 @@ def file() -> Path:
 
 def state() -> str:
     """RESTORING, RESTORED while its choice is to be made, else empty."""
+    return noted()[0]
+
+
+def aim() -> tuple[str, str]:
+    """TO and FROM of what was interrupted, as they were typed."""
+    _, to, source = noted()
+    return to, source
+
+
+def noted() -> list[str]:
     try:
-        return file().read_text(encoding="utf-8").strip()
+        lines = file().read_text(encoding="utf-8").splitlines()
     except OSError:
-        return ""
+        lines = []
+    return (lines + [""] * 3)[:3]
 
 
-def note(state: str) -> None:
-    env_file.hand_on(file(), state, like=env_file.env_path())
+def note(state: str, to: str = "", source: str = "") -> None:
+    env_file.hand_on(file(), "\n".join([state, to, source]).strip(), like=env_file.env_path())
 
 
 def require_none() -> None:
@@ -36,6 +47,5 @@ def require_none() -> None:
             )
         case _:
             raise Failure(
-                "A restore was interrupted, so the stores are not whole: `make restore` again, with the same TO and FROM,"
-                " completes it."
+                "A restore was interrupted, so the stores are not whole: `make restore` completes it."
             )

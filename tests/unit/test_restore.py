@@ -11,11 +11,13 @@ import pytest
 
 from scripts import (
     backups,
+    certificates,
     compose,
     data_folder,
     deploy,
     engine,
     env_file,
+    images,
     restore,
     restore_drill,
     rotate,
@@ -108,6 +110,46 @@ def test_settings_that_only_serve_to_read_the_copy_are_gone_afterwards(
     assert env_file.env_path() == env
     assert os.environ["COMPOSE_PROJECT_NAME"] == "one"
     assert not scratch.exists()
+
+
+@pytest.mark.parametrize("runs", ["", "resume"])
+def test_one_that_was_interrupted_is_completed_to_where_it_was_to_go(
+    runs: str, env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+    carried_out: list[float | None] = []
+    monkeypatch.setattr(up, "prepare", lambda: None)
+    monkeypatch.setattr(images, "ensure", lambda: None)
+    monkeypatch.setattr(images, "ensure_backup", lambda: None)
+    monkeypatch.setattr(certificates, "issue", lambda: None)
+    monkeypatch.setattr(restore, "fetch", lambda source: asked.append(("fetch", source)))
+    monkeypatch.setattr(restore, "go_on", lambda runs, schedules: asked.append(("go on", runs)))
+
+    def ask(*words: str) -> str:
+        asked.append(words)
+        return json.dumps(PLAN)
+
+    def carry_out(plan: object, to: float | None) -> None:
+        carried_out.append(to)
+        if len(carried_out) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(restore, "ask", ask)
+    monkeypatch.setattr(restore, "carry_out", carry_out)
+    # Given a restore to a moment, from a copy, that was interrupted
+    monkeypatch.setenv("TO", "2025-11-30 01:00:00+01:00")
+    monkeypatch.setenv("FROM", "s3:far/one")
+    with pytest.raises(KeyboardInterrupt):
+        restore.restore()
+    former, asked[:] = list(asked), []
+    # When it is repeated by somebody who remembers neither
+    monkeypatch.delenv("TO")
+    monkeypatch.delenv("FROM")
+    monkeypatch.setenv("RUNS", runs)
+    restore.restore()
+    # Then it goes to the same moment, and what follows is chosen by this command
+    assert carried_out == [datetime(2025, 11, 30, tzinfo=UTC).timestamp()] * 2
+    assert asked == [*former, ("go on", runs)]
 
 
 # --- what a restore does beside the stores ---------------------------------------------------------------
@@ -215,7 +257,7 @@ def test_a_part_of_the_journal_that_is_missing_is_named_with_the_cure() -> None:
 
 @pytest.mark.parametrize(
     ("state", "cure"),
-    [(unfinished.RESTORED, "RUNS=resume|cancel"), (unfinished.RESTORING, "`make restore` again")],
+    [(unfinished.RESTORED, "RUNS=resume|cancel"), (unfinished.RESTORING, "`make restore` completes it")],
 )
 def test_nothing_else_starts_the_stack_meanwhile(env: Path, state: str, cure: str) -> None:
     unfinished.require_none()
