@@ -112,6 +112,26 @@ def test_an_alarm_of_a_step_that_goes_off_late_does_not_interrupt_what_is_put_ba
     assert signal.getsignal(signal.SIGALRM) is handler
 
 
+def test_an_alarm_that_goes_off_between_two_of_them_does_not_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    restored = undisturbed_module._not_restored
+    due = [3]
+
+    def interrupted(kept: Kept, state: Any) -> str | None:
+        due[0] -= 1
+        if not due[0]:
+            raise TimeoutError
+        return restored(kept, state)
+
+    monkeypatch.setattr(undisturbed_module, "_not_restored", interrupted)
+    folder = Path.cwd()
+    told: list[str] = []
+    with undisturbed(told.append):
+        os.chdir("/")
+
+    assert told == []
+    assert Path.cwd() == folder
+
+
 @pytest.fixture
 def loaded_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Loads a module of this text, as a step does that is the first to need it."""

@@ -26,7 +26,11 @@ def undisturbed(tell: Callable[[str], None] = lambda _: None) -> Iterator[None]:
     try:
         yield
     finally:
-        changed = [name for kept, state in saved if (name := _not_restored(kept, state))]
+        try:
+            changed = _put_back(saved)
+        # A signal of the step's own that came between two of them.
+        except Exception:
+            changed = _put_back(saved)
         if changed:
             tell(f"changed what can't be put back ({', '.join(changed)})")
         if left := threads.left():
@@ -45,6 +49,11 @@ def tell_left(
         instance.report_engine_event(reason, run, step_key=step_key)
     except Exception as error:
         logger.warning("the run could not be told: %s", error, extra={"action": "process.not_told"})
+
+
+def _put_back(saved: Sequence[tuple[Kept, Any]]) -> list[str]:
+    """What can't be put back."""
+    return [name for kept, state in saved if (name := _not_restored(kept, state))]
 
 
 def _not_restored(kept: Kept, state: Any) -> str | None:
