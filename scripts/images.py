@@ -85,7 +85,7 @@ def images() -> list[Image]:
         Image(
             "dagster-celery-stack/minio", "minio", ("docker/minio",), "compiles MinIO, 4 minutes on 2 cores"
         ),
-        Image("dagster-celery-stack/backup", "move", ("docker/backup", "dagster_stack/authorities.py")),
+        Image("dagster-celery-stack/rclone", "move", ("docker/rclone", "dagster_stack/authorities.py")),
         Image("dagster-celery-stack/prometheus", "prometheus", ("docker/prometheus",)),
         Image("dagster-celery-stack/door", "door", ("docker/door",)),
         Image("dagster-celery-stack/certificates", "certificates", ("docker/certificates",)),

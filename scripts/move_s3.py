@@ -40,20 +40,22 @@ STAY = {"postgres", "rabbitmq", "minio", "dagit", "door", "metrics", "flower", "
         "grafana", "backup", *compose.ONE_SHOTS}  # fmt: skip
 RCLONE = (
     "--config", "/dev/null", "--contimeout", "15s", "--timeout", "60s", "--transfers", "8", "--checkers", "16",
-    "--fast-list", "--metadata", "--stats", "2s", "--stats-one-line", "--stats-log-level", "NOTICE",
+    "--fast-list", "--metadata", "--no-unicode-normalization", "--stats", "2s", "--stats-one-line", "--stats-log-level", "NOTICE",
 )  # fmt: skip
 FROM, TO = "FROM", "TO"
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 #: A pass that takes longer is followed by another one, while everything runs; and how many there are at most.
 LONG_PASS_SECS, MOST_PASSES = 60, 5
-#: What the clocks of this machine and a store differ by at most: S3 refuses requests beyond.
-SKEW_SECS = 16 * 60
+#: What is younger than the last pass by so much is copied once more: times of objects are in seconds.
+MARGIN_SECS = 60
+SKEW = re.compile(r"clocks differ by (\d+) s")
 UNTOUCHED = "Nothing was moved: the stack goes on with the store that it had."
 
 
 def move() -> None:
     compose.require_env_file()
     env_file.require_clear()
-    how, minutes = deploy.wanted()
+    how, minutes = how_long = deploy.wanted()
     # `kill` ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     target = wanted()
@@ -66,14 +68,12 @@ def move() -> None:
         if attended() and not os.environ.get("FORCE") and not confirm("Move it?"):
             say("  nothing was changed")
             return
-        try:
-            fill(source, target)
-        except BaseException as error:
-            if isinstance(error, Failure):
-                raise Failure(f"{error}\n\n  {UNTOUCHED}") from None
-            warn(UNTOUCHED)
-            raise
-        hand_over(source, target, how, minutes)
+        with untouched_on_failure():
+            skew = fill(source, target)
+            since = copy_while_all_goes_on(source, target) - skew - MARGIN_SECS
+            said = hand_over(source, target, since, *how_long)
+        for line in [*said.splitlines(), f"{env_file.env_path().name} names the target"]:
+            done(line)
         swap()
         tell(source, target)
 
@@ -127,16 +127,17 @@ def describe(source: Store, target: Store, way: str) -> None:
 # --- while everything runs ---------------------------------------------------------------------------------
 
 
-def fill(source: Store, target: Store) -> None:
-    """Make the bucket, try it, copy; all goes on meanwhile. Raises Failure."""
+def fill(source: Store, target: Store) -> int:
+    """Make the bucket and try it; returns the seconds by which the source's clock is another. Raises Failure."""
     require_up()
     certificates.record()
     proxies.record()
     images.ensure_only("move", *(["minio"] if s3_store.is_own(target) else []))
     if s3_store.is_own(target):
         start_minio(target)
-    in_container("Preparing the bucket", source, target, "init", "prepare-s3")
+    said = in_container("Preparing the bucket", source, target, "init", "prepare-s3")
     check(target)
+    return max(map(int, SKEW.findall(said)))
 
 
 def require_up() -> None:
@@ -264,21 +265,22 @@ def progress(line: str) -> str | None:
     return re.sub(r"^\S+ \S+ NOTICE: *", "", line)
 
 
-def copy_while_all_goes_on(source: Store, target: Store) -> None:
-    """Until a pass is short: what is left for the stop is what has changed since."""
+def copy_while_all_goes_on(source: Store, target: Store) -> float:
+    """Until a pass is short, whose begin it returns: what is left for the stop is what has changed since."""
     for number in range(1, MOST_PASSES + 1):
-        began = time.monotonic()
+        began = time.time()
         # By size and time. An object that is the same gets no request for its time.
         copied(f"Copying, pass {number}", source, target, "sync", options=["--no-update-modtime"])
-        if time.monotonic() - began < LONG_PASS_SECS:
-            return
+        if time.time() - began < LONG_PASS_SECS:
+            break
+    return began
 
 
 def copy_the_rest(source: Store, target: Store, since: float) -> None:
     """What has changed since then, by listings alone. Of objects in parts no hash is known, so all that are young are copied."""
     quickly = ["--checksum", "--no-update-modtime"]
     copied("Copying what has changed", source, target, "sync", options=quickly)
-    young = f"{time.time() - since + SKEW_SECS:.0f}s"
+    young = f"{time.time() - since:.0f}s"
     all_young = ["--ignore-times", "--use-server-modtime", "--max-age", young]
     copied("Copying what is young once more", source, target, "copy", options=all_young)
 
@@ -286,11 +288,10 @@ def copy_the_rest(source: Store, target: Store, since: float) -> None:
 # --- the stop ----------------------------------------------------------------------------------------------
 
 
-def hand_over(source: Store, target: Store, how: str, minutes: int) -> None:
-    """Let `.env` name the target, with all that the source has. Until then the old services can be started again."""
-    since = time.time()
+def hand_over(source: Store, target: Store, since: float, how: str, minutes: int) -> str:
+    """Let `.env` name the target, with all that the source has; says what was compared. Until then the old services can be
+    started again."""
     try:
-        copy_while_all_goes_on(source, target)
         with deploy.queue_stopped():
             if how == "wait":
                 deploy.wait_for_runs(minutes)
@@ -298,21 +299,26 @@ def hand_over(source: Store, target: Store, how: str, minutes: int) -> None:
                 copy_the_rest(source, target, since)
                 said = in_container("Comparing all objects", source, target, "cli", "compare-s3")
                 keep(source)
-                for number in (signal.SIGINT, signal.SIGTERM):
+                for number in INTERRUPTS:
                     # From here on nobody may start the old ones.
                     signal.signal(number, signal.SIG_IGN)
                 env_file.set_values(s3_store.statements(target))
-    except BaseException as error:
-        if isinstance(error, Failure):
-            raise Failure(f"{error}\n\n  {UNTOUCHED}") from None
+    finally:
+        for number in INTERRUPTS:
+            signal.signal(number, signal.default_int_handler)
+    return said
+
+
+@contextmanager
+def untouched_on_failure() -> Iterator[None]:
+    """Say with what goes wrong that the stack has the store that it had."""
+    try:
+        yield
+    except Failure as failure:
+        raise Failure(f"{failure}\n\n  {UNTOUCHED}") from None
+    except BaseException:
         warn(UNTOUCHED)
         raise
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
-    for line in said.splitlines():
-        done(line)
-    done(f"{env_file.env_path().name} names the target")
 
 
 @contextmanager

@@ -4,6 +4,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 from dagster_stack.objects.client import VARIABLES, new_client
@@ -45,6 +47,12 @@ class Place:
         for page in pages.paginate(Bucket=self.bucket, Prefix=self.key_prefix):
             for entry in page.get("Contents", ()):
                 yield entry["Key"], entry["Size"], entry["ETag"].strip('"')
+
+    def clock_skew(self) -> float:
+        """Seconds by which the store's clock differs from this machine's."""
+        answer = self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key_prefix, MaxKeys=1)
+        date = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return abs((datetime.now(UTC) - date).total_seconds())
 
     def is_encrypted_by_service(self, key: str) -> bool:
         """Whether an ETag says nothing of the content."""

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from functools import partial
 from hashlib import md5
 from io import BytesIO
@@ -20,6 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from dagster_stack.objects.client import CLOCKS, new_client
+from dagster_stack.objects.comparison import Place
 from dagster_stack.objects.conditions import ABSENT, FOREIGN_ETAG, REFUSED
 
 #: Where its objects are, below the prefix of data.
@@ -441,8 +441,7 @@ def no_versions(trial: Trial) -> str:
 
 
 def clocks(trial: Trial) -> str:
-    answer = trial.client.head_object(**trial.where("object"))["ResponseMetadata"]["HTTPHeaders"]
-    skew = abs((datetime.now(UTC) - parsedate_to_datetime(answer["date"])).total_seconds())
+    skew = Place(trial.client, trial.bucket, trial.folder).clock_skew()
     require(skew < SKEW_SECS, f"{skew:.0f} s apart: set both by NTP")
     return f"{skew:.0f} s apart"
 

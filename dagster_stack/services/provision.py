@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,7 @@ from dagster_stack.code_version import code_version
 from dagster_stack.definitions import DIFFERS, DIFFERS_DAYS
 from dagster_stack.errors import ProvisionError
 from dagster_stack.objects.client import CLOCKS, new_client, s3_client
+from dagster_stack.objects.comparison import Place
 from dagster_stack.objects.conditions import TOLD, TOLD_DAYS, UNFENCED, Write, note, place_of, probe
 from dagster_stack.project import data
 from dagster_stack.services import former_key
@@ -119,6 +121,8 @@ def prepare_store() -> None:
     with impatience(), DagsterInstance.get() as instance:
         if storage := stack_storage(instance):
             until_up("a store", lambda: own_target(settings, storage.facts, storage.engine))
+    skew = until_up("the S3 store", lambda: Place.source().clock_skew())
+    logger.info("clocks differ by %d s", math.ceil(skew), extra={"action": "store.clock"})
 
 
 def provision_files(environment: Mapping[str, str] = os.environ) -> None:
