@@ -140,7 +140,7 @@ def test_with_hand_over_it_does_not_wait(said: list[str], monkeypatch: pytest.Mo
 def test_until_env_names_the_target_a_failure_leaves_all_as_it_was_with_services_started_again(
     env: Path, said: list[str], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    working = move_s3.run_logged
+    working = vars(move_s3)["run_logged"]
 
     def fails(title: str, command: list[str], **options: Any) -> None:
         if title == step:

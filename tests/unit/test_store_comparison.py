@@ -1,6 +1,7 @@
 """Two stores side by side, and whether a move may go to one: real buckets."""
 
 import io
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,19 +11,23 @@ from dagster_stack.errors import ProvisionError
 from dagster_stack.objects.client import s3_client
 from dagster_stack.objects.comparison import Comparison, Place, compared
 from dagster_stack.services.ownership import require_marked_or_empty, require_no_other_stack
+from tests.unit.seaweed import BUCKET
 
 MARK = "storage/@stack/owner.json"
 
 
 @pytest.fixture
-def places(s3_url: str, request: pytest.FixtureRequest) -> tuple[Place, Place]:
-    """Two buckets of this test."""
+def places(s3_url: str) -> tuple[Place, Place]:
+    """Two buckets, empty. Each takes volumes of the server for ever, so all tests have the same."""
+    client = s3_client(s3_url)
     found = []
-    for name in ("from", "to"):
-        bucket = f"{name}-{abs(hash(request.node.name)) % 10**9}"
-        client = s3_client(s3_url)
-        client.create_bucket(Bucket=bucket)
-        found.append(Place(client, bucket, ""))
+    for bucket in (BUCKET, "other"):
+        with suppress(client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
+            client.create_bucket(Bucket=bucket)
+        place = Place(client, bucket, "")
+        for key, _, _ in list(place.objects()):
+            client.delete_object(Bucket=bucket, Key=key)
+        found.append(place)
     return found[0], found[1]
 
 
