@@ -13,7 +13,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONSAFEPATH PYTHONHOME DOCKER_BUILDKIT DOCKER_DEFAULT_PLATFORM
 unexport COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE COMPOSE_IGNORE_ORPHANS COMPOSE_REMOVE_ORPHANS
 
-.PHONY: help up deploy rotate reload project down demo run scale monitoring user users status workers dead-letters audit retention compact logs ps shell backup backups restore restore-drill dev test test-unit test-versions lint lock dashboards bench drills soak clean
+.PHONY: help up deploy rotate check-s3 move-s3 reload project down demo run scale monitoring user users status workers dead-letters audit retention compact logs ps shell backup backups restore restore-drill dev test test-unit test-versions lint lock dashboards bench drills soak clean
 
 ##@ Every day
 up: ## Build what is missing, start all, wait until healthy, print the addresses
@@ -22,6 +22,10 @@ deploy: ## After an edit: new code for the running stack, no run fails: [DEPLOY=
 	@$(PYTHON) -m scripts.deploy
 rotate: ## New passwords for the stack's own stores, no run fails: [WHAT=postgres|rabbitmq|s3|all]
 	@$(PYTHON) -m scripts.rotate
+check-s3: ## Does an S3 store all that the stack uses? That of .env, or [TO=file|S3_ENDPOINT_URL=… …]
+	@$(PYTHON) -m scripts.check_s3
+move-s3: ## The bucket to another S3 store, or back, no run fails: TO=file [DEPLOY=wait|hand-over] [FORCE=1]
+	@$(PYTHON) -m scripts.move_s3
 down: ## Stop all; data stays
 	@$(COMPOSE) --profile '*' down --remove-orphans
 demo: ## Start all and run a year of flights through it
@@ -102,4 +106,4 @@ clean: ## Remove the stack with all its data (asks first): [FORCE=1]
 	@$(PYTHON) -m scripts.clean
 
 help: ## This list
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {print "\n" substr($$0, 5)} /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -167,6 +167,33 @@ def close_key(key: str) -> None:
     close_former_key(key)
 
 
+@cli.command("check-s3")
+def check_s3() -> ExitCode:
+    """Try whether the S3 store does all that the stack needs; what it tries is gone afterwards."""
+    from dagster_stack.client.store_check import check_store
+
+    return check_store(sys.stdout)
+
+
+@cli.command("prepare-s3")
+def prepare_s3() -> None:
+    """Make the bucket of the S3 store that `make move-s3` goes to, and mark it as this stack's."""
+    with uncollected():
+        from dagster_stack.logs.service import configure
+        from dagster_stack.services.provision import prepare_store
+
+    configure("init")
+    prepare_store()
+
+
+@cli.command("compare-s3")
+def compare_s3() -> ExitCode:
+    """Compare the S3 store with the one that `make move-s3` comes from, object by object."""
+    from dagster_stack.client.store_comparison import compare_stores
+
+    return compare_stores(sys.stdout)
+
+
 @cli.command()
 @click.option(
     "--workspace", metavar="FILE", multiple=True, required=True, help="Names code locations; may be repeated."

@@ -86,6 +86,7 @@ def images() -> list[Image]:
             "dagster-celery-stack/minio", "minio", ("docker/minio",), "compiles MinIO, 5 minutes on 2 cores"
         ),
         Image("dagster-celery-stack/backup", "backup", ("docker/backup", "dagster_stack/authorities.py")),
+        Image("dagster-celery-stack/rclone", "move", ("docker/rclone", "dagster_stack/authorities.py")),
         Image("dagster-celery-stack/prometheus", "prometheus", ("docker/prometheus",)),
         Image("dagster-celery-stack/door", "door", ("docker/door",)),
         Image("dagster-celery-stack/certificates", "certificates", ("docker/certificates",)),
@@ -113,10 +114,10 @@ def ensure() -> None:
     build_stale(wanted())
 
 
-def ensure_backup() -> None:
-    """Build the image of backups alone: a restore wants it before it has settings, and where BACKUP is off."""
+def ensure_only(*services: str) -> None:
+    """Build the images of these services alone, where their inputs changed: no other is made anew."""
     write_certificates()
-    build_stale([image for image in images() if image.service == "backup"])
+    build_stale([image for image in images() if image.service in services])
 
 
 def build_stale(some: list[Image]) -> None:
@@ -216,6 +217,15 @@ def cure(log: str) -> str:
     return ""
 
 
+#: What names a store outside, in place of the service.
+OUTSIDE = {
+    "postgres": "POSTGRES_HOST",
+    "postgres-exporter": "POSTGRES_HOST",
+    "rabbitmq": "RABBITMQ_HOST",
+    "minio": "S3_ENDPOINT_URL",
+}
+
+
 def wanted() -> list[Image]:
     """Dagster's image, those of the stores that are not outside ones, and those of profiles that are on."""
     return [image for image in images() if image.service == "init" or is_started(image.service)]
@@ -223,18 +233,16 @@ def wanted() -> list[Image]:
 
 def is_started(service: str) -> bool:
     """Whether a service's own container is part of the stack: its profile is on, its store is no outside one."""
-    if service == "door":
-        return env_file.has_login()
-    if service == "certificates":
-        return env_file.has_internal_tls()
-    if service == "prometheus":
-        return MONITORING in env_file.profiles()
-    if service == "postgres-exporter":
-        return MONITORING in env_file.profiles() and not env_file.settings().get("POSTGRES_HOST")
-    if service == "backup":
-        return env_file.settings().get("BACKUP", "off") == "daily"
-    outside = {"postgres": "POSTGRES_HOST", "rabbitmq": "RABBITMQ_HOST", "minio": "S3_ENDPOINT_URL"}[service]
-    return service in env_file.profiles() and not env_file.settings().get(outside)
+    settings, profiles = env_file.settings(), env_file.profiles()
+    is_wanted = {
+        "door": env_file.has_login(),
+        "certificates": env_file.has_internal_tls(),
+        "prometheus": MONITORING in profiles,
+        "postgres-exporter": MONITORING in profiles,
+        "backup": settings.get("BACKUP", "off") == "daily",
+        "move": False,
+    }.get(service, service in profiles)
+    return is_wanted and not settings.get(OUTSIDE.get(service, ""))
 
 
 def built_from(image: Image) -> str:

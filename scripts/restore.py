@@ -77,7 +77,7 @@ def restore() -> None:
     say("Building images")
     images.ensure()
     if not backups.is_on():
-        images.ensure_backup()
+        images.ensure_only("backup")
     certificates.issue()
     if source:
         fetch(source)
@@ -177,7 +177,7 @@ def bring_settings(source: str) -> None:
         certificates.record()
         proxies.record()
         base_image.ensure()
-        images.ensure_backup()
+        images.ensure_only("backup")
         text = ask("settings")
         base = env_file.read(scratch)["BASE_IMAGE"]
     env_file.write(file, text)

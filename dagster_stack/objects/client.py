@@ -20,8 +20,9 @@ KEYS = {
     "aws_session_token": "SESSION_TOKEN",
     "region_name": "REGION",
 }
-#: What the stack's own keys are called; there and empty: the machine has a role.
-ACCESS_KEY_VARIABLE = "DAGSTER_STACK_S3_ACCESS_KEY"
+#: How the names of the variables begin. One for the access key that is there and empty: the machine has a role.
+VARIABLES = "DAGSTER_STACK_S3_"
+ACCESS_KEY_VARIABLE = f"{VARIABLES}ACCESS_KEY"
 #: The cure for a request that S3 takes for too old or too new.
 CLOCKS = "this machine's clock and the store's differ by more than 15 minutes. Set both by NTP."
 
@@ -49,23 +50,21 @@ def s3_client(endpoint_url: str | None, impatient: bool = False) -> Any:
     return client
 
 
-def new_client(endpoint_url: str | None, config: Config | None = None) -> Any:
+def new_client(endpoint_url: str | None, config: Config | None = None, variables: str = VARIABLES) -> Any:
     """A client with the stack's own keys, or those of the machine's role, which trusts a company's own certificates too."""
     session = botocore.session.Session()
-    if os.environ.get(ACCESS_KEY_VARIABLE) == "":
+    if os.environ.get(f"{variables}ACCESS_KEY") == "":
         # A project's own keys may be in the environment.
         session.get_component("credential_provider").remove("env")
     return boto3.Session(botocore_session=session).client(
-        "s3", endpoint_url=endpoint_url, config=config, verify=bundle(), **own_keys()
+        "s3", endpoint_url=endpoint_url, config=config, verify=bundle(), **own_keys(variables)
     )
 
 
-def own_keys() -> dict[str, str]:
+def own_keys(variables: str = VARIABLES) -> dict[str, str]:
     """The stack's own keys and region, as boto3 takes them: `AWS_*` may be a project's. Empty where it has none."""
     return {
-        argument: value
-        for argument, name in KEYS.items()
-        if (value := os.environ.get(f"DAGSTER_STACK_S3_{name}"))
+        argument: value for argument, name in KEYS.items() if (value := os.environ.get(f"{variables}{name}"))
     }
 
 

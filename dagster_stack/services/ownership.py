@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -20,6 +21,7 @@ from sqlalchemy.engine import Engine
 from dagster_stack.authorities import broker_tls
 from dagster_stack.errors import ProvisionError
 from dagster_stack.objects.client import s3_client
+from dagster_stack.objects.comparison import Place
 from dagster_stack.objects.conditions import ABSENT
 from dagster_stack.settings import Settings, broker_address
 from dagster_stack.store.facts import Facts
@@ -86,18 +88,60 @@ class Claimant:
         )  # fmt: skip
 
 
-def own_places(settings: Settings, facts: Facts, engine: Engine) -> None:
-    """Mark database, bucket prefix and outside vhost as this stack's; raises ProvisionError for one that is another's."""
-    claimant = Claimant(
+def this_stack() -> Claimant:
+    return Claimant(
         Owner(os.environ.get("DAGSTER_STACK_PROJECT", ""), os.environ.get("DAGSTER_STACK_ID", "")),
         bool(os.environ.get("DAGSTER_STACK_TAKE_OVER")),
     )
+
+
+def own_places(settings: Settings, facts: Facts, engine: Engine) -> None:
+    """Mark database, bucket prefix and outside vhost as this stack's; raises ProvisionError for one that is another's."""
+    claimant = this_stack()
     if not claimant.owner.project:
         return
     claimant = own_database(claimant, facts, engine)
     own_prefix(claimant, settings)
     if url := broker_address():
         own_vhost(claimant, url)
+
+
+def own_target(settings: Settings, facts: Facts, engine: Engine) -> None:
+    """Mark the bucket prefix that a move goes to. Raises ProvisionError where it holds what is not this stack's, which the
+    move would delete; and where the bucket that it comes from has places of other stacks, which it would copy."""
+    source, target = Place.source(), Place.target()
+    mark = f"{settings.data_prefix}/{OBJECT}"
+    require_marked_or_empty(target, mark)
+    for place in (source, target):
+        require_no_other_stack(place, mark)
+    own_prefix(own_database(this_stack(), facts, engine), settings)
+
+
+def require_marked_or_empty(target: Place, mark: str) -> None:
+    """Whose the mark is, `own_prefix` looks at."""
+    keys = [key for key, _, _ in islice(target.objects(), 2)]
+    if keys and not has(target, mark):
+        raise ProvisionError(
+            f"s3://{target.bucket}/{target.key_prefix} has objects, such as {keys[0]}, and no mark of this stack. A move deletes"
+            " there what the stack does not have: name a bucket in which nothing is."
+        )
+
+
+def has(place: Place, key: str) -> bool:
+    return any(found == key for found, _, _ in islice(replace(place, key_prefix=key).objects(), 1))
+
+
+def require_no_other_stack(place: Place, mark: str) -> None:
+    """Only a stack without a prefix has its objects beside those of others."""
+    if place.key_prefix:
+        return
+    for key, _, _ in place.objects():
+        if key != mark and key.endswith(f"/{mark}"):
+            other = key.removesuffix(mark)
+            raise ProvisionError(
+                f"The bucket {place.bucket} has objects of another stack under {other}, and this one has no S3_PREFIX by which"
+                " its own could be told from them. Move that stack first, or name another bucket."
+            )
 
 
 def own_database(claimant: Claimant, facts: Facts, engine: Engine) -> Claimant:

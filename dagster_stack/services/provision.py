@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -28,11 +29,12 @@ from dagster_stack.code_version import code_version
 from dagster_stack.definitions import DIFFERS, DIFFERS_DAYS
 from dagster_stack.errors import ProvisionError
 from dagster_stack.objects.client import CLOCKS, new_client, s3_client
+from dagster_stack.objects.comparison import Place
 from dagster_stack.objects.conditions import TOLD, TOLD_DAYS, UNFENCED, Write, note, place_of, probe
 from dagster_stack.project import data
 from dagster_stack.services import former_key
 from dagster_stack.services.lifecycle import expire_logs_of_outside_bucket, set_log_expiry
-from dagster_stack.services.ownership import own_places
+from dagster_stack.services.ownership import own_places, own_target
 from dagster_stack.settings import Settings
 from dagster_stack.store.connections import impatience
 from dagster_stack.store.facts import Facts
@@ -91,6 +93,13 @@ def provision() -> None:
     settings = Settings.from_environment()
     if settings.s3 is None:
         raise ProvisionError("There is no bucket to make: DAGSTER_STACK_S3_BUCKET is not set.")
+    make_store(settings)
+    kept = until_up("the S3 store", lambda: probed(settings))
+    make_schema(settings, kept)
+
+
+def make_store(settings: Settings) -> None:
+    """Bucket, users and expiry rule."""
     root = minio_root()
     if root:
         until_up("MinIO", lambda: make_bucket(boto3_client(root), settings))
@@ -101,8 +110,19 @@ def provision() -> None:
             "S3 is an outside store: its keys are used as they are", extra={"action": "store.outside"}
         )
         until_up("the S3 store", lambda: make_outside_bucket(settings))
-    kept = until_up("the S3 store", lambda: probed(settings))
-    make_schema(settings, kept)
+
+
+def prepare_store() -> None:
+    """Make the bucket that a move goes to, and mark it; raises ProvisionError where it holds what is not this stack's."""
+    settings = Settings.from_environment()
+    if settings.s3 is None:
+        raise ProvisionError("There is no bucket to move to: DAGSTER_STACK_S3_BUCKET is not set.")
+    make_store(settings)
+    with impatience(), DagsterInstance.get() as instance:
+        if storage := stack_storage(instance):
+            until_up("a store", lambda: own_target(settings, storage.facts, storage.engine))
+    skew = until_up("the S3 store", lambda: Place.source().clock_skew())
+    logger.info("clocks differ by %d s", math.ceil(skew), extra={"action": "store.clock"})
 
 
 def provision_files(environment: Mapping[str, str] = os.environ) -> None:

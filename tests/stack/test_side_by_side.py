@@ -5,6 +5,7 @@ name, behind a proxy that Docker's client configuration names.
 """
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -13,12 +14,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 import requests
 
-from scripts import env_file
+from scripts import env_file, s3_store
 from scripts.certificates import BUNDLE
 from scripts.console import BUILD_FOLDER, ROOT
 from tests.conftest import PORTS, PROJECT, free_ports
@@ -264,12 +266,11 @@ class OutsideStores:
 
     def keys(self) -> list[str]:
         """What the bucket holds."""
-        s3 = boto3.client(
-            "s3", endpoint_url=self.settings["S3_PUBLIC_URL"], region_name="us-east-1",
-            aws_access_key_id=self.settings["S3_ACCESS_KEY"],
-            aws_secret_access_key=self.settings["S3_SECRET_KEY"],
-        )  # fmt: skip
-        pages = s3.get_paginator("list_objects_v2").paginate(Bucket=self.settings["S3_BUCKET"])
+        pages = (
+            outside_client(self.settings)
+            .get_paginator("list_objects_v2")
+            .paginate(Bucket=self.settings["S3_BUCKET"])
+        )
         return [entry["Key"] for page in pages for entry in page.get("Contents", [])]
 
     def succeeded_runs(self, stack: Stack) -> set[str]:
@@ -282,6 +283,13 @@ class OutsideStores:
         login = (self.settings["RABBITMQ_MONITOR_USER"], self.settings["RABBITMQ_MONITOR_PASSWORD"])
         answer = requests.get(f"{self.broker_api}/api/queues", auth=login, timeout=20)
         return {queue["name"] for queue in answer.json()}
+
+
+def outside_client(settings: dict[str, str]) -> Any:
+    return boto3.client(
+        "s3", endpoint_url=settings["S3_PUBLIC_URL"], region_name="us-east-1",
+        aws_access_key_id=settings["S3_ACCESS_KEY"], aws_secret_access_key=settings["S3_SECRET_KEY"],
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -386,6 +394,67 @@ def s3_status(address: str, port: int) -> int | None:
         return None
 
 
+# --- another S3 store ----------------------------------------------------------------------------------
+
+
+def test_the_bucket_moves_to_another_store_and_back_while_runs_are_under_way(
+    stack: Stack, second: Second, outside: OutsideStores, tmp_path: Path
+) -> None:
+    # Given a store that is not MinIO, an object and a link to it, and runs under way
+    moving = second.stack
+    # The one image that the first copy has no use for: the company's proxy knows no packages.
+    stack.compose("--profile", "tools", "build", "move")
+    there = {**outside.settings, "S3_BUCKET": "moved"}
+    file = tmp_path / "other-store.env"
+    named = {name: value for name, value in there.items() if name.startswith("S3_")}
+    file.write_text("".join(f"{name}={s3_store.quoted(name, value)}\n" for name, value in named.items()))
+    moving.s3.put_object(Bucket=moving.bucket, Key="inbox/moved.txt", Body=b"moved", ContentType="text/plain")
+    runs = launched(moving)
+
+    # When the bucket moves there
+    moved = moving.make("move-s3", f"TO={file}", "DEPLOY=hand-over").stdout
+
+    # Then the store was checked and compared, and all services work with it
+    assert "one of 50 writers won" in moved
+    assert "are the same" in moved
+    assert "minio" not in {entry["Service"] for entry in moving.containers()}
+    # And no run has failed, nor fails one that reads there
+    assert_succeeded(moving, [*runs, work.launch(moving)])
+    keys = OutsideStores(there, "", "").keys()
+    assert "inbox/moved.txt" in keys
+    assert [key for key in keys if runs[0] in key]
+    # And it is as `make up` would have it
+    assert "nothing to do" in moving.make("up").stdout
+
+    # When it moves back, with runs under way again, after an object was deleted there
+    outside_client(there).delete_object(Bucket="moved", Key="inbox/moved.txt")
+    runs = launched(moving)
+    back = moving.env.with_name(".env.s3.minio.dagster")
+    assert f"TO={back}" in moved
+    moving.make("move-s3", f"TO={back}", "DEPLOY=hand-over")
+
+    # Then it is at home, what was deleted meanwhile is no more, and nothing is lost
+    assert_succeeded(moving, [*runs, work.launch(moving)])
+    assert moving.keys("inbox/moved.txt") == []
+    assert "nothing to do" in moving.make("move-s3", f"TO={back}").stdout
+
+
+def launched(stack: Stack) -> list[str]:
+    """Three runs of 17 steps, which are under way."""
+    naps = {"ops": {name: {"config": {"seconds": 0.5}} for name in work.NO_NAPS["ops"]}}
+    runs = [stack.launch("queues", naps) for _ in range(3)]
+    wait_until(
+        lambda: {stack.run(run_id)["status"] for run_id in runs}, 120, "three runs under way",
+        until=lambda seen: seen == {"STARTED"},
+    )  # fmt: skip
+    return runs
+
+
+def assert_succeeded(stack: Stack, run_ids: list[str]) -> None:
+    for run_id in run_ids:
+        assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+
+
 @pytest.fixture(scope="module")
 def outsourced(second: Second, outside: OutsideStores) -> Stack:
     """The second copy, whose .env now names outside stores."""
@@ -431,6 +500,18 @@ def test_up_and_workers_know_the_outside_stores(outsourced: Stack, company: Prox
     assert "nothing to do" in outsourced.make("up").stdout
     # And what is on this very host was never asked for through the proxy
     assert not [asked for asked in company.asked if "outside.example" not in asked]
+
+
+def test_a_store_that_is_not_minio_does_all_that_the_stack_needs(
+    outsourced: Stack, outside: OutsideStores
+) -> None:
+    # When a user asks
+    said = outsourced.make("check-s3").stdout
+    # Then what is lost there is said, in lines of their own, and nothing stays behind
+    assert "It does all that the stack needs; lines with ! say what is lost." in said
+    assert re.search(r"✓ +conditional put +one of 50 writers won", said)
+    kept = outside.keys()
+    assert not [key for key in kept if "@check" in key]
 
 
 # --- the end of the second copy ------------------------------------------------------------------------

@@ -54,6 +54,23 @@ def test_there_is_one_bucket_without_versions_whose_step_logs_expire(stack: Stac
     ]
 
 
+def test_minio_does_all_that_the_stack_uses(stack: Stack) -> None:
+    # When a user asks
+    said = stack.make("check-s3").stdout
+    # Then it does, also with 50 writers at once, and nothing of that stays behind
+    assert "It does all that the stack uses." in said
+    assert said.count("one of 50 writers won, 6 times") == 2
+    assert stack.keys("storage/@check") == []
+
+
+def test_a_store_that_does_not_answer_is_said_with_an_exit_code(stack: Stack) -> None:
+    answer = stack.make(
+        "check-s3", "S3_ENDPOINT_URL=http://127.0.0.1:9", "S3_ACCESS_KEY=k", "S3_SECRET_KEY=s", check=False
+    )
+    assert answer.returncode != 0
+    assert "no answer, is it up?" in answer.stdout
+
+
 def test_postgres_has_the_settings_that_the_stack_is_sized_for(stack: Stack) -> None:
     wanted = {
         "data_checksums": "on",

@@ -143,11 +143,16 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(204)
 
 
+class Server(ThreadingHTTPServer):
+    #: So many may come at once.
+    request_queue_size = 128
+
+
 @contextmanager
 def s3_stub(store: Weaknesses) -> Iterator[str]:
     """Such a store while the context lasts; yields its address."""
     handler = type("OneStore", (Handler,), {"store": store})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = Server(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

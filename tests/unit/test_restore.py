@@ -120,7 +120,7 @@ def test_one_that_was_interrupted_is_completed_to_where_it_was_to_go(
     carried_out: list[float | None] = []
     monkeypatch.setattr(up, "prepare", lambda: None)
     monkeypatch.setattr(images, "ensure", lambda: None)
-    monkeypatch.setattr(images, "ensure_backup", lambda: None)
+    monkeypatch.setattr(images, "ensure_only", lambda *services: None)
     monkeypatch.setattr(certificates, "issue", lambda: None)
     monkeypatch.setattr(restore, "fetch", lambda source: asked.append(("fetch", source)))
     monkeypatch.setattr(restore, "go_on", lambda runs, schedules: asked.append(("go on", runs)))
