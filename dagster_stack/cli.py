@@ -124,7 +124,10 @@ def retention(dry_run: bool, yes: bool) -> ExitCode:
 
 
 @cli.command()
-def init() -> None:
+@click.option(
+    "--migrate", is_flag=True, help="Migrate the database's schema where it is older than the code's."
+)
+def init(migrate: bool) -> None:
     """Make schema, bucket, S3 user and data folder: the service `init`, safe to repeat."""
     with uncollected():
         from dagster_stack.logs.service import configure
@@ -132,7 +135,7 @@ def init() -> None:
 
     configure("init")
     provision_files()
-    provision()
+    provision(migrates=migrate)
 
 
 @cli.command()

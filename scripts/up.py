@@ -13,6 +13,7 @@ from scripts import (
     certificates,
     code_check,
     code_location,
+    code_versions,
     compose,
     data_folder,
     engine,
@@ -21,12 +22,13 @@ from scripts import (
     login,
     preflight,
     proxies,
+    schema,
     store_logins,
     variables,
 )
 from scripts import project as user_project
 from scripts.connections import require_connections
-from scripts.console import ROOT, Failure, Progress, done, main, run_logged, say
+from scripts.console import ROOT, Failure, Progress, attended, confirm, done, main, run_logged, say, warn
 
 #: Seconds until every service must be healthy; 20 is usual with warm images.
 HEALTHY_TIMEOUT_SECS = 240
@@ -43,12 +45,18 @@ LOG_LINES = 25
 
 def up() -> None:
     prepare()
+    code_versions.keep_running()
     with images.kept_on_failure(UNTOUCHED):
         say("Building images")
         images.ensure()
         certificates.issue()
-        if not is_up():
-            code_check.check()
+        code = "" if is_up() else code_check.check()
+        if code:
+            agree_to_leave_rollback(code)
+            if migration := schema.required():
+                migration.run(code)
+            code_versions.keep(images.dagster_id(), code)
+        code_versions.forget_rollback()
     say("Starting")
     start()
     close_former_logins()
@@ -57,6 +65,17 @@ def up() -> None:
     # Before the user is told what to do next.
     check_code_location()
     addresses()
+
+
+def agree_to_leave_rollback(code: str) -> None:
+    """Say that a rollback ends with this, and ask on a terminal: whoever changed a setting may not expect it."""
+    back = code_versions.rolled_back()
+    if not back or back == images.dagster_id():
+        return
+    former = code_versions.code_of(back)
+    warn(f"the stack was rolled back to code {former}: it gets the checkout's again, {code}")
+    if attended() and not confirm("Start the checkout's code?"):
+        raise Failure(f"`make rollback TO={former}` brings new settings to the code that runs.")
 
 
 def prepare() -> None:
