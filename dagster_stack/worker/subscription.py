@@ -20,7 +20,7 @@ from celery import Celery, bootsteps
 from celery.worker import state
 
 from dagster_stack.messaging.queue_state import QueueState
-from dagster_stack.patches.celery import processes, queue_of, starting
+from dagster_stack.patches.celery import forget_tags, processes, queue_of, starting
 from dagster_stack.timing import BROKER_ANSWER_SECS
 from dagster_stack.worker import request
 from dagster_stack.worker.shutdown import is_leaving
@@ -57,8 +57,9 @@ class Subscription(bootsteps.StartStopStep):
         self._surplus: list[Any] = []
         #: The queue that a message came from last: another one is asked first.
         self._served: str | None = None
-        #: What the present subscription allows.
+        #: What the present subscription allows; what was asked for last on this connection, by this and by Celery.
         self._allowed = 0
+        self._asked: tuple[int, int] | None = None
         self._is_due = False
         #: Answers in a row that something waits, while nothing comes; also over connections.
         self._unanswered = 0
@@ -70,7 +71,7 @@ class Subscription(bootsteps.StartStopStep):
         # Whatever is asked on this connection: without an answer the event loop would stand still.
         consumer.connection.connection.transport.sock.settimeout(BROKER_ANSWER_SECS)
         # What was not given back yet went back with its connection.
-        self._surplus, self._is_due = [], False
+        self._surplus, self._is_due, self._asked = [], False, None
         self._is_counted = not held(consumer) and is_on_one_queue(consumer)
         if not self._is_counted:
             start_unsubscribed(consumer)
@@ -146,7 +147,7 @@ class Subscription(bootsteps.StartStopStep):
         consumer = self._consumer
         if consumer.task_consumer is None:
             return
-        consumer.task_consumer.cancel()
+        rest(consumer)
         surplus, self._surplus = self._surplus, []
         for message in surplus:
             message.reject_log_error(logger, consumer.connection_errors, requeue=True)
@@ -161,9 +162,12 @@ class Subscription(bootsteps.StartStopStep):
             return
         self._allowed = room(consumer)
         self._is_counted = not held(consumer) and is_on_one_queue(consumer)
-        # Holds for each subscription from now on. Celery's own count is above the places while tasks wait for their time.
+        # Celery's own count is above the places while tasks wait for their time.
         count = max(self._allowed, consumer.qos.value) if self._is_counted else self._allowed
-        consumer.task_consumer.channel.basic_qos(0, count, False)
+        # Holds for each subscription from now on, until Celery or this asks for another.
+        if self._asked != (count, consumer.qos.prev):
+            self._asked = count, consumer.qos.prev
+            consumer.task_consumer.channel.basic_qos(0, count, False)
         subscribe(consumer, last=self._served)
 
     def _react_to_backlog(self, consumer: Any, waiting: str) -> None:
@@ -208,6 +212,20 @@ def wanted(consumer: Any) -> list[str]:
 
 def is_on_one_queue(consumer: Any) -> bool:
     return len(wanted(consumer)) == 1
+
+
+def rest(consumer: Any) -> None:
+    """End all subscriptions, and return once the broker gives nothing more; kombu would wait for each one's end."""
+    channel = consumer.task_consumer.channel
+    *others, last = forget_tags(consumer.task_consumer) or [None]
+    for tag in others:
+        channel.basic_cancel(tag, nowait=True)
+    if last:
+        channel.basic_cancel(last)
+        # The broker answers in order.
+        for tag in others:
+            channel.callbacks.pop(tag, None)
+            channel.cancel_callbacks.pop(tag, None)
 
 
 def start_unsubscribed(consumer: Any) -> None:

@@ -26,7 +26,9 @@ class KombuConsumer:
         self.queues = [SimpleNamespace(name=name) for name in names]
         self.known: set[str] = set()
         self.at_broker: set[str] = set()
-        self.channel = SimpleNamespace(basic_qos=self.basic_qos)
+        self.channel = SimpleNamespace(
+            basic_qos=self.basic_qos, basic_cancel=self.basic_cancel, callbacks={}, cancel_callbacks={}
+        )
         #: What the broker gives at most of a queue that is subscribed to now, and of those that are.
         self.of_each = 0
         self.given: dict[str, int] = {}
@@ -39,6 +41,13 @@ class KombuConsumer:
         """RabbitMQ's: it holds for what is subscribed to afterwards; over a channel 4.3 refuses it."""
         assert not over_channel
         self.of_each = count
+
+    def basic_cancel(self, tag: str, nowait: bool = False) -> None:
+        queue = tag.removeprefix("tag of ")
+        del self.given[queue]
+        self.known, self.at_broker = self.known - {queue}, self.at_broker - {queue}
+        if not nowait:
+            self.renewals += 1
 
     def consuming_from(self, name: str) -> bool:
         return name in self.known
