@@ -60,6 +60,8 @@ class Subscription(bootsteps.StartStopStep):
         #: What the present subscription allows; what was asked for last on this connection, by this and by Celery.
         self._allowed = 0
         self._asked: tuple[int, int] | None = None
+        #: Tags of subscriptions whose last messages may still be on their way.
+        self._ended: list[str] = []
         self._is_due = False
         #: Answers in a row that something waits, while nothing comes; also over connections.
         self._unanswered = 0
@@ -71,7 +73,7 @@ class Subscription(bootsteps.StartStopStep):
         # Whatever is asked on this connection: without an answer the event loop would stand still.
         consumer.connection.connection.transport.sock.settimeout(BROKER_ANSWER_SECS)
         # What was not given back yet went back with its connection.
-        self._surplus, self._is_due, self._asked = [], False, None
+        self._surplus, self._ended, self._is_due, self._asked = [], [], False, None
         self._is_counted = not held(consumer) and is_on_one_queue(consumer)
         if not self._is_counted:
             start_unsubscribed(consumer)
@@ -147,7 +149,7 @@ class Subscription(bootsteps.StartStopStep):
         consumer = self._consumer
         if consumer.task_consumer is None:
             return
-        rest(consumer)
+        self._ended += rest(consumer)
         surplus, self._surplus = self._surplus, []
         for message in surplus:
             message.reject_log_error(logger, consumer.connection_errors, requeue=True)
@@ -169,6 +171,10 @@ class Subscription(bootsteps.StartStopStep):
             self._asked = count, consumer.qos.prev
             consumer.task_consumer.channel.basic_qos(0, count, False)
         subscribe(consumer, last=self._served)
+        # The broker has confirmed, so it gives nothing for former ones any more.
+        for tag in self._ended:
+            forget(consumer.task_consumer.channel, tag)
+        self._ended = []
 
     def _react_to_backlog(self, consumer: Any, waiting: str) -> None:
         if not waiting or consumer.received != self._received:
@@ -214,18 +220,18 @@ def is_on_one_queue(consumer: Any) -> bool:
     return len(wanted(consumer)) == 1
 
 
-def rest(consumer: Any) -> None:
-    """End all subscriptions, and return once the broker gives nothing more; kombu would wait for each one's end."""
-    channel = consumer.task_consumer.channel
-    *others, last = forget_tags(consumer.task_consumer) or [None]
-    for tag in others:
-        channel.basic_cancel(tag, nowait=True)
-    if last:
-        channel.basic_cancel(last)
-        # The broker answers in order.
-        for tag in others:
-            channel.callbacks.pop(tag, None)
-            channel.cancel_callbacks.pop(tag, None)
+def rest(consumer: Any) -> list[str]:
+    """End all subscriptions without a wait for the broker, which does it before whatever is sent next; gives their tags."""
+    tags = forget_tags(consumer.task_consumer)
+    for tag in tags:
+        consumer.task_consumer.channel.basic_cancel(tag, nowait=True)
+    return tags
+
+
+def forget(channel: Any, tag: str) -> None:
+    """What a channel keeps of a subscription; it does so by itself where it waits for the end."""
+    for callbacks in (channel.callbacks, channel.cancel_callbacks):
+        callbacks.pop(tag, None)
 
 
 def start_unsubscribed(consumer: Any) -> None:

@@ -5,6 +5,7 @@ stack.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,20 +35,21 @@ class KombuConsumer:
         self.given: dict[str, int] = {}
         self.order: list[str] = []
         self._active_tags: dict[str, str] = {}
+        self._tags = count()
         self.renewals = 0
         self.while_canceling: Callable[[], Any] = lambda: None
 
-    def basic_qos(self, _size: int, count: int, over_channel: bool) -> None:
+    def basic_qos(self, _size: int, most: int, over_channel: bool) -> None:
         """RabbitMQ's: it holds for what is subscribed to afterwards; over a channel 4.3 refuses it."""
         assert not over_channel
-        self.of_each = count
+        self.of_each = most
 
     def basic_cancel(self, tag: str, nowait: bool = False) -> None:
-        queue = tag.removeprefix("tag of ")
+        queue = tag.split()[1]
         del self.given[queue]
         self.known, self.at_broker = self.known - {queue}, self.at_broker - {queue}
-        if not nowait:
-            self.renewals += 1
+        self.renewals += bool(queue)
+        assert nowait
 
     def consuming_from(self, name: str) -> bool:
         return name in self.known
@@ -63,7 +65,8 @@ class KombuConsumer:
         self.order = [queue.name for queue in self.queues]
         for name in self.order:
             self.given.setdefault(name, self.of_each)
-            self._active_tags[name] = f"tag of {name}"
+            tag = self._active_tags.setdefault(name, f"{next(self._tags)} {name}")
+            self.channel.callbacks[tag] = print
         self.known = self.at_broker = self.at_broker | set(self.order)
 
 
@@ -144,7 +147,7 @@ class Worker:
 
     def receive(self, queue: str) -> "Message":
         """The broker delivers a message of a queue, which a process works on if the worker takes it."""
-        message = Message(queue)
+        message = Message(self.task_consumer._active_tags.get(queue, ""))
         if self.step.takes(message):
             message.taken = self.work()
             self.step.on_taken(message)
@@ -190,8 +193,8 @@ class Taken:
 class Message:
     """A message as kombu hands it over."""
 
-    def __init__(self, queue: str) -> None:
-        self.delivery_info = {"consumer_tag": f"tag of {queue}"}
+    def __init__(self, tag: str) -> None:
+        self.delivery_info = {"consumer_tag": tag}
         self.taken: Taken | None = None
         self.is_back = False
 
@@ -387,6 +390,8 @@ def test_after_a_reconnect_a_partly_busy_worker_takes_what_it_has_room_for() -> 
     for _ in range(3):
         worker.end(worker.receive("dagster").taken)
     assert worker.task_consumer.renewals == renewals
+    # And of former ones nothing is kept
+    assert len(worker.task_consumer.channel.callbacks) == 1
 
 
 def test_what_ended_without_an_answer_is_noticed_at_the_next_look() -> None:
