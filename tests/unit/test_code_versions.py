@@ -1,6 +1,5 @@
 """Versions of the code that are kept: which ones, in which order, and what is never removed. The engine is made up."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 
 from scripts import base_image, code_versions, commits, compose, engine, images, rollback
 from scripts.compose import Container
-from scripts.console import Failure
+from scripts.console import ROOT, Failure
 
 REPOSITORY = "stack/dagster"
 
@@ -54,7 +53,7 @@ class Engine:
 
 
 @pytest.fixture
-def there(env: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+def there(env: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     env.write_text("COMPOSE_PROJECT_NAME=stack\n")
     there = Engine()
     now = [datetime(2026, 11, 30, tzinfo=UTC)]
@@ -242,4 +241,4 @@ def test_a_folder_without_git_has_no_commit(tmp_path: Path) -> None:
 
 
 def test_the_label_that_is_read_is_the_one_that_is_built() -> None:
-    assert f'{images.COMMIT_LABEL}: "${{INIT_COMMIT:-}}"' in (images.ROOT / "compose.yaml").read_text()
+    assert f'{images.COMMIT_LABEL}: "${{INIT_COMMIT:-}}"' in (ROOT / "compose.yaml").read_text()

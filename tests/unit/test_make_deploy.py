@@ -1,5 +1,6 @@
 """`make deploy`: what it refuses, what it waits for, and what it puts back when it can't go on."""
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +311,7 @@ def test_a_schema_is_migrated_while_nothing_of_the_old_code_runs(
 def test_what_was_deployed_last_is_not_asked_for_its_schema_again(
     docker: Path, under_way: list[list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    last = code_versions.Version("aaa", code_versions.datetime.now(), "sha256:1", "")
+    last = code_versions.Version("aaa", datetime.now(UTC), "sha256:1", "")
     monkeypatch.setattr(code_versions, "kept", lambda: [last])
     monkeypatch.setattr(schema, "ask", lambda: pytest.fail("asked"))
 
