@@ -163,14 +163,17 @@ class Subscription(bootsteps.StartStopStep):
         if not free(consumer) or not missing:
             return
         self._allowed = room(consumer)
-        self._is_counted = not held(consumer) and is_on_one_queue(consumer)
+        is_counted = not held(consumer) and is_on_one_queue(consumer)
         # Celery's own count is above the places while tasks wait for their time.
-        count = max(self._allowed, consumer.qos.value) if self._is_counted else self._allowed
+        count = max(self._allowed, consumer.qos.value) if is_counted else self._allowed
         # Holds for each subscription from now on, until Celery or this asks for another.
         if self._asked != (count, consumer.qos.prev):
             self._asked = count, consumer.qos.prev
             consumer.task_consumer.channel.basic_qos(0, count, False)
+        received, self._is_counted = consumer.received, False
         subscribe(consumer, last=self._served)
+        # What came meanwhile is of a former subscription.
+        self._is_counted = is_counted and consumer.received == received
         # The broker has confirmed, so it gives nothing for former ones any more.
         for tag in self._ended:
             forget(consumer.task_consumer.channel, tag)

@@ -38,6 +38,7 @@ class KombuConsumer:
         self._tags = count()
         self.renewals = 0
         self.while_canceling: Callable[[], Any] = lambda: None
+        self.while_subscribing: Callable[[], Any] = lambda: None
 
     def basic_qos(self, _size: int, most: int, over_channel: bool) -> None:
         """RabbitMQ's: it holds for what is subscribed to afterwards; over a channel 4.3 refuses it."""
@@ -61,6 +62,8 @@ class KombuConsumer:
         self.given, self._active_tags = {}, {}
 
     def consume(self) -> None:
+        meanwhile, self.while_subscribing = self.while_subscribing, lambda: None
+        meanwhile()
         # Without any, kombu asks for nothing.
         self.order = [queue.name for queue in self.queues]
         for name in self.order:
@@ -147,6 +150,7 @@ class Worker:
 
     def receive(self, queue: str) -> "Message":
         """The broker delivers a message of a queue, which a process works on if the worker takes it."""
+        self.received += 1
         message = Message(self.task_consumer._active_tags.get(queue, ""))
         if self.step.takes(message):
             message.taken = self.work()
@@ -392,6 +396,25 @@ def test_after_a_reconnect_a_partly_busy_worker_takes_what_it_has_room_for() -> 
     assert worker.task_consumer.renewals == renewals
     # And of former ones nothing is kept
     assert len(worker.task_consumer.channel.callbacks) == 1
+
+
+def test_a_message_of_a_former_subscription_that_comes_late_is_counted_too(on_two: Worker) -> None:
+    """The worker rests without a wait for the broker, which may have sent one more."""
+    first = on_two.receive("dagster")
+    on_two.turn()
+    del on_two.wanted["heavy"]
+    on_two.task_consumer.queues = [queue for queue in on_two.task_consumer.queues if queue.name == "dagster"]
+
+    # When it comes while the worker subscribes again, to the one queue that is left
+    late: list[Message] = []
+    on_two.task_consumer.while_subscribing = lambda: late.append(on_two.receive("dagster"))
+    on_two.end(first.taken)
+
+    # Then nothing more is to come, and what comes all the same goes back
+    assert late[0].taken
+    assert on_two.task_consumer.given == {}
+    on_two.end(late[0].taken)
+    assert on_two.task_consumer.given == {"dagster": 1}
 
 
 def test_what_ended_without_an_answer_is_noticed_at_the_next_look() -> None:
