@@ -70,7 +70,7 @@ def deploy() -> None:
             warn(
                 f"the stack was rolled back to code {code_versions.code_of(back)}: it gets the checkout's again"
             )
-        migration = schema.required()
+        migration = schema.required(up.start_postgres)
         say(f"Deploying {change(old, new)}")
         with queue_stopped():
             settle_runs(how, minutes)

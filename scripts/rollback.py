@@ -73,7 +73,7 @@ def agree(target: Version, old: str, way: str) -> None:
 
 def require_schema() -> None:
     """Raises Failure where the database's schema is not this older code's."""
-    if migration := schema.required():
+    if migration := schema.required(up.start_postgres):
         raise Failure(
             f"The database's schema ({migration.found}) is older than this version's ({migration.wanted}): `make deploy` from"
             " a checkout of its release migrates it."

@@ -2,10 +2,11 @@
 
 import json
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from scripts import code_versions, compose, env_file, images, restore_point
+from scripts import code_versions, compose, engine, env_file, images, restore_point
 from scripts.console import ROOT, Failure, Progress, run_logged, say, warn
 
 #: Read on standard input, so that older images answer too.
@@ -50,29 +51,25 @@ class Migration:
             raise
 
 
-def required() -> Migration | None:
+def required(start_postgres: Callable[[], None]) -> Migration | None:
     """The migration that the image with Dagster's name needs; raises Failure where that is refused.
 
-    Starts Postgres where it is down. Asks nothing where this very image was deployed last.
+    Asks nothing where this very image was deployed last, or there is no database yet.
     """
     last = code_versions.kept()[:1]
     if last and last[0].image_id == images.dagster_id():
         return None
-    require_postgres()
+    if not env_file.settings().get("POSTGRES_HOST"):
+        if not engine.ask("volume", "ls", "--quiet", "--filter", f"name=^{compose.project()}_postgres$"):
+            return None
+        if not any(each.service == "postgres" and each.is_well for each in compose.containers()):
+            start_postgres()
     found = ask()
     if found["found"] and not found["is_known"]:
         raise Failure(AHEAD.format(**found))
     if not found["found"] or found["found"] == found["wanted"]:
         return None
     return Migration(found["found"], found["wanted"], restore_point.require())
-
-
-def require_postgres() -> None:
-    if env_file.settings().get("POSTGRES_HOST"):
-        return
-    if not any(each.service == "postgres" and each.is_well for each in compose.containers()):
-        command = ("--progress", "plain", "up", "--detach", "--wait", "postgres")
-        run_logged("Starting Postgres, to ask for its schema", [*compose.compose(), *command])
 
 
 def ask() -> dict[str, Any]:

@@ -36,6 +36,7 @@ HEALTHY_TIMEOUT_SECS = 240
 STORES = set(env_file.STORES)
 REMOVE = ("--progress", "plain", "--profile", "*", "rm", "--stop", "--force")
 UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
+POSTGRES = ("--progress", "plain", "up", "--detach", "--wait", "postgres")
 #: States of a container that was made or stopped.
 STANDING = ("created", "exited")
 UNTOUCHED = "Nothing was started or changed."
@@ -53,7 +54,7 @@ def up() -> None:
         code = "" if is_up() else code_check.check()
         if code:
             agree_to_leave_rollback(code)
-            if migration := schema.required():
+            if migration := schema.required(start_postgres):
                 migration.run(code)
             code_versions.keep(images.dagster_id(), code)
         code_versions.forget_rollback()
@@ -162,6 +163,10 @@ def run(title: str, command: Sequence[str]) -> None:
         # A one-shot or a store that others wait for: its own words say more than Compose's.
         unwell = [container for container in compose.containers() if container.exit_code]
         raise unwell_failure(unwell[0]) if unwell else Failure(f"{failure}{cure(str(failure))}") from None
+
+
+def start_postgres() -> None:
+    run("Starting Postgres, to ask for its schema", POSTGRES)
 
 
 def start_made() -> None:

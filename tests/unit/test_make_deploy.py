@@ -1,12 +1,13 @@
 """`make deploy`: what it refuses, what it waits for, and what it puts back when it can't go on."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts import code_check, code_versions, compose, deploy, images, schema, up
+from scripts import code_check, code_versions, compose, deploy, engine, images, schema, up
 from scripts.compose import Container
 from scripts.console import Failure
 from tests.unit.clock import START, Clock
@@ -23,6 +24,7 @@ def docker(programs: Path, env: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     FakeDocker(images=(IMAGE,)).install(programs)
     monkeypatch.setattr(code_versions, "inspected", lambda *_: [])
     monkeypatch.setattr(schema, "ask", lambda: dict(SCHEMA))
+    monkeypatch.setattr(engine, "ask", has_volume(engine.ask))
     names = ("postgres", "dagit", "daemon")
     running = [Container(f"p-{name}-1", name, "running", "healthy", 0) for name in names]
     running += [
@@ -38,6 +40,11 @@ def docker(programs: Path, env: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(images, "ensure", lambda: None)
     monkeypatch.setattr(deploy, "LOOK_SECS", 0)
     return programs
+
+
+def has_volume(ask: Callable[..., str]) -> Callable[..., str]:
+    """The engine's answers, with a database on its volume."""
+    return lambda *words: "dagster-celery-stack_postgres" if words[0] == "volume" else ask(*words)
 
 
 @pytest.fixture
@@ -316,6 +323,21 @@ def test_what_was_deployed_last_is_not_asked_for_its_schema_again(
     monkeypatch.setattr(schema, "ask", lambda: pytest.fail("asked"))
 
     deploy.deploy()
+
+
+def test_postgres_is_started_where_it_is_down_and_has_a_database(
+    docker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compose, "containers", lambda: [])
+    started: list[str] = []
+
+    assert schema.required(lambda: started.append("postgres")) is None
+    assert started == ["postgres"]
+
+    # A fresh stack has none
+    monkeypatch.setattr(engine, "ask", lambda *_: "")
+    monkeypatch.setattr(schema, "ask", lambda: pytest.fail("asked"))
+    assert schema.required(lambda: pytest.fail("started")) is None
 
 
 def test_a_stopped_stack_has_no_runs_to_wait_for(docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:

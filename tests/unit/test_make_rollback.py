@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from scripts import code_check, code_versions, compose, deploy, images, rollback, schema, up
+from scripts import code_check, code_versions, compose, deploy, engine, images, rollback, schema, up
 from scripts.code_versions import Version
 from scripts.compose import Container
 from scripts.console import Failure
 from tests.unit.machines import FakeDocker, calls
-from tests.unit.test_make_deploy import told
+from tests.unit.test_make_deploy import has_volume, told
 
 IMAGE = "dagster-celery-stack/dagster"
 OLD, NEW = (
@@ -31,6 +31,7 @@ def docker(programs: Path, env: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(code_versions, "inspected", lambda *_: [])
     monkeypatch.setattr(code_check, "check", lambda: "old")
     monkeypatch.setattr(schema, "ask", lambda: {"found": "aaa", "wanted": "aaa", "is_known": True})
+    monkeypatch.setattr(engine, "ask", has_volume(engine.ask))
     monkeypatch.setattr(up, "prepare", lambda: None)
     monkeypatch.setattr(up, "is_up", lambda: False)
     monkeypatch.setattr(up, "wait_until_healthy", lambda *_: None)
