@@ -1,5 +1,5 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
-# Variables: JOB, CONFIG, TAGS, N, OFF, NAME, ROLE, PASSWORD, REMOVE, JSON, DEPLOY, WHAT, RUN, SERVICE, SINCE, FOLLOW, USER, FULL, TO, FROM, RUNS, SCHEDULES, BACKUP_KEY, ROUNDS, WORK, MINUTES, SEED, FORCE, DRY_RUN, UPGRADE, SETS, TESTS, STACK (below), PYTHON,
+# Variables: JOB, CONFIG, TAGS, N, OFF, NAME, ROLE, PASSWORD, REMOVE, JSON, DEPLOY, BACKED_UP, WHAT, RUN, SERVICE, SINCE, FOLLOW, USER, FULL, TO, FROM, RUNS, SCHEDULES, BACKUP_KEY, ROUNDS, WORK, MINUTES, SEED, FORCE, DRY_RUN, UPGRADE, SETS, TESTS, STACK (below), PYTHON,
 # LOCATION, STACK_ENV_FILE (another .env: a second copy of the stack), INSTALL_DOCKER, REQUIRED_DISK_GB, TAKE_OVER (docs/operations.md).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
@@ -13,13 +13,17 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONSAFEPATH PYTHONHOME DOCKER_BUILDKIT DOCKER_DEFAULT_PLATFORM
 unexport COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE COMPOSE_IGNORE_ORPHANS COMPOSE_REMOVE_ORPHANS
 
-.PHONY: help up deploy rotate check-s3 move-s3 reload project down demo run scale monitoring user users status workers dead-letters audit retention compact logs ps shell backup backups restore restore-drill dev test test-unit test-versions lint lock dashboards bench drills soak clean
+.PHONY: help up deploy versions rollback rotate check-s3 move-s3 reload project down demo run scale monitoring user users status workers dead-letters audit retention compact logs ps shell backup backups restore restore-drill dev test test-unit test-versions lint lock dashboards bench drills soak clean
 
 ##@ Every day
 up: ## Build what is missing, start all, wait until healthy, print the addresses
 	@$(PYTHON) -m scripts.up
 deploy: ## After an edit: new code for the running stack, no run fails: [DEPLOY=wait|hand-over]
 	@$(PYTHON) -m scripts.deploy
+versions: ## Versions of the code that are kept, and which one runs
+	@$(PYTHON) -m scripts.code_versions
+rollback: ## Back to the version before, or to another one that is kept; no run fails: [TO=code] [DEPLOY=wait|hand-over] [FORCE=1]
+	@$(PYTHON) -m scripts.rollback
 rotate: ## New passwords for the stack's own stores, no run fails: [WHAT=postgres|rabbitmq|s3|all]
 	@$(PYTHON) -m scripts.rotate
 check-s3: ## Does an S3 store all that the stack uses? That of .env, or [TO=file|S3_ENDPOINT_URL=… …]

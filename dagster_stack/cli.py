@@ -144,7 +144,10 @@ def restored(runs: str | None, schedules: str | None) -> None:
 
 
 @cli.command()
-def init() -> None:
+@click.option(
+    "--migrate", is_flag=True, help="Migrate the database's schema where it is older than the code's."
+)
+def init(migrate: bool) -> None:
     """Make schema, bucket, S3 user and data folder: the service `init`, safe to repeat."""
     with uncollected():
         from dagster_stack.logs.service import configure
@@ -152,7 +155,7 @@ def init() -> None:
 
     configure("init")
     provision_files()
-    provision()
+    provision(migrates=migrate)
 
 
 @cli.command()

@@ -13,7 +13,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from scripts import backups, certificates, code_check, compose, engine, env_file, images, unfinished, up
+from scripts import (
+    backups,
+    certificates,
+    code_check,
+    code_versions,
+    compose,
+    env_file,
+    images,
+    schema,
+    unfinished,
+    up,
+)
 from scripts.console import Failure, Progress, done, main, run_logged, say, warn
 
 #: What to do with runs under way; and the minutes after which those that are waited for are handed over.
@@ -27,8 +38,11 @@ START_SECS = 60
 #: Runs that are named while they are waited for.
 NAMED_RUNS = 3
 UNTOUCHED = "Nothing was deployed: the stack goes on as it was."
-#: Where the image keeps the hash of its code.
-CODE_FILE = "/opt/dagster/code-version"
+#: What that means for runs under way.
+WAYS = {
+    "wait": "Runs under way end first, at most {minutes} min; then all services are swapped.",
+    "hand-over": "All services are swapped at once; runs under way go on with the new ones.",
+}
 #: A query comes on standard input.
 ASK_DAGIT = ("curl", "-fsS", "-m", "30", "--data-binary", "@-", "--header", "Content-Type: application/json",
              "http://127.0.0.1:3000/graphql")  # fmt: skip
@@ -56,19 +70,29 @@ def deploy() -> None:
     # `kill` ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     up.prepare()
+    code_versions.keep_running()
     with images.kept_on_failure(UNTOUCHED):
         say("Building images")
         images.ensure()
         certificates.issue()
         if up.is_up():
+            code_versions.forget_rollback()
             up.close_former_logins()
             done("all services run with this code and these settings: nothing to deploy")
             return
         old, new = running_code(), code_check.check()
+        if back := code_versions.rolled_back():
+            warn(
+                f"the stack was rolled back to code {code_versions.code_of(back)}: it gets the checkout's again"
+            )
+        migration = schema.required(up.start_postgres)
         say(f"Deploying {change(old, new)}")
         with queue_stopped():
-            if how == "wait":
-                wait_for_runs(minutes)
+            settle_runs(how, minutes)
+            if migration:
+                migration.run(new)
+            code_versions.keep(images.dagster_id(), new)
+            code_versions.forget_rollback()
     swap()
     up.close_former_logins()
     backups.keep()
@@ -88,10 +112,8 @@ def wanted() -> tuple[str, int]:
 
 def running_code() -> str:
     """The hash of the code that the stack runs with; empty when Dagit is down."""
-    dagit = [
-        each.name for each in compose.containers() if each.service == "dagit" and each.state == "running"
-    ]
-    return engine.ask("exec", dagit[0], "cat", CODE_FILE) if dagit else ""
+    dagit = [image for image, services in code_versions.running().items() if "dagit" in services]
+    return code_versions.code_of(dagit[0]) if dagit else ""
 
 
 def change(old: str, new: str) -> str:
@@ -120,6 +142,13 @@ def queue_stopped() -> Iterator[None]:
             if result.returncode:
                 warn("the daemon could not be started again: `make up` or `make deploy` does")
         raise
+
+
+def settle_runs(how: str, minutes: int) -> None:
+    """Wait for runs under way, where that is wanted and any process drives runs."""
+    running = {each.service for each in compose.containers() if each.state == "running"}
+    if how == "wait" and running & {"dagit", "runner"}:
+        wait_for_runs(minutes)
 
 
 def wait_for_runs(minutes: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dagster_stack.packages import explain
-from scripts import base_image, dbt_targets, env_file, package_index, proxies
+from scripts import base_image, commits, dbt_targets, env_file, package_index, proxies
 from scripts import project as user_project
 from scripts.compose import compose, project
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, tail, warn
@@ -21,6 +21,8 @@ CERTIFICATES_FOLDER = Path("/usr/local/share/ca-certificates")
 CERTIFICATES_FILE = BUILD_FOLDER / "extra-ca.crt"
 #: The label that remembers what an image was built from.
 INPUTS_LABEL = "dagster-celery-stack.inputs"
+#: The label of Dagster's image with the git commit that it was built at.
+COMMIT_LABEL = "dagster-celery-stack.commit"
 #: The profile that has Prometheus.
 MONITORING = "monitoring"
 #: How pip, Go and apt say that they don't trust a server's certificate.
@@ -105,6 +107,11 @@ def dagster() -> Image:
     )
 
 
+def dagster_id() -> str:
+    """The image that has Dagster's name now; empty when there is none."""
+    return base_image.image_id(dagster().name)
+
+
 def ensure() -> None:
     """Build the images whose inputs changed; say which ones were left alone."""
     write_certificates()
@@ -130,7 +137,11 @@ def build_stale(some: list[Image]) -> None:
     # Named without their values: a password may be among these.
     behind = proxies.recorded()
     arguments = [part for name in behind for part in ("--build-arg", name)]
-    environment = {**behind, **{image.variable: digest for image, digest in digests.items()}}
+    environment = {
+        **behind,
+        **{image.variable: digest for image, digest in digests.items()},
+        "INIT_COMMIT": commits.commit(),
+    }
     for number, image in enumerate(stale, 1):
         note = f" ({image.note})" if image.note else ""
         run_logged(
@@ -162,7 +173,7 @@ def kept_on_failure(untouched: str) -> Iterator[None]:
 
     A restart would take the other.
     """
-    before = base_image.image_id(dagster().name)
+    before = dagster_id()
     try:
         yield
     except BaseException as error:
@@ -176,7 +187,7 @@ def kept_on_failure(untouched: str) -> Iterator[None]:
 @contextmanager
 def kept() -> Iterator[None]:
     """Afterwards the image that has Dagster's name now has it again: images built meanwhile are only inspected."""
-    before = base_image.image_id(dagster().name)
+    before = dagster_id()
     try:
         yield
     finally:

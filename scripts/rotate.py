@@ -11,11 +11,6 @@ import signal
 from scripts import backups, compose, deploy, env_file, login, store_logins, unfinished, up
 from scripts.console import Failure, done, main, say
 
-WAYS = {
-    "wait": "Runs under way end first, at most {minutes} min; then all services are swapped.",
-    "hand-over": "All services are swapped at once; runs under way go on with the new ones.",
-}
-
 
 def rotate() -> None:
     compose.require_env_file()
@@ -28,7 +23,7 @@ def rotate() -> None:
         say("Completing the rotation that was interrupted")
     else:
         what = os.environ.get("WHAT") or store_logins.ALL
-        described(store_logins.chosen(what), what, WAYS[how].format(minutes=minutes))
+        described(store_logins.chosen(what), what, deploy.WAYS[how].format(minutes=minutes))
         store_logins.renewed(what)
         if not up.is_up(with_images=False):
             raise Failure(

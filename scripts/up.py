@@ -14,6 +14,7 @@ from scripts import (
     certificates,
     code_check,
     code_location,
+    code_versions,
     compose,
     data_folder,
     engine,
@@ -22,13 +23,14 @@ from scripts import (
     login,
     preflight,
     proxies,
+    schema,
     store_logins,
     unfinished,
     variables,
 )
 from scripts import project as user_project
 from scripts.connections import require_connections
-from scripts.console import ROOT, Failure, Progress, done, main, run_logged, say
+from scripts.console import ROOT, Failure, Progress, attended, confirm, done, main, run_logged, say, warn
 
 #: Seconds until every service must be healthy; 20 is usual with warm images.
 HEALTHY_TIMEOUT_SECS = 240
@@ -36,6 +38,7 @@ HEALTHY_TIMEOUT_SECS = 240
 STORES = set(env_file.STORES)
 REMOVE = ("--progress", "plain", "--profile", "*", "rm", "--stop", "--force")
 UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
+POSTGRES = ("--progress", "plain", "up", "--detach", "--wait", "postgres")
 #: States of a container that was made or stopped.
 STANDING = ("created", "exited")
 UNTOUCHED = "Nothing was started or changed."
@@ -46,12 +49,18 @@ LOG_LINES = 25
 def up() -> None:
     unfinished.require_none()
     prepare()
+    code_versions.keep_running()
     with images.kept_on_failure(UNTOUCHED):
         say("Building images")
         images.ensure()
         certificates.issue()
-        if not is_up():
-            code_check.check()
+        code = "" if is_up() else code_check.check()
+        if code:
+            agree_to_leave_rollback(code)
+            if migration := schema.required(start_postgres):
+                migration.run(code)
+            code_versions.keep(images.dagster_id(), code)
+        code_versions.forget_rollback()
     say("Starting")
     start()
     finish()
@@ -67,6 +76,17 @@ def finish() -> None:
     # Before the user is told what to do next.
     check_code_location()
     addresses()
+
+
+def agree_to_leave_rollback(code: str) -> None:
+    """Say that a rollback ends with this, and ask on a terminal: whoever changed a setting may not expect it."""
+    back = code_versions.rolled_back()
+    if not back or back == images.dagster_id():
+        return
+    former = code_versions.code_of(back)
+    warn(f"the stack was rolled back to code {former}: it gets the checkout's again, {code}")
+    if attended() and not confirm("Start the checkout's code?"):
+        raise Failure(f"`make rollback TO={former}` brings new settings to the code that runs.")
 
 
 def prepare() -> None:
@@ -155,6 +175,10 @@ def run(title: str, command: Sequence[str]) -> None:
         # A one-shot or a store that others wait for: its own words say more than Compose's.
         unwell = [container for container in compose.containers() if container.exit_code]
         raise unwell_failure(unwell[0]) if unwell else Failure(f"{failure}{cure(str(failure))}") from None
+
+
+def start_postgres() -> None:
+    run("Starting Postgres, to ask for its schema", POSTGRES)
 
 
 def start_made() -> None:

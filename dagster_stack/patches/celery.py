@@ -69,3 +69,10 @@ def queue_of(consumer: Any, message: Any) -> str | None:
     tag = (message.delivery_info or {}).get("consumer_tag")
     tags: Mapping[str, str] = consumer._active_tags if consumer else {}
     return next((queue for queue, each in tags.items() if each == tag), None)
+
+
+def forget_tags(consumer: Any) -> list[str]:
+    """The tags of a consumer's subscriptions, which are not its own any more."""
+    tags = list(consumer._active_tags.values())
+    consumer._active_tags.clear()
+    return tags

@@ -20,6 +20,7 @@ from sqlalchemy.engine import Engine
 
 from dagster_stack.authorities import broker_tls
 from dagster_stack.errors import ProvisionError
+from dagster_stack.messaging.app_factory import HIGHEST_PRIORITY, QUEUE
 from dagster_stack.objects.client import s3_client
 from dagster_stack.objects.comparison import Place
 from dagster_stack.objects.conditions import ABSENT
@@ -37,6 +38,8 @@ ALIVE_SECS = 60
 LAST_BEAT = sqlalchemy.text(
     "SELECT extract(epoch FROM now() AT TIME ZONE 'utc' - max(timestamp)) FROM daemon_heartbeats"
 )
+#: RabbitMQ's answer to who declares a queue with arguments that its vhost's type of queue does not know.
+OTHER_TYPE = re.compile(r"of queue type rabbit_(\w+)_queue")
 #: RabbitMQ's answer to who declares the exchange with another alternate than it has names the one that it has; the answer
 #: has 255 bytes at most. And an alternate that is no stack's.
 CURRENT, NOBODY = re.compile(r"but current is '([^']*)"), "?"
@@ -189,6 +192,7 @@ def own_vhost(claimant: Claimant, url: str) -> None:
                 f"RabbitMQ refuses the login {connection.userid}: {error}. Correct RABBITMQ_USER, RABBITMQ_PASSWORD and"
                 " RABBITMQ_VHOST in .env: they stand there as they are, not percent-encoded."
             ) from error
+        require_classic_queues(connection)
         try:
             before = marked(connection, claimant.owner.mark)
             if before is None:
@@ -203,6 +207,28 @@ def own_vhost(claimant: Claimant, url: str) -> None:
             logger.warning(
                 "the vhost can't be marked as this stack's: %s", error, extra={"action": "vhost.not_marked"}
             )
+
+
+def require_classic_queues(connection: Connection) -> None:
+    """Declare the queue that every worker takes from; raises ProvisionError where the vhost makes one of another type."""
+    try:
+        connection.channel().queue_declare(
+            QUEUE, durable=True, auto_delete=False, arguments={"x-max-priority": HIGHEST_PRIORITY}
+        )
+    except amqp.exceptions.PreconditionFailed as error:
+        vhost = connection.virtual_host
+        if found := OTHER_TYPE.search(str(error)):
+            raise ProvisionError(
+                f"The vhost {vhost} of RABBITMQ_HOST makes {found[1]} queues where nothing else is said. The stack needs classic"
+                f" queues, as no others have its {HIGHEST_PRIORITY + 1} priorities: rabbitmqctl update_vhost_metadata {vhost}"
+                " --default-queue-type classic. Or set a RABBITMQ_VHOST of its own."
+            ) from error
+        raise ProvisionError(
+            f"In the vhost {vhost} is already a queue {QUEUE}, which is not the stack's: {error}. Delete it, or set a"
+            " RABBITMQ_VHOST of its own."
+        ) from error
+    except amqp.exceptions.AMQPError as error:
+        logger.warning("the vhost's queues can't be tried: %s", error, extra={"action": "vhost.not_tried"})
 
 
 def marked(connection: Connection, mark: str) -> Owner | None:

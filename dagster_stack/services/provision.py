@@ -21,6 +21,7 @@ from dagster_postgres.utils import DagsterPostgresException
 from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException
+from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from urllib3.exceptions import HTTPError
 
@@ -36,7 +37,8 @@ from dagster_stack.services import former_key
 from dagster_stack.services.lifecycle import expire_logs_of_outside_bucket, set_log_expiry
 from dagster_stack.services.ownership import own_places, own_target
 from dagster_stack.settings import Settings
-from dagster_stack.store.connections import impatience
+from dagster_stack.store import schema
+from dagster_stack.store.connections import impatience, patient_connection
 from dagster_stack.store.facts import Facts
 from dagster_stack.store.instance_storage import make_tables
 from dagster_stack.store.ledger import stack_storage
@@ -88,14 +90,17 @@ class MinioRoot:
     secret_key: str
 
 
-def provision() -> None:
-    """Make all that the other services need; raises ProvisionError with the store and the cure."""
+def provision(migrates: bool = False) -> None:
+    """Make all that the other services need; raises ProvisionError with the store and the cure.
+
+    A schema that is behind is migrated only where that is said: `make up` and `make deploy` stop the others first.
+    """
     settings = Settings.from_environment()
     if settings.s3 is None:
         raise ProvisionError("There is no bucket to make: DAGSTER_STACK_S3_BUCKET is not set.")
     make_store(settings)
     kept = until_up("the S3 store", lambda: probed(settings))
-    make_schema(settings, kept)
+    make_schema(settings, kept, migrates)
 
 
 def make_store(settings: Settings) -> None:
@@ -291,10 +296,11 @@ def attach_policy(admin: MinioAdmin, user: str, policy: str) -> None:
     admin.attach_policy([policy], user=user)
 
 
-def make_schema(settings: Settings, kept: dict[Write, bool]) -> None:
-    """Dagster's tables: made when missing, migrated when they are of an older version."""
+def make_schema(settings: Settings, kept: dict[Write, bool], migrates: bool = False) -> None:
+    """Dagster's tables: made when missing; of another version refused, or migrated where that is said."""
     with impatience(), DagsterInstance.get() as instance:
         if storage := stack_storage(instance):
+            until_up("Postgres", lambda: require_schema(storage.engine, migrates))
             until_up("Postgres", lambda: make_tables(storage.postgres_url))
             until_up(
                 "a store (Postgres, S3 or RabbitMQ)",
@@ -311,6 +317,22 @@ def note_facts(facts: Facts, settings: Settings, kept: dict[Write, bool]) -> Non
     note(facts, place_of(settings.s3.bucket, settings.s3.endpoint_url), kept)
     facts.forget(TOLD, TOLD_DAYS)
     facts.forget(DIFFERS, DIFFERS_DAYS)
+
+
+def require_schema(engine: Engine, migrates: bool) -> None:
+    """Raises ProvisionError where the database's schema is newer than this code's, or older and not to be migrated."""
+    with patient_connection(engine) as connection:
+        found = schema.of_database(connection)
+    if found.is_ahead:
+        raise ProvisionError(
+            f"The database's schema ({found.found}) is newer than this code knows ({found.wanted}): newer code has"
+            " migrated it. Deploy that again (`make versions`, `make rollback TO=…`), or restore a backup of before."
+        )
+    if found.is_behind and not migrates:
+        raise ProvisionError(
+            f"The database's schema ({found.found}) is older than this code's ({found.wanted}). `make deploy` or `make up`"
+            " migrates it, with a way back and while nothing else runs."
+        )
 
 
 def migrate(instance: DagsterInstance) -> None:

@@ -44,6 +44,8 @@ class Consumer(CeleryConsumer):
 
     #: Messages so far, and those of them that are on their way to the dead letters.
     received = putting_aside = 0
+    #: Says whether there is room for a message (subscription.py).
+    subscription: Any = None
     #: Why the worker gets no messages, if so: for the watchdog.
     complaint: str | None = None
 
@@ -75,6 +77,8 @@ class Consumer(CeleryConsumer):
 
         def on_task_received(message: Any) -> None:
             self.received += 1
+            if self.subscription and not self.subscription.takes(message):
+                return
             try:
                 reason = complaint(message)
                 if reason:
@@ -88,6 +92,8 @@ class Consumer(CeleryConsumer):
                     # Celery has understood it: what failed is not the message.
                     raise
                 self._to_dead_letters(message, f"not a message of Celery's: {error!r}", message.ack)
+            if self.subscription:
+                self.subscription.on_taken(message)
 
         return on_task_received
 
@@ -106,6 +112,10 @@ class Consumer(CeleryConsumer):
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         react = super().on_decode_error
         self._to_dead_letters(message, f"it can't be read: {exc}", lambda: react(message, exc))
+
+    def _tell_settled(self) -> None:
+        if self.subscription:
+            self.subscription.on_settled()
 
     def _to_dead_letters(self, message: Any, reason: str, react: Callable[[], None]) -> None:
         letter = DeadLetter.of(message, reason, self.hostname)
@@ -126,10 +136,12 @@ class Consumer(CeleryConsumer):
                 )
             if not message.acknowledged:
                 message.ack_log_error(logger, self.connection_errors)
+            self._tell_settled()
 
         def give_back() -> None:
             self.putting_aside -= 1
             message.reject_log_error(logger, self.connection_errors, requeue=True)
+            self._tell_settled()
 
         def put_aside() -> None:
             try:

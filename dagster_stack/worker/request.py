@@ -3,7 +3,7 @@
 import os
 import signal as signals
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -19,6 +19,9 @@ from celery.worker.request import Request as CeleryRequest
 from dagster_stack.logs.context import bound
 from dagster_stack.messaging.task_names import RUN_TASK, STEP_TASK
 from dagster_stack.worker.lost_processes import DeathCauses, LostProcess, is_wanted, report_lost
+
+#: Called when a message that the worker had taken is answered.
+settled: set[Callable[[], None]] = set()
 
 #: Tasks that Celery's time limits don't apply to: those of dagster-celery's launcher drive runs too.
 WITHOUT_LIMIT = {STEP_TASK, RUN_TASK, "execute_job", "resume_job"}
@@ -60,6 +63,14 @@ class Request(CeleryRequest):
         else:
             super().terminate(pool, signal)
 
+    def acknowledge(self) -> None:
+        super().acknowledge()
+        _tell_settled()
+
+    def reject(self, requeue: bool = False) -> None:
+        super().reject(requeue=requeue)
+        _tell_settled()
+
     def on_failure(self, exc_info: Any, *arguments: Any, **named: Any) -> Any:
         error = exc_info.exception
         if isinstance(error, ExceptionWithTraceback):
@@ -85,6 +96,11 @@ class Request(CeleryRequest):
             work = {name: message[name] for name in ("run_id", "step_key", "attempt") if name in message}
             with bound(run=work["run_id"], step=work.get("step_key", ""), task=self.id):
                 report_lost(LostProcess(worker=self.hostname, pid=self.worker_pid, reason=reason, **work))
+
+
+def _tell_settled() -> None:
+    for tell in tuple(settled):
+        tell()
 
 
 def lift_limits(instance: Any, **_: Any) -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from tests.stack import runs
-from tests.stack.stack import Stack
+from tests.stack.stack import FINAL, Stack
 
 #: Holds the only worker until the second run has sent its step. It is the first to go: its priority is 10.
 BLOCKER = "light_04_priority_10"
@@ -140,3 +140,61 @@ def test_queues_are_durable_and_take_ten_priorities(stack: Stack) -> None:
     for name in ("dagster", "heavy"):
         assert queues[name]["durable"], name
         assert queues[name]["arguments"].get("x-max-priority") == 10, name
+
+
+@pytest.fixture
+def one_worker(stack: Stack) -> Iterator[str]:
+    """The only worker, on both queues with one process; gives its container."""
+    name = f"{stack.project}-on-both"
+    command = (
+        "celery",
+        "-A",
+        "dagster_stack.app",
+        "worker",
+        "-n",
+        "both@%h",
+        "-Q",
+        "dagster,heavy",
+        "-c",
+        "1",
+        "-l",
+        "INFO",
+    )
+    stack.compose("stop", "worker", "worker-heavy")
+    try:
+        stack.compose("run", "-d", "--no-deps", "--name", name, "cli", *command)
+        yield name
+    finally:
+        stack.docker("rm", "-f", name, check=False)
+        stack.compose("start", "worker", "worker-heavy")
+        runs.wait_for_workers(stack, 2)
+
+
+def test_a_worker_on_two_queues_holds_no_step_of_one_behind_a_step_of_the_other(
+    stack: Stack, one_worker: str
+) -> None:
+    # Given steps on both queues, and a broker that counts for each of them alone
+    light = [f"light_{place:02}_priority_{each:02}" for place, each in enumerate(LIGHT, start=1)]
+    seconds = dict.fromkeys(light, 0.5) | {f"heavy_{number}": 0.5 for number in range(1, 5)}
+    config = {"ops": {step: {"config": {"seconds": secs}} for step, secs in seconds.items()}}
+    run_id = stack.launch("queues", config)
+
+    # When the one worker executes them
+    held = []
+    while stack.run(run_id)["status"] not in FINAL:
+        held.append(sum(unacknowledged(stack).values()))
+    assert stack.run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+
+    # Then it held one message at a time, but for an instant, and neither queue waited for the end of the other
+    assert held.count(1) > 2 * sum(number > 1 for number in held), held
+    order = [step.startswith("heavy") for step in runs.spans(stack, run_id, "") if step != "start_order"]
+    assert True in order[:6], order
+    assert False in order[:6], order
+
+
+def unacknowledged(stack: Stack) -> dict[str, int]:
+    """What workers hold of each queue now: the management API's figures are 2 s old."""
+    lines = stack.exec("rabbitmq", "rabbitmqctl", "-q", "-p", stack.settings["RABBITMQ_VHOST"], "list_queues",
+                       "name", "messages_unacknowledged").stdout.splitlines()  # fmt: skip
+    found = dict(line.split("\t") for line in lines[1:])
+    return {name: int(found.get(name, 0)) for name in ("dagster", "heavy")}

@@ -1,18 +1,21 @@
 """`make deploy`: what it refuses, what it waits for, and what it puts back when it can't go on."""
 
 import json
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from scripts import code_check, compose, deploy, images, up
+from scripts import code_check, code_versions, compose, deploy, engine, images, schema, up
 from scripts.compose import Container
 from scripts.console import Failure
 from tests.unit.clock import START, Clock
 from tests.unit.machines import FakeDocker, calls
 
 IMAGE = "dagster-celery-stack/dagster"
+SCHEMA = {"found": "aaa", "wanted": "aaa", "is_known": True}
 
 
 @pytest.fixture
@@ -20,7 +23,11 @@ def docker(programs: Path, env: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A stack that runs with an older image than the one that is built here; gives the docker's folder."""
     env.write_text("BASE_IMAGE=base\n")
     FakeDocker(images=(IMAGE,)).install(programs)
-    running = [Container(f"p-{name}-1", name, "running", "healthy", 0) for name in ("dagit", "daemon")]
+    monkeypatch.setattr(code_versions, "inspected", lambda *_: [])
+    monkeypatch.setattr(schema, "ask", lambda: dict(SCHEMA))
+    monkeypatch.setattr(engine, "ask", has_volume(engine.ask))
+    names = ("postgres", "dagit", "daemon")
+    running = [Container(f"p-{name}-1", name, "running", "healthy", 0) for name in names]
     running += [
         Container("p-worker-1", "worker", "created", "", 0),
         Container("p-init-1", "init", "exited", "", 0),
@@ -34,6 +41,11 @@ def docker(programs: Path, env: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(images, "ensure", lambda: None)
     monkeypatch.setattr(deploy, "LOOK_SECS", 0)
     return programs
+
+
+def has_volume(ask: Callable[..., str]) -> Callable[..., str]:
+    """The engine's answers, with a database on its volume."""
+    return lambda *words: "dagster-celery-stack_postgres" if words[0] == "volume" else ask(*words)
 
 
 @pytest.fixture
@@ -237,6 +249,119 @@ def test_an_interrupted_swap_says_what_completes_it(docker: Path, monkeypatch: p
 
     with pytest.raises(Failure, match="`make deploy` or `make up` completes it"):
         deploy.swap()
+
+
+# --- versions that are kept, and the database's schema ----------------------------------------------------
+
+
+def test_the_new_code_is_kept_before_the_swap_and_nothing_that_was_not_deployed(
+    docker: Path, under_way: list[list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deploy, "swap", lambda: pytest.fail("swapped"))
+    with pytest.raises(pytest.fail.Exception):
+        deploy.deploy()
+    (place,) = [
+        n for n, call in enumerate(calls(docker)) if call.startswith("tag sha256:1") and "-new" in call
+    ]
+    assert told(docker, "stop", "daemon")[0] < place
+
+    monkeypatch.setattr(deploy, "runs_under_way", lambda: pytest.fail("asked"))
+    (docker / "calls").unlink()
+    with pytest.raises(pytest.fail.Exception):
+        deploy.deploy()
+    assert not [call for call in calls(docker) if "-new" in call]
+
+
+def test_a_schema_of_newer_code_is_refused_with_the_ways_out_before_anything_stops(
+    docker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "ask", lambda: SCHEMA | {"found": "fff", "is_known": False})
+
+    with pytest.raises(
+        Failure, match=r"(?s)\(fff\) is newer than this code knows \(aaa\).*make rollback TO=.*backup"
+    ):
+        deploy.deploy()
+
+    assert not told(docker, "stop", "daemon")
+    assert told(docker, "tag", "sha256:1", IMAGE)
+
+
+def test_a_schema_of_older_code_is_not_migrated_without_a_way_back(
+    docker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "ask", lambda: SCHEMA | {"wanted": "bbb"})
+
+    with pytest.raises(Failure, match=r"(?s)BACKED_UP=1.*Nothing was deployed"):
+        deploy.deploy()
+
+    assert not told(docker, "stop", "daemon")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_schema_is_migrated_while_nothing_of_the_old_code_runs(
+    docker: Path, under_way: list[list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    # Given a backup that was made by hand, and a run under way
+    monkeypatch.setenv("BACKED_UP", "1")
+    monkeypatch.setattr(schema, "ask", lambda: SCHEMA | {"wanted": "bbb"})
+    monkeypatch.setattr(
+        code_versions, "running", lambda: {"sha256:1": ["dagit", "runner", "runner", "worker"]}
+    )
+    monkeypatch.setattr(code_versions, "code_of", lambda _: "old")
+    under_way.append([run(1)])
+    if fails:
+        client = (docker / "docker").read_text()
+        (docker / "docker").write_text(
+            client.replace('case "$1 $2"', '[[ "$*" == *--migrate ]] && exit 1\ncase "$1 $2"')
+        )
+        with pytest.raises(Failure):
+            deploy.deploy()
+    else:
+        deploy.deploy()
+
+    # Then it was waited for, all that has the old code stopped, and then was migrated
+    steps = [
+        told(docker, "stop", "daemon"),
+        told(docker, "stop", "dagit", "runner", "worker"),
+        told(docker, "init", "--migrate"),
+    ]
+    assert all(len(found) == 1 for found in steps)
+    assert steps == sorted(steps)
+    # And where that failed all of it goes on as it was
+    assert bool(told(docker, "start", "dagit", "runner", "worker")) == fails
+    assert bool(told(docker, "create")) != fails
+
+
+def test_what_was_deployed_last_is_not_asked_for_its_schema_again(
+    docker: Path, under_way: list[list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = code_versions.Version("aaa", datetime.now(UTC), "sha256:1", "")
+    monkeypatch.setattr(code_versions, "kept", lambda: [last])
+    monkeypatch.setattr(schema, "ask", lambda: pytest.fail("asked"))
+
+    deploy.deploy()
+
+
+def test_postgres_is_started_where_it_is_down_and_has_a_database(
+    docker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compose, "containers", lambda: [])
+    started: list[str] = []
+
+    assert schema.required(lambda: started.append("postgres")) is None
+    assert started == ["postgres"]
+
+    # A fresh stack has none
+    monkeypatch.setattr(engine, "ask", lambda *_: "")
+    monkeypatch.setattr(schema, "ask", lambda: pytest.fail("asked"))
+    assert schema.required(lambda: pytest.fail("started")) is None
+
+
+def test_a_stopped_stack_has_no_runs_to_wait_for(docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compose, "containers", lambda: [])
+    monkeypatch.setattr(deploy, "runs_under_way", lambda: pytest.fail("asked"))
+
+    deploy.settle_runs("wait", 1)
 
 
 @pytest.mark.parametrize(

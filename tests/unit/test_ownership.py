@@ -29,6 +29,9 @@ class Broker:
         self.default_channel = self
         self.userid = "me"
         self.refuses = False
+        #: How it answers to who declares the stack's queue, if it does not take it; and what was declared.
+        self.complaint = ""
+        self.declared: list[tuple[str, dict[str, int]]] = []
 
     def __call__(self, url: str, **_: Any) -> "Broker":
         return self
@@ -45,6 +48,16 @@ class Broker:
 
     def channel(self) -> "Broker":
         return self
+
+    def queue_declare(
+        self, queue: str, *, durable: bool, auto_delete: bool, arguments: dict[str, int]
+    ) -> None:
+        """RabbitMQ 4.0's; one that is deleted with its last consumer it makes classic, whatever it is told."""
+        assert durable
+        assert not auto_delete
+        self.declared.append((queue, arguments))
+        if self.complaint:
+            raise amqp.exceptions.PreconditionFailed(self.complaint)
 
     def exchange_declare(self, *_: Any, arguments: dict[str, str], **__: Any) -> None:
         mark = arguments["alternate-exchange"]
@@ -227,6 +240,38 @@ def test_init_prepares_outside_stores_as_often_as_it_is_started(
     assert broker.mark
     (rule,) = client.get_bucket_lifecycle_configuration(Bucket="whole")["Rules"]
     assert rule.get("Filter", {}).get("Prefix", rule.get("Prefix")) == "team/logs/"
+
+
+@pytest.mark.parametrize("kind", ["quorum", "stream"])
+def test_a_vhost_that_makes_other_queues_than_classic_ones_is_refused_with_the_type_that_is_needed(
+    broker: Broker, kind: str
+) -> None:
+    broker.complaint = (
+        "PRECONDITION_FAILED - invalid arg 'x-max-priority' for queue 'dagster' in vhost 'shared' of queue type"
+        f" rabbit_{kind}_queue"
+    )
+
+    with pytest.raises(ProvisionError) as refusal:
+        own_vhost(Claimant(Owner("a", "b"), takes_over=False), "amqp://x")
+
+    for word in (
+        f"makes {kind} queues",
+        "needs classic queues",
+        "update_vhost_metadata shared --default-queue-type classic",
+    ):
+        assert word in str(refusal.value)
+    assert broker.declared == [("dagster", {"x-max-priority": 10})]
+    # Nothing was marked
+    assert broker.mark is None
+
+
+def test_a_queue_of_that_name_with_other_arguments_is_told(broker: Broker) -> None:
+    broker.complaint = (
+        "PRECONDITION_FAILED - inequivalent arg 'x-max-priority' for queue 'dagster' in vhost 'shared'"
+    )
+
+    with pytest.raises(ProvisionError, match=r"already a queue dagster.*inequivalent arg.*RABBITMQ_VHOST"):
+        own_vhost(Claimant(Owner("a", "b"), takes_over=False), "amqp://x")
 
 
 def test_a_broker_that_refuses_the_login_says_how_its_password_stands_in_env(broker: Broker) -> None:

@@ -1,7 +1,10 @@
 """The logic of `init`: what is made, what is left alone, what is tried again. The real stores: tests/stack."""
 
 import inspect
+import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from dagster._core.test_utils import create_run_for_test
 from dagster_postgres.utils import DagsterPostgresException
 from minio import MinioAdmin
 from minio.error import MinioAdminException
+from sqlalchemy import make_url
 from sqlalchemy.exc import OperationalError
 
 from dagster_stack import tags
@@ -22,6 +26,7 @@ from dagster_stack.services import provision
 from dagster_stack.services.provision import MinioRoot
 from dagster_stack.settings import LOG_EXPIRY_DAYS, S3Settings, Settings
 from dagster_stack.store import connections as database_module
+from dagster_stack.store import schema
 from dagster_stack.timing import PATIENCE_SECS
 from tests.unit import conftest
 from tests.unit.clock import Clock
@@ -198,12 +203,55 @@ def test_a_schema_of_newer_code_ends_it_with_a_sentence(home: Database) -> None:
     (revision,) = home.execute("SELECT version_num FROM alembic_version")[0]
     home.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
     try:
-        with pytest.raises(ProvisionError, match=r"can't be migrated: .*fedcba987654.*newer code"):
+        with pytest.raises(ProvisionError, match=r"fedcba987654\) is newer than this code knows.*rollback"):
             provision.make_schema(INSIDE, {})
     finally:
         home.execute("UPDATE alembic_version SET version_num = :revision", revision=revision)
 
     provision.make_schema(INSIDE, {})
+
+
+def test_a_schema_of_older_code_is_migrated_only_where_that_is_said(home: Database) -> None:
+    # Given a database of the revision before
+    (head,) = home.execute("SELECT version_num FROM alembic_version")[0]
+    before = schema.revisions().get_revision(head).down_revision
+    home.execute("UPDATE alembic_version SET version_num = :revision", revision=before)
+    try:
+        # When a start finds it
+        with pytest.raises(
+            ProvisionError, match=rf"\({before}\) is older than this code's \({head}\).*make deploy"
+        ):
+            provision.make_schema(INSIDE, {})
+        assert home.execute("SELECT version_num FROM alembic_version")[0][0] == before
+
+        # Then only a command that is told so migrates it
+        provision.make_schema(INSIDE, {}, migrates=True)
+        assert home.execute("SELECT version_num FROM alembic_version")[0][0] == head
+    finally:
+        home.execute("UPDATE alembic_version SET version_num = :revision", revision=head)
+
+
+def test_the_schema_is_told_to_whoever_runs_the_file_of_another_image(
+    home: Database, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As `make rollback` does with images that lack it: on standard input, nothing of the stack beside it."""
+    url = make_url(database_url)
+    parts = {
+        "USER": url.username,
+        "PASSWORD": url.password or "",
+        "HOST": url.query["host"],
+        "PORT": url.port or 5432,
+        "DB": url.database,
+    }
+    environment = {f"DAGSTER_POSTGRES_{name}": str(value) for name, value in parts.items()}
+    said = subprocess.run(
+        [sys.executable, "-P", "-"], input=Path(schema.__file__).read_text(), env=environment, cwd=tmp_path,
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+
+    found = json.loads(said)
+    assert found["found"] == found["wanted"]
+    assert found["is_known"]
 
 
 # --- the bucket -------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ stack.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import count
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,15 +27,30 @@ class KombuConsumer:
         self.queues = [SimpleNamespace(name=name) for name in names]
         self.known: set[str] = set()
         self.at_broker: set[str] = set()
-        self.channel = SimpleNamespace(basic_qos=self.basic_qos)
-        #: What the broker gives at most: of each queue, and of all together (None: no such limit).
-        self.of_each, self.of_all = 0, 0
+        self.channel = SimpleNamespace(
+            basic_qos=self.basic_qos, basic_cancel=self.basic_cancel, callbacks={}, cancel_callbacks={}
+        )
+        #: What the broker gives at most of a queue that is subscribed to now, and of those that are.
+        self.of_each = 0
+        self.given: dict[str, int] = {}
+        self.order: list[str] = []
+        self._active_tags: dict[str, str] = {}
+        self._tags = count()
         self.renewals = 0
         self.while_canceling: Callable[[], Any] = lambda: None
+        self.while_subscribing: Callable[[], Any] = lambda: None
 
-    def basic_qos(self, _size: int, count: int, over_channel: bool) -> None:
-        """RabbitMQ's: a count of each consumer ends the one of the channel, as tried with RabbitMQ 4.0."""
-        self.of_each, self.of_all = (self.of_each, count) if over_channel else (count, 0)
+    def basic_qos(self, _size: int, most: int, over_channel: bool) -> None:
+        """RabbitMQ's: it holds for what is subscribed to afterwards; over a channel 4.3 refuses it."""
+        assert not over_channel
+        self.of_each = most
+
+    def basic_cancel(self, tag: str, nowait: bool = False) -> None:
+        queue = tag.split()[1]
+        del self.given[queue]
+        self.known, self.at_broker = self.known - {queue}, self.at_broker - {queue}
+        self.renewals += bool(queue)
+        assert nowait
 
     def consuming_from(self, name: str) -> bool:
         return name in self.known
@@ -43,10 +59,18 @@ class KombuConsumer:
         self.renewals += 1
         self.while_canceling()
         self.known, self.at_broker = set(), set()
+        self.given, self._active_tags = {}, {}
 
     def consume(self) -> None:
+        meanwhile, self.while_subscribing = self.while_subscribing, lambda: None
+        meanwhile()
         # Without any, kombu asks for nothing.
-        self.known = self.at_broker = self.at_broker | {queue.name for queue in self.queues}
+        self.order = [queue.name for queue in self.queues]
+        for name in self.order:
+            self.given.setdefault(name, self.of_each)
+            tag = self._active_tags.setdefault(name, f"{next(self._tags)} {name}")
+            self.channel.callbacks[tag] = print
+        self.known = self.at_broker = self.at_broker | set(self.order)
 
 
 class Channel:
@@ -79,6 +103,7 @@ class Worker:
         self.timeouts: list[float] = []
         socket = SimpleNamespace(fileno=lambda: 7, settimeout=self.timeouts.append)
         amqp = SimpleNamespace(sock=socket, transport=SimpleNamespace(sock=socket))
+        self.connection_errors = (ConnectionError,)
         self.connection = SimpleNamespace(
             connection=amqp,
             channel=self.channel,
@@ -99,25 +124,45 @@ class Worker:
     def connect(self) -> None:
         """As Celery does it on each connection: its steps, then the event loop, which begins with a subscription."""
         subscription = self.task_consumer = KombuConsumer(self.queues)
+        subscription.of_each = self.pool.num_processes
         self.qos = QoS(
             lambda prefetch_count: subscription.basic_qos(0, prefetch_count, False), self.pool.num_processes
         )
         self.step.start(self)
         self.qos.update()
         self.task_consumer.consume()
-        for call in self.soon:
-            call()
-        self.soon.clear()
+        self.turn()
+
+    def turn(self) -> None:
+        """The event loop does what is to be done soon."""
+        while self.soon:
+            self.soon.pop(0)()
 
     def call_soon(self, act: Callable[..., Any], *arguments: Any) -> None:
         self.soon.append(lambda: act(*arguments))
 
     def work(self) -> "Taken":
         """A process works on a message that came over the present connection."""
-        taken = Taken(self.now, self.task_consumer.channel)
+        taken = Taken(self.now)
         state.reserved_requests.add(taken)
         state.active_requests.add(taken)
         return taken
+
+    def receive(self, queue: str) -> "Message":
+        """The broker delivers a message of a queue, which a process works on if the worker takes it."""
+        self.received += 1
+        message = Message(self.task_consumer._active_tags.get(queue, ""))
+        if self.step.takes(message):
+            message.taken = self.work()
+            self.step.on_taken(message)
+        return message
+
+    def end(self, taken: "Taken | None") -> None:
+        """The process is done, and the message answered."""
+        assert taken
+        done(taken)
+        self.step.on_settled()
+        self.turn()
 
     def channel(self) -> Channel:
         self.channels.append(Channel(self.messages))
@@ -145,9 +190,21 @@ class Taken:
 
     id = "1f0c"
 
-    def __init__(self, taken_at: float, channel: Any = None) -> None:
+    def __init__(self, taken_at: float) -> None:
         self.taken_at = taken_at
-        self.message = SimpleNamespace(channel=channel)
+
+
+class Message:
+    """A message as kombu hands it over."""
+
+    def __init__(self, tag: str) -> None:
+        self.delivery_info = {"consumer_tag": tag}
+        self.taken: Taken | None = None
+        self.is_back = False
+
+    def reject_log_error(self, _logger: Any, _errors: Any, requeue: bool) -> None:
+        assert requeue
+        self.is_back = True
 
 
 @pytest.fixture(autouse=True)
@@ -296,8 +353,7 @@ def test_after_a_reconnect_nothing_waits_behind_what_is_still_worked_on(worker: 
     # When the step has ended, then it goes on within a second
     done(long)
     worker.look(1)
-    assert worker.task_consumer.at_broker == {"dagster"}
-    assert worker.task_consumer.of_all == 0
+    assert worker.task_consumer.given == {"dagster": 1}
     worker.look(1)
     assert worker.received == 1
 
@@ -320,43 +376,167 @@ def test_after_a_reconnect_a_partly_busy_worker_takes_what_it_has_room_for() -> 
     first, second = worker.work(), worker.work()
     worker.step.stop(worker)
     worker.connect()
-    assert worker.task_consumer.at_broker == {"dagster"}
-    limits = [worker.task_consumer.of_all]
+    assert worker.task_consumer.given == {"dagster": 1}
 
     # When they end one after the other, beside what came since
-    since = worker.work()
-    for ended in (first, second):
-        worker.look(2)
-        done(ended)
-        worker.look(2)
-        limits.append(worker.task_consumer.of_all)
+    since = worker.receive("dagster")
+    worker.turn()
+    assert worker.task_consumer.given == {}
+    worker.end(first)
+    assert worker.task_consumer.given == {"dagster": 1}
+    worker.end(second)
+    assert worker.task_consumer.given == {"dagster": 2}
+    worker.end(since.taken)
 
-    # Then the broker's count follows, and in the end Celery's own is enough
-    assert since in state.active_requests
-    assert limits == [1, 2, 0]
+    # Then in the end the broker's count is enough, and no subscription follows its messages any more
+    assert worker.task_consumer.given == {"dagster": 3}
+    renewals = worker.task_consumer.renewals
+    for _ in range(3):
+        worker.end(worker.receive("dagster").taken)
+    assert worker.task_consumer.renewals == renewals
+    # And of former ones nothing is kept
+    assert len(worker.task_consumer.channel.callbacks) == 1
 
 
-def test_the_broker_counts_over_all_queues_whatever_celery_asks_for_meanwhile() -> None:
-    """Else a worker holds a step of one queue while it executes a long one of the other."""
-    worker = Worker(["dagster", "heavy"])
+def test_a_message_of_a_former_subscription_that_comes_late_is_counted_too(on_two: Worker) -> None:
+    """The worker rests without a wait for the broker, which may have sent one more."""
+    first = on_two.receive("dagster")
+    on_two.turn()
+    del on_two.wanted["heavy"]
+    on_two.task_consumer.queues = [queue for queue in on_two.task_consumer.queues if queue.name == "dagster"]
+
+    # When it comes while the worker subscribes again, to the one queue that is left
+    late: list[Message] = []
+    on_two.task_consumer.while_subscribing = lambda: late.append(on_two.receive("dagster"))
+    on_two.end(first.taken)
+
+    # Then nothing more is to come, and what comes all the same goes back
+    assert late[0].taken
+    assert on_two.task_consumer.given == {}
+    on_two.end(late[0].taken)
+    assert on_two.task_consumer.given == {"dagster": 1}
+
+
+def test_what_ended_without_an_answer_is_noticed_at_the_next_look() -> None:
+    worker = Worker(["dagster"], processes=3)
+    first, _ = worker.work(), worker.work()
+    worker.step.stop(worker)
+    worker.connect()
+
+    done(first)
     worker.look(1)
-    assert worker.task_consumer.of_all == 1
 
-    # As Celery does it when its pool grows
-    worker.qos.increment_eventually()
-    worker.qos.update()
+    assert worker.task_consumer.given == {"dagster": 2}
 
-    assert (worker.task_consumer.of_each, worker.task_consumer.of_all) == (2, 1)
+
+@pytest.fixture
+def on_two() -> Worker:
+    """A worker with one process on two queues."""
+    return Worker(["dagster", "heavy"])
+
+
+def test_no_queue_gives_a_worker_anything_while_it_works_on_a_message_of_another(on_two: Worker) -> None:
+    """Else it holds a step of one queue while it executes a long one of the other."""
+    assert on_two.task_consumer.given == {"dagster": 1, "heavy": 1}
+
+    # When each queue gives one at the same instant
+    first, second = on_two.receive("dagster"), on_two.receive("heavy")
+    on_two.turn()
+
+    # Then the second one goes back at once, and no queue gives more
+    assert (bool(first.taken), second.taken, second.is_back) == (True, None, True)
+    assert on_two.task_consumer.at_broker == set()
+    on_two.look(100)
+    assert on_two.task_consumer.at_broker == set()
+
+    # And once the process is done, all of them do
+    on_two.end(first.taken)
+    assert on_two.task_consumer.given == {"dagster": 1, "heavy": 1}
+
+
+def test_a_message_goes_back_only_when_no_queue_could_give_it_to_this_worker_again(on_two: Worker) -> None:
+    first = on_two.receive("dagster")
+    seen: list[set[str]] = []
+    surplus = on_two.receive("heavy")
+    surplus.reject_log_error = lambda *_, **__: seen.append(set(on_two.task_consumer.at_broker))  # type: ignore[method-assign]
+
+    on_two.turn()
+
+    assert first.taken
+    assert seen == [set()]
+
+
+def test_queues_take_turns(on_two: Worker) -> None:
+    """The first one that is subscribed to is the first to give: one with a backlog would leave the others nothing."""
+    firsts = []
+    for _ in range(4):
+        first = on_two.task_consumer.order[0]
+        firsts.append(first)
+        on_two.end(on_two.receive(first).taken)
+
+    assert firsts == ["dagster", "heavy", "dagster", "heavy"]
+
+
+def test_a_worker_on_several_queues_takes_as_many_messages_as_it_has_processes() -> None:
+    worker = Worker(["dagster", "heavy"], processes=3)
+
+    taken = [
+        worker.receive("dagster"),
+        worker.receive("heavy"),
+        worker.receive("dagster"),
+        worker.receive("heavy"),
+    ]
+    worker.turn()
+
+    assert [bool(each.taken) for each in taken] == [True, True, True, False]
+    worker.end(taken[0].taken)
+    assert worker.task_consumer.given == {"dagster": 1, "heavy": 1}
+    # Also when there is room before all are busy
+    worker.end(taken[1].taken)
+    assert worker.task_consumer.given == {"dagster": 2, "heavy": 2}
+
+
+def test_a_worker_that_leaves_gives_back_and_subscribes_to_nothing(
+    on_two: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = on_two.receive("dagster"), on_two.receive("heavy")
+    monkeypatch.setattr(subscription, "is_leaving", lambda: True)
+
+    on_two.end(first.taken)
+
+    assert second.is_back
+    assert on_two.task_consumer.at_broker == set()
+
+
+def test_what_was_too_much_on_a_broken_connection_is_not_given_back_on_the_next(on_two: Worker) -> None:
+    first, second = on_two.receive("dagster"), on_two.receive("heavy")
+    on_two.step.stop(on_two)
+    on_two.soon.clear()
+    on_two.connect()
+
+    on_two.end(first.taken)
+
+    assert not second.is_back
+    assert on_two.task_consumer.given == {"dagster": 1, "heavy": 1}
+
+
+def test_a_worker_on_one_queue_is_left_to_the_broker(worker: Worker) -> None:
+    for _ in range(5):
+        worker.end(worker.receive("dagster").taken)
+
+    assert worker.task_consumer.renewals == 0
 
 
 def test_a_queue_that_is_added_is_counted_with_the_others(worker: Worker) -> None:
-    worker.look(1)
-    assert worker.task_consumer.of_all == 0
-
     worker.wanted["heavy"] = None
     worker.look(1)
+    assert worker.task_consumer.given == {"dagster": 1, "heavy": 1}
 
-    assert worker.task_consumer.of_all == 1
+    first, second = worker.receive("heavy"), worker.receive("dagster")
+    worker.turn()
+
+    assert first.taken
+    assert second.is_back
 
 
 def test_queues_that_were_added_are_subscribed_and_those_that_were_canceled_stay_so(worker: Worker) -> None:
@@ -368,6 +548,7 @@ def test_queues_that_were_added_are_subscribed_and_those_that_were_canceled_stay
     del worker.wanted["dagster"]
     worker.task_consumer.queues = [queue for queue in worker.task_consumer.queues if queue.name == "heavy"]
     worker.task_consumer.known = worker.task_consumer.at_broker = {"heavy"}
+    worker.turn()
     worker.messages["dagster"] = 10
     worker.look(100)
 

@@ -26,6 +26,17 @@ STEPS = [op.name for op in LIGHT + HEAVY]
 RUNS = 13
 #: A step longer than what a worker that stops lets it have, and than the build before.
 LONG_SECS = 45
+#: Run in an image: the database gets the revision before its head.
+DOWN = """
+import os
+from sqlalchemy import text
+from dagster import DagsterInstance
+from dagster_stack.store import schema
+known = schema.revisions()
+before = known.get_revision(known.get_current_head()).down_revision
+with DagsterInstance.get() as instance, instance.event_log_storage.engine.begin() as connection:
+    connection.execute(text("UPDATE alembic_version SET version_num = :r"), {"r": before})
+"""
 #: What belongs to this host alone.
 NOT_COPIED = shutil.ignore_patterns(
     ".git", ".venv", ".build", ".dagster", ".*_cache", "__pycache__", "tests", "docs"
@@ -98,11 +109,13 @@ def assert_all_well(stack: Stack, run_ids: list[str]) -> None:
 
 
 @contextmanager
-def deploying(stack: Stack, log: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`make deploy` in the background."""
+def deploying(
+    stack: Stack, log: Path, target: str = "deploy", **variables: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`make deploy`, or another target that swaps, in the background."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["make", "deploy"], cwd=stack.checkout, env=stack.environment | variables, stdin=subprocess.DEVNULL,
+            ["make", target], cwd=stack.checkout, env=stack.environment | variables, stdin=subprocess.DEVNULL,
             stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     try:
@@ -195,6 +208,90 @@ def test_deploy_can_hand_runs_over_to_the_new_code(stack: Stack, edited: Stack, 
     assert any("Goes on with code" in text for _, text in runs.told_by_executor(stack, before[0]))
 
 
+def swapping(stack: Stack) -> None:
+    """Returns in the middle of a swap, when the first replacements are made."""
+    wait_until(
+        lambda: [each["Names"] for each in stack.containers()], 300, "the first containers of the swap",
+        until=lambda names: any(re.match("[0-9a-f]{12}_", name) for name in names),
+    )  # fmt: skip
+
+
+def test_a_deployment_is_rolled_back_under_load_and_nothing_fails_or_is_lost(
+    stack: Stack, edited: Stack, tmp_path: Path
+) -> None:
+    # Given 20 runs of 17 steps, as many under way as can be
+    old = code_on(stack, "worker")
+    before = [stack.launch("queues", naps(0.2)) for _ in range(20)]
+    wait_until_under_way(stack, before)
+
+    # When edited code is deployed meanwhile
+    edited.make("deploy", "DEPLOY=hand-over")
+    new = code_on(stack, "worker")
+    listed = edited.make("versions").stdout
+    assert re.search(rf"{new} .* all services\n{old} ", listed), listed
+    assert any(stack.run(run_id)["status"] != "SUCCESS" for run_id in before)
+
+    # And rolled back, which is killed in the middle of the swap, and repeated
+    log = tmp_path / "rollback.log"
+    with deploying(edited, log, "rollback", DEPLOY="hand-over") as process:
+        swapping(stack)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=60)
+    said = edited.make("rollback", "DEPLOY=hand-over").stdout
+    assert f"Rolling back to code {old}" in said
+
+    # Then all has the old code, no run failed, and no step is missing or recorded twice
+    assert {
+        code_on(stack, service) for service in ("dagit", "daemon", "runner", "worker", "worker-heavy")
+    } == {old}
+    assert_all_well(stack, [*before, stack.launch("queues", naps(0))])
+    assert re.search(rf"{old} .* all services, rolled back to\n", edited.make("versions").stdout)
+
+    # And the same command once more changes nothing
+    here = ids(stack)
+    assert "nothing to roll back" in edited.make("rollback").stdout
+    assert ids(stack) == here
+
+
+def revision(stack: Stack, to: str = "") -> str:
+    """The revision of the database's schema; changed where another is named."""
+    statement = f"UPDATE alembic_version SET version_num = '{to}';" if to else ""
+    command = ("psql", "-h", "/run/postgresql", "-U", "postgres", "-d", "dagster", "-qAt", "-c")
+    return stack.exec(
+        "postgres", *command, f"{statement}SELECT version_num FROM alembic_version"
+    ).stdout.strip()
+
+
+def test_a_database_of_another_schema_is_refused_or_migrated_with_a_way_back(
+    stack: Stack, edited: Stack
+) -> None:
+    head, here, old = revision(stack), ids(stack), code_on(stack, "worker")
+    try:
+        # Given a database that newer code has migrated, it is refused with the ways out
+        revision(stack, to="fedcba987654")
+        result = edited.make("deploy", check=False)
+        assert "fedcba987654) is newer than this code knows" in result.stderr
+        assert "make rollback TO=" in result.stderr
+        assert ids(stack) == here
+
+        # Given one of the revision before, it is not migrated without a backup
+        stack.exec("dagit", "python", "-c", DOWN)
+        result = edited.make("deploy", check=False)
+        assert "BACKED_UP=1" in result.stderr
+        assert ids(stack) == here
+        assert revision(stack) != head
+
+        # And with one it is, and all goes on with the new code
+        run_id = stack.launch("queues", naps(0.2))
+        said = edited.make("deploy", "BACKED_UP=1").stdout
+        assert f"to {head}. The way back: the backup" in said
+        assert revision(stack) == head
+    finally:
+        revision(stack, to=head)
+    assert code_on(stack, "worker") != old
+    assert_all_well(stack, [run_id, stack.launch("queues", naps(0))])
+
+
 @pytest.mark.parametrize("broken", ["\ndef broken(:\n", "\nraise RuntimeError('the new code is wrong')\n"])
 def test_code_that_does_not_load_is_not_deployed(stack: Stack, edited: Stack, broken: str) -> None:
     # Given an edit that can't be loaded
@@ -234,10 +331,7 @@ def test_an_interrupted_deploy_leaves_a_stack_that_works(stack: Stack, edited: S
 
     # And when it is interrupted in the middle of the swap, `make up` from there completes it
     with deploying(edited, log, DEPLOY="wait") as process:
-        wait_until(
-            lambda: [each["Names"] for each in stack.containers()], 300, "the first containers of the swap",
-            until=lambda names: any(re.match("[0-9a-f]{12}_", name) for name in names),
-        )  # fmt: skip
+        swapping(stack)
         os.killpg(process.pid, signal.SIGINT)
         process.wait(timeout=60)
     edited.make("up")
