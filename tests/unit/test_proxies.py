@@ -18,7 +18,7 @@ from tests.unit.machines import FakeDocker, calls, is_root
 PROXY = "http://proxy.example:3128"
 OTHER = "http://other.example:8080"
 #: Services that listen nowhere.
-SILENT = {"init", "daemon", "runner", "worker", "worker-heavy", "cli", "restore"}
+SILENT = {"init", "daemon", "runner", "worker", "worker-heavy", "cli", "restore", "move"}
 
 
 @pytest.fixture(autouse=True)
