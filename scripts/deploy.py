@@ -210,7 +210,7 @@ def swap() -> None:
     container once: old runners hand their runs over, old workers end their steps within their grace period or give
     them back.
     """
-    up.remove_replaced_stores()
+    up.remove_unwanted()
     up.remove_abandoned()
     try:
         up.run("Preparing stores and runs for the new code", PREPARE)

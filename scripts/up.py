@@ -34,8 +34,8 @@ from scripts.console import ROOT, Failure, Progress, attended, confirm, done, ma
 
 #: Seconds until every service must be healthy; 20 is usual with warm images.
 HEALTHY_TIMEOUT_SECS = 240
-#: Services that an outside store can replace.
-STORES = set(env_file.STORES)
+#: Services that are there or not by `.env`: an outside store can replace them, or BACKUP is off.
+SWITCHED = {*env_file.STORES, "backup"}
 REMOVE = ("--progress", "plain", "--profile", "*", "rm", "--stop", "--force")
 UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
 POSTGRES = ("--progress", "plain", "up", "--detach", "--wait", "postgres")
@@ -147,7 +147,7 @@ def start() -> None:
         done("all services are up and healthy, with these images and settings: nothing to do")
         return
     started = time.monotonic()
-    remove_replaced_stores()
+    remove_unwanted()
     remove_abandoned()
     run("Starting the services", UP)
     wait_until_healthy()
@@ -227,12 +227,14 @@ def cure(log: str) -> str:
     return ""
 
 
-def remove_replaced_stores() -> None:
-    """Remove the containers of stores that .env replaces by outside ones: Compose does not see them as orphans."""
-    replaced = sorted({container.service for container in compose.containers()} & STORES - started_services())
-    if replaced:
-        title = f"Removing the containers of {', '.join(replaced)}: outside ones now, data stays"
-        run_logged(title, [*compose.compose(), *REMOVE, *replaced])
+def remove_unwanted() -> None:
+    """Remove the containers of what .env has switched off, or replaced by outside stores: to Compose they are no orphans."""
+    unwanted = sorted(
+        {container.service for container in compose.containers()} & SWITCHED - started_services()
+    )
+    if unwanted:
+        title = f"Removing the containers of {', '.join(unwanted)}: not of the stack by .env, data stays"
+        run_logged(title, [*compose.compose(), *REMOVE, *unwanted])
 
 
 def remove_abandoned() -> None:

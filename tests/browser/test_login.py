@@ -434,8 +434,8 @@ def test_no_port_of_this_host_and_of_any_container_answers_without_a_login(login
     ] == []
 
 
-#: Ports of the page of the figures, Prometheus, postgres-exporter and RabbitMQ's own figures.
-FIGURES = (9808, 9090, 9187, 15692)
+#: Ports of the page of the figures, Prometheus, postgres-exporter, and the figures of RabbitMQ and of backups.
+FIGURES = (9808, 9090, 9187, 15692, 9854)
 #: What is asked of each port.
 PATHS = ("/", "/graphql?query={version}", "/metrics", "/api/overview", "/dagster/")
 #: What a page may say to somebody without a login: it asks for one, or says that it is up.

@@ -19,6 +19,7 @@ def stack(stack: Stack) -> Iterator[Stack]:
     yield stack
     env_file.set_value("BACKUP", "off", stack.env)
     stack.make("up")
+    assert "backup" not in stack.compose("ps", "--all", "--services").stdout.split()
 
 
 def listed(stack: Stack) -> dict[str, Any]:

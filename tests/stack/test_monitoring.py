@@ -81,7 +81,7 @@ def look(monitoring: Monitoring, run_id: str) -> Seen:
 @pytest.fixture(scope="module")
 def watched(stack: Stack, monitoring: Monitoring) -> Iterator[Watched]:
     try:
-        stack.compose("scale", "--no-deps", f"worker={WORKERS}", timeout=SCALE_SECS)
+        stack.compose("scale", f"worker={WORKERS}", timeout=SCALE_SECS)
         runs.wait_for_workers(stack, WORKERS, timeout=SCALE_SECS)
         wait_until(lambda: workers(monitoring.figures()), 30, "eight workers in the figures",
                    until=lambda number: number == WORKERS)  # fmt: skip
@@ -107,7 +107,7 @@ def watched(stack: Stack, monitoring: Monitoring) -> Iterator[Watched]:
         )  # fmt: skip
         yield Watched(run_id, before, busy, killed, after)
     finally:
-        stack.compose("scale", "--no-deps", "worker=2")
+        stack.compose("scale", "worker=2")
 
 
 def workers(figures: Figures) -> float:
@@ -223,7 +223,7 @@ def test_flower_forgets_a_worker_that_is_gone(monitoring: Monitoring, watched: W
     # Given all that there are
     wait_until(shown, 60, "all workers in Flower", until=lambda names: len(names) >= WORKERS)
     # When some are taken away
-    monitoring.stack.compose("scale", "--no-deps", f"worker={FEWER}")
+    monitoring.stack.compose("scale", f"worker={FEWER}")
     # Then the others are left
     wait_until(shown, 120, "only the workers that are left", until=lambda names: len(names) == FEWER)
 

@@ -28,7 +28,7 @@ class TwoRuns:
 
 @pytest.fixture(scope="module")
 def two_runs(stack: Stack) -> Iterator[TwoRuns]:
-    stack.compose("scale", "--no-deps", "worker=1")
+    stack.compose("scale", "worker=1")
     try:
         runs.wait_for_workers(stack, 1)
         light = [f"light_{place:02}_priority_{priority:02}" for place, priority in enumerate(LIGHT, start=1)]
@@ -48,7 +48,7 @@ def two_runs(stack: Stack) -> Iterator[TwoRuns]:
             assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
         yield TwoRuns(first, second)
     finally:
-        stack.compose("scale", "--no-deps", "worker=2")
+        stack.compose("scale", "worker=2")
         runs.wait_for_workers(stack, 2)
 
 

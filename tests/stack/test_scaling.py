@@ -57,7 +57,7 @@ def scaled(stack: Stack) -> Iterator[Scaled]:
         stack.wait_for_run(run_id)
         yield Scaled(run_id, names, left)
     finally:
-        stack.compose("scale", "--no-deps", "worker=2")
+        stack.compose("scale", "worker=2")
         runs.wait_for_workers(stack, 2)
 
 

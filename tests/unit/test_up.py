@@ -100,6 +100,22 @@ def test_when_all_is_up_nothing_is_started(
     assert "nothing to do" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("service", ["postgres", "backup"])
+def test_what_env_has_switched_off_goes(
+    stack: list[Container], service: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(up, "run_logged", lambda title, command: commands.append(command))
+    stack.append(container(service))
+
+    assert not up.is_up()
+    up.remove_unwanted()
+
+    (command,) = commands
+    assert command[-1] == service
+    assert {"rm", "--stop"} < set(command)
+
+
 def test_a_service_that_ended_stops_the_wait_at_once_with_its_log(stack: list[Container]) -> None:
     stack[0] = container("dagit", state="exited", health="", code=1)
 
