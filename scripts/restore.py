@@ -49,6 +49,7 @@ from scripts.console import (
 RUNS, SCHEDULES = ("resume", "cancel"), ("catch-up", "skip")
 #: Runs and schedules that are listed.
 SHOWN = 20
+RUN = ("--progress", "quiet", "run", "--rm", "--no-TTY", "--no-deps")
 DOWN = ("--progress", "plain", "--profile", "*", "down", "--remove-orphans")
 #: The project in which a copy's settings are read, before it is known whose they are.
 SCRATCH = "dagster-celery-stack-restore"
@@ -137,17 +138,7 @@ def place(source: str) -> None:
 
 def ask(*arguments: str) -> str:
     """What the container `restore` prints; raises Failure with its words."""
-    command = [
-        *compose.compose(),
-        "--progress",
-        "quiet",
-        "run",
-        "--rm",
-        "--no-TTY",
-        "--no-deps",
-        "restore",
-        *arguments,
-    ]
+    command = [*compose.compose(), *RUN, "restore", *arguments]
     result = subprocess.run(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -357,19 +348,7 @@ def under_way() -> dict[str, list[dict[str, Any]]]:
 
 
 def command_line(*words: str) -> str:
-    return compose.output(
-        "--progress",
-        "quiet",
-        "run",
-        "--rm",
-        "--no-TTY",
-        "--no-deps",
-        "cli",
-        "python",
-        "-m",
-        "dagster_stack",
-        *words,
-    )
+    return compose.output(*RUN, "cli", "python", "-m", "dagster_stack", *words)
 
 
 def describe(found: dict[str, list[dict[str, Any]]]) -> None:
