@@ -144,7 +144,7 @@ def require_up() -> None:
     """Raises Failure where the stack is not up with the settings of `.env`. What a killed move has stopped is started."""
     if up.is_up(with_images=False):
         return
-    up.remove_replaced_stores()
+    up.remove_unwanted()
     up.remove_abandoned()
     up.start_made()
     up.wait_until_healthy()

@@ -183,12 +183,12 @@ def test_what_one_that_was_killed_before_it_has_stopped_is_started_first(
 ) -> None:
     answers = iter([False, True])
     monkeypatch.setattr(up, "is_up", lambda **_: next(answers))
-    for name in ("remove_replaced_stores", "remove_abandoned", "start_made"):
+    for name in ("remove_unwanted", "remove_abandoned", "start_made"):
         monkeypatch.setattr(up, name, lambda name=name: said.append(name))
 
     move_s3.move()
 
-    assert said[:3] == ["remove_replaced_stores", "remove_abandoned", "start_made"]
+    assert said[:3] == ["remove_unwanted", "remove_abandoned", "start_made"]
     assert said[-1] == "swap (theirs)"
 
 
