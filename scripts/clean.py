@@ -6,6 +6,9 @@ from scripts import backups, certificates, compose, data_folder, engine, env_fil
 from scripts import project as user_project
 from scripts.console import attended, confirm, done, main, run_logged, say
 
+#: Where an outside store is, whose data stays.
+OUTSIDE = {"Postgres": "POSTGRES_HOST", "S3": "S3_ENDPOINT_URL"}
+
 
 def clean() -> None:
     """Remove containers and volumes of this project; on a terminal only after a yes, or with FORCE=1."""
@@ -18,7 +21,14 @@ def clean() -> None:
         if backups.is_on() and not folder
         else "runs, logs and data"
     )
-    if asks and not confirm(f"Delete all {what} of {project}? There is no way back."):
+    outside = [
+        f"{store} at {variable}" for store, variable in OUTSIDE.items() if env_file.settings().get(variable)
+    ]
+    stays = f"{' and '.join(outside)} {'keep their' if outside[1:] else 'keeps its'} data" if outside else ""
+    question = (
+        f"all data of {project} on this host? {stays}. There" if stays else f"all {what} of {project}? There"
+    )
+    if asks and not confirm(f"Delete {question} is no way back."):
         say("  nothing was deleted")
         return
     engine.ensure()
@@ -53,7 +63,9 @@ def clean() -> None:
         for path in (env_file.settings().get(data_folder.VARIABLE), folder)
         if path
     ]
-    done(f"all data is gone; {' and '.join(kept)} are kept, `make up` starts afresh")
+    gone = f"all data on this host is gone; {stays}" if stays else "all data is gone"
+    begins = "goes on with them" if stays else "starts afresh"
+    done(f"{gone}; {' and '.join(kept)} are kept, `make up` {begins}")
 
 
 if __name__ == "__main__":

@@ -79,6 +79,25 @@ def test_what_other_settings_have_left_goes_too(stack: Path, monkeypatch: pytest
         assert (kind, "rm", "second_door") in asked
 
 
+def test_outside_stores_are_said_to_stay(
+    stack: Path, env: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env.write_text("COMPOSE_PROJECT_NAME=second\nBASE_IMAGE=x\nPOSTGRES_HOST=db\nS3_ENDPOINT_URL=https://s3\n")
+    asked: list[str] = []
+
+    def yes(question: str) -> bool:
+        asked.append(question)
+        return True
+
+    monkeypatch.setattr(clean, "confirm", yes)
+
+    clean.clean()
+
+    stays = "Postgres at POSTGRES_HOST and S3 at S3_ENDPOINT_URL keep their data"
+    assert asked == [f"Delete all data of second on this host? {stays}. There is no way back."]
+    assert f"all data on this host is gone; {stays}; images and .env are kept" in capsys.readouterr().out
+
+
 def test_force_asks_nothing(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE", "1")
     monkeypatch.setattr(clean, "confirm", lambda question: pytest.fail("asked"))
