@@ -82,7 +82,9 @@ def test_what_other_settings_have_left_goes_too(stack: Path, monkeypatch: pytest
 def test_outside_stores_are_said_to_stay(
     stack: Path, env: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    env.write_text("COMPOSE_PROJECT_NAME=second\nBASE_IMAGE=x\nPOSTGRES_HOST=db\nS3_ENDPOINT_URL=https://s3\n")
+    env.write_text(
+        "COMPOSE_PROJECT_NAME=second\nBASE_IMAGE=x\nPOSTGRES_HOST=db\nS3_ENDPOINT_URL=https://s3\n"
+    )
     asked: list[str] = []
 
     def yes(question: str) -> bool:
