@@ -14,10 +14,10 @@ from minio import MinioAdmin
 from minio.credentials.providers import StaticProvider
 from minio.error import MinioAdminException
 
-from scripts import env_file
 from scripts.images import CERTIFICATES_FILE
 from tests.conftest import free_ports
 from tests.stack.monitoring import SERVICES as MONITORING
+from tests.stack.monitoring import Monitoring
 from tests.stack.stack import Stack
 
 STORES = ("postgres", "rabbitmq", "minio")
@@ -75,11 +75,9 @@ OUTSIDE = "198.51.100.1"
 
 
 @pytest.fixture(scope="module")
-def stack(stack: Stack) -> Iterator[Stack]:
-    """The session's stack with all services: those of monitoring, backups, and the door of LOGIN=on, at other ports beside a
-    Dagit that has its own."""
-    env_file.set_value("BACKUP", "daily", stack.env)
-    print(stack.make("monitoring", timeout=1800).stdout)
+def stack(stack: Stack, monitoring: Monitoring) -> Iterator[Stack]:
+    """The session's stack with all services: those of monitoring too, and the door of LOGIN=on, at other ports beside a Dagit
+    that has its own."""
     pages, links = free_ports(2)
     found = replace(stack, shell={**stack.shell, "LOGIN": "on", "DAGIT_PORT": pages, "MINIO_PORT": links})
     try:
@@ -89,8 +87,6 @@ def stack(stack: Stack) -> Iterator[Stack]:
         found.compose("rm", "--stop", "--force", "--volumes", "door")
         found.docker("volume", "rm", f"{stack.project}_door")
         found.docker("network", "rm", f"{stack.project}_door")
-        env_file.set_value("BACKUP", "off", stack.env)
-        stack.make("up")
 
 
 def port_of(stack: Stack, service: str, variable: str) -> str:

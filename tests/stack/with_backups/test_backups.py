@@ -2,24 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
-from scripts import env_file
 from tests.stack.stack import Stack
-
-
-@pytest.fixture(scope="module")
-def stack(stack: Stack) -> Iterator[Stack]:
-    """With BACKUP=daily."""
-    env_file.set_value("BACKUP", "daily", stack.env)
-    stack.make("up")
-    yield stack
-    env_file.set_value("BACKUP", "off", stack.env)
-    stack.make("up")
-    assert "backup" not in stack.compose("ps", "--all", "--services").stdout.split()
 
 
 def listed(stack: Stack) -> dict[str, Any]:
