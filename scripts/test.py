@@ -1,6 +1,7 @@
 """`make test`: lint, types and every test; installs what it needs first, and names what it can't install."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,13 +53,42 @@ def test() -> int:
         warn(f"Skipped, since they need a Docker engine: {', '.join(STACK + DRILLS[:1])}. {reason}")
         return halves.unit_tests(python)
     apt.ensure("Installing Chromium", "chromium", ["chromium"])
-    with images_meanwhile():
-        lint()
-        results = [halves.unit_tests(python)]
-    # One copy of the stack at a time; each part also when the one before failed.
-    results += [pytest(python, STACK), pytest(python, DRILLS)]
+    with unit_tests_meanwhile() as unit_tests:
+        with images_meanwhile():
+            lint()
+        # One copy of the stack at a time; each part also when the one before failed.
+        results = [pytest(python, STACK), pytest(python, DRILLS)]
     # Of one that was killed the code is below 0.
-    return max(map(abs, results))
+    return max(map(abs, (*results, unit_tests.wait())))
+
+
+@contextmanager
+def unit_tests_meanwhile() -> Iterator[subprocess.Popen[bytes]]:
+    """They take the time that the body leaves: the stack's tests wait as long as they work. Printed in one piece behind it."""
+    LOG_FOLDER.mkdir(parents=True, exist_ok=True)
+    log = LOG_FOLDER / "unit-tests.log"
+    say(f"The unit tests go on meanwhile ({log})")
+    command = ["nice", "-n", "19", sys.executable, "-m", "scripts.test", "unit"]
+    with (
+        log.open("wb") as output,
+        # In a process group of its own: of Ctrl-C it hears once, from here.
+        subprocess.Popen(
+            command, cwd=ROOT, process_group=0, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        ) as tests,
+    ):  # fmt: skip
+        try:
+            yield tests
+            with Progress("The unit tests"):
+                tests.wait()
+        except BaseException:
+            tests.send_signal(signal.SIGINT)
+            raise
+        finally:
+            tests.wait()
+            sys.stdout.flush()
+            with log.open("rb") as printed:
+                shutil.copyfileobj(printed, sys.stdout.buffer)
+            sys.stdout.flush()
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """One copy of the stack for all tests that need one: made by `make up`, removed by `make clean`."""
 
 import os
+import random
 import signal
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ KEEP = "KEEP_STACK"
 PROJECT = os.environ.get("TEST_PROJECT") or TEST_PROJECT
 PORTS = ("DAGIT_PORT", "RABBITMQ_PORT", "MINIO_PORT", "MINIO_CONSOLE_PORT", "METRICS_PORT", "FLOWER_PORT",
          "PROMETHEUS_PORT")  # fmt: skip
+#: Ports from and below which Linux gives out none by itself (ip_local_port_range).
+NOT_GIVEN = (15000, 30000)
 
 
 # A shell lets what it starts in the background ignore Ctrl-C, and so would all that is started here: tests that
@@ -77,12 +80,12 @@ def prepare(env: Path, project: str, settings: Mapping[str, str]) -> None:
 
 
 def free_ports(number: int = len(PORTS)) -> list[str]:
-    """As many free ports, all different: they are held until the last one is known."""
-    probes = [socket.socket() for _ in range(number)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [str(probe.getsockname()[1]) for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+    """As many free ports, all different: none that the system gives to whoever asks for any, as unit tests do meanwhile."""
+    found: list[str] = []
+    for port in random.sample(range(*NOT_GIVEN), NOT_GIVEN[1] - NOT_GIVEN[0]):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(str(port))
+        if len(found) == number:
+            return found
+    raise OSError(f"fewer than {number} ports of {NOT_GIVEN} are free")
