@@ -132,7 +132,7 @@ def fill(source: Store, target: Store) -> int:
     require_up()
     certificates.record()
     proxies.record()
-    images.ensure_only("move", *(["minio"] if s3_store.is_own(target) else []))
+    images.ensure_only("backup", *(["minio"] if s3_store.is_own(target) else []))
     if s3_store.is_own(target):
         start_minio(target)
     said = in_container("Preparing the bucket", source, target, "init", "prepare-s3")

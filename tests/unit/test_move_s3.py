@@ -85,7 +85,7 @@ def test_all_is_copied_while_all_runs_then_writers_stop_for_the_rest_and_come_ba
     move_s3.move()
 
     assert said == [
-        "images move (dagster)",
+        "images backup (dagster)",
         "Preparing the bucket (dagster)",
         "check-s3 (dagster)",
         "Copying, pass 1 (dagster)",
@@ -120,7 +120,7 @@ def test_the_way_back_is_written_down_and_is_another_move(
 
     move_s3.move()
 
-    assert said[:2] == ["images move minio (theirs)", "Starting the stack's own MinIO (theirs)"]
+    assert said[:2] == ["images backup minio (theirs)", "Starting the stack's own MinIO (theirs)"]
     assert said[-1] == "swap (dagster)"
     before, now = (s3_store.completed(values) for values in (env_file.read(back), env_file.read(env)))
     assert before == now
