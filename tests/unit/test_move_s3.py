@@ -159,6 +159,50 @@ def test_until_env_names_the_target_a_failure_leaves_all_as_it_was_with_services
     )
 
 
+VANISHED = """\
+2026/11/30 08:21:29 ERROR : logs/a.err.partial: Failed to copy: failed to open source object: NoSuchKey: The specified key does not exist.
+\tstatus code: 404, request id: 18ECC4F0B0D4F7D3, host id: dd90
+2026/11/30 08:21:36 ERROR : S3 bucket moved: not deleting files as there were IO errors
+2026/11/30 08:21:36 ERROR : Attempt 3/3 failed with 1 errors and: failed to open source object: NoSuchKey: The specified key
+"""
+DENIED = "2026/11/30 08:21:30 ERROR : storage/b: Failed to copy: AccessDenied: Access Denied.\n"
+
+
+@pytest.mark.parametrize(
+    ("step", "said_by_rclone", "is_forgiven"),
+    [
+        ("Copying, pass 1", VANISHED, True),
+        ("Copying, pass 1", VANISHED + DENIED, False),
+        ("Copying, pass 1", "", False),
+        # Nobody writes then.
+        ("Copying what has changed", VANISHED, False),
+    ],
+)
+def test_what_vanishes_while_all_goes_on_is_no_failure(
+    said: list[str], monkeypatch: pytest.MonkeyPatch, step: str, said_by_rclone: str, is_forgiven: bool
+) -> None:
+    """A step that ends removes its output so far, which may have been listed."""
+    working = vars(move_s3)["run_logged"]
+
+    def fails(title: str, command: list[str], **options: Any) -> None:
+        working(title, command)
+        if title == step:
+            for line in said_by_rclone.splitlines():
+                options["detail"](line.strip())
+            raise Failure("rclone failed")
+
+    monkeypatch.setattr(move_s3, "run_logged", fails)
+    monkeypatch.setattr(move_s3, "in_container", lambda *_: "clocks differ by 3 s")
+
+    if is_forgiven:
+        move_s3.move()
+    else:
+        with pytest.raises(Failure, match="rclone failed"):
+            move_s3.move()
+
+    assert (said[-1] == "swap (theirs)") is is_forgiven
+
+
 def test_one_that_was_killed_after_the_switch_is_completed(
     env: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
