@@ -126,6 +126,41 @@ def test_rclone_trusts_the_file_of_the_stack_by_the_one_variable_that_it_can_tak
     assert "AWS_CA_BUNDLE" not in found
 
 
+#: What rclone 1.60 prints of an object that a step removed after the list was made, and of one that it may not read.
+SAID = """\
+{"level":"error","msg":"Failed to copy: failed to open source object: NoSuchKey: gone\\n\\tstatus code: 404","object":"logs/a"}
+{"level":"error","msg":"not deleting files as there were IO errors","object":"kept:bucket"}
+{"level":"error","msg":"Attempt 2/2 failed with 1 errors and: failed to open source object: NoSuchKey: gone"}
+{"level":"warning","msg":"Transferred","stats":{"bytes":3,"transfers":1}}
+2026/11/30 08:24:19 Failed to sync: failed to open source object: NoSuchKey: gone
+\tstatus code: 404, request id: , host id:
+"""
+DENIED = '{"level":"error","msg":"Failed to copy: AccessDenied: Access Denied","object":"storage/b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("said", "is_in_use", "is_copied"),
+    [(SAID, True, True), (SAID, False, False), (DENIED + SAID, True, False)],
+)
+def test_an_object_that_goes_while_the_bucket_is_copied_is_no_failure(
+    said: str, is_in_use: bool, is_copied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that ends removes its output so far."""
+    (tmp_path / "said").write_text(said)
+    program = tmp_path / "rclone"
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/said >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(programs, "remotes", lambda _: {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    if is_copied:
+        found = programs.transferred(Settings.read(NEEDED), "sync", is_in_use=is_in_use)
+        assert found == {"bytes": 3, "transfers": 1}
+    else:
+        with pytest.raises(Failure, match="NoSuchKey" if "Access" not in said else "AccessDenied"):
+            programs.transferred(Settings.read(NEEDED), "sync", is_in_use=is_in_use)
+
+
 # --- a disk that is not mounted ----------------------------------------------------------------------------------
 
 
