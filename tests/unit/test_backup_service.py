@@ -71,8 +71,26 @@ def test_a_server_is_known_by_its_key_alone(monkeypatch: pytest.MonkeyPatch, tmp
     assert (options["host"], options["port"], options["user"]) == ("nas.example.com", "2222", "me")
     assert options["key_pem"] == "-----BEGIN\\nabc\\n-----END"
     assert (tmp_path / "known_hosts").read_text() == "[nas.example.com]:2222 ssh-ed25519 AAAA\n"
-    with pytest.raises(Failure, match="ssh-keyscan -p 22 -t ed25519 nas"):
-        settings.remote_of("sftp:me@nas/backups", {})
+    with pytest.raises(Failure, match=r"ssh-keyscan -p 22 nas \| cut"):
+        settings.remote_of("sftp:me@nas/backups", environment | {"BACKUP_SFTP_HOST_KEY": ""})
+    with pytest.raises(Failure, match="no keys of a server"):
+        settings.remote_of("sftp:me@nas/backups", environment | {"BACKUP_SFTP_HOST_KEY": "AAAA"})
+
+
+def test_all_keys_of_a_server_are_believed_as_rclone_asks_for_the_kind_that_it_likes_best(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """rclone 1.60 wants a server's ECDSA key, whatever kind it is told: with another one alone it ends with a mismatch."""
+    monkeypatch.setattr(settings, "KNOWN_HOSTS", tmp_path / "known_hosts")
+
+    settings.known_hosts("nas", 22, {"BACKUP_SFTP_HOST_KEY": "ssh-ed25519 AAAA ecdsa-sha2-nistp256 BBBB "})
+
+    assert (tmp_path / "known_hosts").read_text() == "nas ssh-ed25519 AAAA\nnas ecdsa-sha2-nistp256 BBBB\n"
+
+
+def test_a_server_without_a_login_is_refused_with_what_is_missing() -> None:
+    with pytest.raises(Failure, match="BACKUP_SFTP_KEY and BACKUP_SFTP_PASSWORD are empty"):
+        settings.login({})
 
 
 @pytest.mark.parametrize("target", ["nas:/backups", "s3:", "sftp:nas/backups", "backups"])
@@ -224,6 +242,7 @@ def test_nothing_is_written_to_an_empty_folder_and_its_ages_grow(
         ),
         ("ERROR: [087]: archive_mode must be enabled", "`make up` restarts it"),
         ("ssh: handshake failed: ssh: unable to authenticate", "login or the permissions"),
+        ("ssh: handshake failed: knownhosts: key mismatch", "all of its keys"),
     ],
 )
 def test_what_programs_say_has_a_cure(said: str, cure: str) -> None:

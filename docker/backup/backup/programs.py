@@ -19,6 +19,8 @@ SHOWN_LINES = 6
 RCLONE = (
     "--config", "", "--contimeout", "15s", "--timeout", f"{SILENCE_SECS}s", "--retries", "2", "--low-level-retries", "3",
     "--transfers", "4", "--checkers", "8", "--use-server-modtime", "--fast-list", "--skip-links", "--log-level", "ERROR",
+    # Several streams for a large file begin with its end: one that was killed would have the size of a whole one, with holes.
+    "--multi-thread-streams", "1",
 )  # fmt: skip
 #: What rclone says of an object that it has listed, and that was gone when it came to copy it; and what it says of itself then.
 VANISHED = re.compile(r"NoSuchKey|object not found")
