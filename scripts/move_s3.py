@@ -74,11 +74,11 @@ def move() -> None:
         with untouched_on_failure():
             skew = fill(source, target)
             since = copy_while_all_goes_on(source, target) - skew - MARGIN_SECS
-            said = hand_over(source, target, since, *how_long)
+            said, stopped = hand_over(source, target, since, *how_long)
         for line in [*said.splitlines(), f"{env_file.env_path().name} names the target"]:
             done(line)
         swap()
-        tell(source, target)
+        tell(source, target, time.monotonic() - stopped)
 
 
 def wanted() -> Store:
@@ -320,13 +320,14 @@ def copy_the_rest(source: Store, target: Store, since: float) -> None:
 # --- the stop ----------------------------------------------------------------------------------------------
 
 
-def hand_over(source: Store, target: Store, since: float, how: str, minutes: int) -> str:
-    """Let `.env` name the target, with all that the source has; says what was compared. Until then the old services can be
-    started again."""
+def hand_over(source: Store, target: Store, since: float, how: str, minutes: int) -> tuple[str, float]:
+    """Let `.env` name the target, with all that the source has; returns what was compared, and since when no step is executed.
+    Until then the old services can be started again."""
     try:
         with deploy.queue_stopped():
             if how == "wait":
                 deploy.wait_for_runs(minutes)
+            stopped = time.monotonic()
             with writers_stopped():
                 copy_the_rest(source, target, since)
                 said = in_container("Comparing all objects", source, target, "cli", "compare-s3")
@@ -338,7 +339,7 @@ def hand_over(source: Store, target: Store, since: float, how: str, minutes: int
     finally:
         for number in INTERRUPTS:
             signal.signal(number, signal.default_int_handler)
-    return said
+    return said, stopped
 
 
 @contextmanager
@@ -396,13 +397,13 @@ def complete() -> None:
     done("all services work with the store that .env names")
 
 
-def tell(source: Store, target: Store) -> None:
+def tell(source: Store, target: Store, secs: float) -> None:
     """What is different now, and how to come back."""
     if names := store_logins.commands():
         warn(
             f"{', '.join(names)}: started before with `docker compose run`, with the former store; start them anew"
         )
-    done(f"all services work with {s3_store.described(target)}")
+    done(f"all services work with {s3_store.described(target)}; for {secs:.0f} s no step was executed")
     links = "do not open while its MinIO is down" if s3_store.is_own(source) else "show what was there before"
     say(
         f"\n  Links that were signed before {links}; Dagit makes new ones for step output.\n"

@@ -90,6 +90,8 @@ class Trial:
         self.bucket = bucket
         self.all = f"{data_prefix}/{FOLDER}/"
         self.folder = f"{self.all}{uuid4()}/"
+        #: Whether it could not be removed.
+        self.is_left = False
 
     def where(self, name: str) -> dict[str, str]:
         return {"Bucket": self.bucket, "Key": f"{self.folder}{name}"}
@@ -145,7 +147,8 @@ class Trial:
 
 
 def tried(trial: Trial) -> Iterator[Finding]:
-    """Every check, one after the other; only the first where that one fails. Nothing is left behind, whatever happens."""
+    """Every check, one after the other; only the first where that one fails. Whatever happens, nothing is left behind by keys
+    that may delete."""
     try:
         for check in CHECKS:
             try:
@@ -158,8 +161,10 @@ def tried(trial: Trial) -> Iterator[Finding]:
             if check is CHECKS[0] and not finding.is_kept:
                 return
     finally:
-        with contextlib.suppress(ClientError, BotoCoreError):
+        try:
             trial.close()
+        except (ClientError, BotoCoreError):
+            trial.is_left = True
 
 
 #: What the name of an object of this check has in it, as an address has it.

@@ -107,6 +107,7 @@ def test_all_is_copied_while_all_runs_then_writers_stop_for_the_rest_and_come_ba
     assert "from  s3://dagster/ at the stack's own MinIO" in output
     assert "to    s3://theirs/ at http://s3.example.com:8333" in output
     assert "Links that were signed before" in output
+    assert "at http://s3.example.com:8333; for 0 s no step was executed" in output
 
 
 def test_the_way_back_is_written_down_and_is_another_move(

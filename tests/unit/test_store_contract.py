@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from dagster_stack.client.store_check import check_store
 from dagster_stack.errors import ExitCode, SettingsError, UsageError
@@ -160,6 +161,24 @@ def test_what_was_tried_goes_when_a_check_breaks_or_is_interrupted(
     later = Trial(s3_url, BUCKET, "storage")
     assert not next(iter(later.pages(later.all))).get("Contents")
     assert not later.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
+
+
+def test_what_keys_that_may_not_delete_leave_behind_is_said(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(trial: Trial) -> None:
+        raise ClientError({"Error": {"Code": "AccessDenied"}}, "DeleteObject")
+
+    monkeypatch.setattr(contract, "CHECKS", contract.CHECKS[:1])
+    working = Trial.close
+    trials: list[Trial] = []
+    monkeypatch.setattr(Trial, "close", lambda trial: (trials.append(trial), denied(trial)))
+    out = io.StringIO()
+
+    check_store(out, settings(s3_url))
+
+    assert f"What was tried is still there: delete all below {trials[0].folder} yourself." in out.getvalue()
+    working(trials[0])
 
 
 def test_without_a_store_there_is_nothing_to_check() -> None:
