@@ -338,7 +338,12 @@ def test_the_stacks_own_postgres_is_asked_though_internal_tls_was_just_switched(
 ) -> None:
     env.write_text(f"INTERNAL_TLS=on\nPOSTGRES_HOST={host}\n")
     asked: list[str] = []
-    monkeypatch.setattr(compose, "output", lambda *words, **_: asked.extend(words) or json.dumps(SCHEMA))
+
+    def output(*words: str, **_: str) -> str:
+        asked.extend(words)
+        return json.dumps(SCHEMA)
+
+    monkeypatch.setattr(compose, "output", output)
 
     assert schema.ask() == SCHEMA
 
