@@ -80,6 +80,10 @@ class Settings:
         key_prefix = s3_key_prefix(environment) if bucket else ""
         # Where the stack names none of its own, boto3's.
         endpoint_url = environment.get(ENDPOINT_VARIABLE) or environment.get("AWS_ENDPOINT_URL_S3") or None
+        if endpoint_url and not re.match(r"https?://[^/]", endpoint_url):
+            raise SettingsError(
+                f"S3_ENDPOINT_URL is {endpoint_url!r}: an address begins with http:// or https://, then the host's name."
+            )
         home = Path(environment.get("DAGSTER_HOME") or ".dagster").resolve()
         return Settings(
             s3=S3Settings(

@@ -88,7 +88,6 @@ def images() -> list[Image]:
             "dagster-celery-stack/minio", "minio", ("docker/minio",), "compiles MinIO, 5 minutes on 2 cores"
         ),
         Image("dagster-celery-stack/backup", "backup", ("docker/backup", "dagster_stack/authorities.py")),
-        Image("dagster-celery-stack/rclone", "move", ("docker/rclone", "dagster_stack/authorities.py")),
         Image("dagster-celery-stack/prometheus", "prometheus", ("docker/prometheus",)),
         Image("dagster-celery-stack/door", "door", ("docker/door",)),
         Image("dagster-celery-stack/certificates", "certificates", ("docker/certificates",)),
@@ -251,7 +250,6 @@ def is_started(service: str) -> bool:
         "prometheus": MONITORING in profiles,
         "postgres-exporter": MONITORING in profiles,
         "backup": settings.get("BACKUP", "off") == "daily",
-        "move": False,
     }.get(service, service in profiles)
     return is_wanted and not settings.get(OUTSIDE.get(service, ""))
 

@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -48,6 +48,9 @@ INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 LONG_PASS_SECS, MOST_PASSES = 60, 5
 #: What is younger than the last pass by so much is copied once more: times of objects are in seconds.
 MARGIN_SECS = 60
+#: What rclone says of an object that it has listed, and that was gone when it came to copy it; and what it says of itself then.
+VANISHED = re.compile(r"NoSuchKey|object not found")
+SUMMED_UP = re.compile(r"ERROR : (Attempt \d|.*: not deleting )")
 SKEW = re.compile(r"clocks differ by (\d+) s")
 UNTOUCHED = "Nothing was moved: the stack goes on with the store that it had."
 
@@ -71,11 +74,11 @@ def move() -> None:
         with untouched_on_failure():
             skew = fill(source, target)
             since = copy_while_all_goes_on(source, target) - skew - MARGIN_SECS
-            said = hand_over(source, target, since, *how_long)
+            said, stopped = hand_over(source, target, since, *how_long)
         for line in [*said.splitlines(), f"{env_file.env_path().name} names the target"]:
             done(line)
         swap()
-        tell(source, target)
+        tell(source, target, time.monotonic() - stopped)
 
 
 def wanted() -> Store:
@@ -132,7 +135,7 @@ def fill(source: Store, target: Store) -> int:
     require_up()
     certificates.record()
     proxies.record()
-    images.ensure_only("move", *(["minio"] if s3_store.is_own(target) else []))
+    images.ensure_only("backup", *(["minio"] if s3_store.is_own(target) else []))
     if s3_store.is_own(target):
         start_minio(target)
     said = in_container("Preparing the bucket", source, target, "init", "prepare-s3")
@@ -196,8 +199,15 @@ def in_container(title: str, source: Store, target: Store, service: str, command
 # --- copies ------------------------------------------------------------------------------------------------
 
 
-def copied(title: str, source: Store, target: Store, *command: str, options: Sequence[str] = ()) -> None:
-    """Let rclone do it; it does not outlive this."""
+def copied(
+    title: str,
+    source: Store,
+    target: Store,
+    *command: str,
+    options: Sequence[str] = (),
+    forgives: Callable[[Sequence[str]], bool] = lambda _: False,
+) -> None:
+    """Let rclone do it; it does not outlive this. Raises Failure, unless what went wrong is forgiven."""
     variables = {**remote(FROM, source), **remote(TO, target)}
     named = [part for name in variables for part in ("--env", name)]
     start = (
@@ -213,13 +223,23 @@ def copied(title: str, source: Store, target: Store, *command: str, options: Seq
         "move",
     )
     paths = (f"from:{path(source)}", f"to:{path(target)}")
+    errors: list[str] = []
+
+    def seen(line: str) -> str | None:
+        if " ERROR : " in line and not SUMMED_UP.search(line):
+            errors.append(line)
+        return progress(line)
+
     try:
         run_logged(
             title,
             [*compose.compose(), *start, *command, *paths, *RCLONE, *options],
-            detail=progress,
+            detail=seen,
             environment=variables,
         )
+    except Failure:
+        if not (errors and forgives(errors)):
+            raise
     finally:
         end_copy()
 
@@ -270,10 +290,22 @@ def copy_while_all_goes_on(source: Store, target: Store) -> float:
     for number in range(1, MOST_PASSES + 1):
         began = time.time()
         # By size and time. An object that is the same gets no request for its time.
-        copied(f"Copying, pass {number}", source, target, "sync", options=["--no-update-modtime"])
+        copied(
+            f"Copying, pass {number}",
+            source,
+            target,
+            "sync",
+            options=["--no-update-modtime"],
+            forgives=have_vanished,
+        )
         if time.time() - began < LONG_PASS_SECS:
             break
     return began
+
+
+def have_vanished(errors: Sequence[str]) -> bool:
+    """Whether all that went wrong is that objects went while all goes on, as the output so far of a step does at its end."""
+    return all(map(VANISHED.search, errors))
 
 
 def copy_the_rest(source: Store, target: Store, since: float) -> None:
@@ -288,13 +320,14 @@ def copy_the_rest(source: Store, target: Store, since: float) -> None:
 # --- the stop ----------------------------------------------------------------------------------------------
 
 
-def hand_over(source: Store, target: Store, since: float, how: str, minutes: int) -> str:
-    """Let `.env` name the target, with all that the source has; says what was compared. Until then the old services can be
-    started again."""
+def hand_over(source: Store, target: Store, since: float, how: str, minutes: int) -> tuple[str, float]:
+    """Let `.env` name the target, with all that the source has; returns what was compared, and since when no step is executed.
+    Until then the old services can be started again."""
     try:
         with deploy.queue_stopped():
             if how == "wait":
                 deploy.wait_for_runs(minutes)
+            stopped = time.monotonic()
             with writers_stopped():
                 copy_the_rest(source, target, since)
                 said = in_container("Comparing all objects", source, target, "cli", "compare-s3")
@@ -306,7 +339,7 @@ def hand_over(source: Store, target: Store, since: float, how: str, minutes: int
     finally:
         for number in INTERRUPTS:
             signal.signal(number, signal.default_int_handler)
-    return said
+    return said, stopped
 
 
 @contextmanager
@@ -364,13 +397,13 @@ def complete() -> None:
     done("all services work with the store that .env names")
 
 
-def tell(source: Store, target: Store) -> None:
+def tell(source: Store, target: Store, secs: float) -> None:
     """What is different now, and how to come back."""
     if names := store_logins.commands():
         warn(
             f"{', '.join(names)}: started before with `docker compose run`, with the former store; start them anew"
         )
-    done(f"all services work with {s3_store.described(target)}")
+    done(f"all services work with {s3_store.described(target)}; for {secs:.0f} s no step was executed")
     links = "do not open while its MinIO is down" if s3_store.is_own(source) else "show what was there before"
     say(
         f"\n  Links that were signed before {links}; Dagit makes new ones for step output.\n"

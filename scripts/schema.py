@@ -11,7 +11,9 @@ from scripts.console import ROOT, Failure, Progress, run_logged, say, warn
 
 #: Read on standard input, so that older images answer too.
 ASK = ROOT / "dagster_stack" / "store" / "schema.py"
-ASKED = ("--progress", "quiet", "run", "--rm", "--no-deps", "--no-TTY", "cli", "python", "-P", "-")
+RUN, ASKED = ("--progress", "quiet", "run", "--rm", "--no-deps", "--no-TTY"), ("cli", "python", "-P", "-")
+#: For the stack's own Postgres, which runs as before INTERNAL_TLS was switched.
+EITHER = ("--env", "PGSSLMODE=prefer")
 #: Only this one migrates: `init` of a start refuses. Stores that are down are started for it.
 MIGRATE = ("--progress", "quiet", "run", "--rm", "--no-TTY", "init",
            "python", "-m", "dagster_stack", "init", "--migrate")  # fmt: skip
@@ -74,8 +76,9 @@ def required(start_postgres: Callable[[], None]) -> Migration | None:
 
 def ask() -> dict[str, Any]:
     """What the image says of the database."""
+    either = () if env_file.settings().get("POSTGRES_HOST") else EITHER
     with Progress("Comparing the database's schema with the code's"):
-        said = compose.output(*ASKED, given=ASK.read_text(encoding="utf-8"))
+        said = compose.output(*RUN, *either, *ASKED, given=ASK.read_text(encoding="utf-8"))
     try:
         answer: dict[str, Any] = json.loads(said)
     except ValueError:

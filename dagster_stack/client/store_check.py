@@ -28,11 +28,14 @@ def check_store(out: TextIO, environment: Mapping[str, str] = os.environ) -> Exi
     place = settings.s3
     where = f"s3://{place.bucket}/{place.key_prefix} at {place.endpoint_url or 'Amazon'}"
     print(f"Checking {where}", file=out, flush=True)
-    findings = list(tried(Trial(place.endpoint_url, place.bucket, settings.data_prefix)))
+    trial = Trial(place.endpoint_url, place.bucket, settings.data_prefix)
+    findings = list(tried(trial))
     console = Console(file=out, highlight=False, width=None if out.isatty() else PLAIN_WIDTH)
     console.print(table(findings))
     lacking = [finding for finding in findings if finding.check.required and not finding.is_kept]
     print(conclusion(lacking, findings), file=out)
+    if trial.is_left and findings[0].is_kept:
+        print(f"What was tried is still there: delete all below {trial.folder} yourself.", file=out)
     return ExitCode.FAILED if lacking else ExitCode.SUCCESS
 
 

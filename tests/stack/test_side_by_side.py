@@ -403,7 +403,7 @@ def test_the_bucket_moves_to_another_store_and_back_while_runs_are_under_way(
     # Given a store that is not MinIO, an object and a link to it, and runs under way
     moving = second.stack
     # The one image that the first copy has no use for: the company's proxy knows no packages.
-    stack.compose("--profile", "tools", "build", "move")
+    stack.compose("--profile", "backup-off", "build", "backup")
     there = {**outside.settings, "S3_BUCKET": "moved"}
     file = tmp_path / "other-store.env"
     named = {name: value for name, value in there.items() if name.startswith("S3_")}

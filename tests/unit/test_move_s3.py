@@ -85,7 +85,7 @@ def test_all_is_copied_while_all_runs_then_writers_stop_for_the_rest_and_come_ba
     move_s3.move()
 
     assert said == [
-        "images move (dagster)",
+        "images backup (dagster)",
         "Preparing the bucket (dagster)",
         "check-s3 (dagster)",
         "Copying, pass 1 (dagster)",
@@ -107,6 +107,7 @@ def test_all_is_copied_while_all_runs_then_writers_stop_for_the_rest_and_come_ba
     assert "from  s3://dagster/ at the stack's own MinIO" in output
     assert "to    s3://theirs/ at http://s3.example.com:8333" in output
     assert "Links that were signed before" in output
+    assert "at http://s3.example.com:8333; for 0 s no step was executed" in output
 
 
 def test_the_way_back_is_written_down_and_is_another_move(
@@ -120,7 +121,7 @@ def test_the_way_back_is_written_down_and_is_another_move(
 
     move_s3.move()
 
-    assert said[:2] == ["images move minio (theirs)", "Starting the stack's own MinIO (theirs)"]
+    assert said[:2] == ["images backup minio (theirs)", "Starting the stack's own MinIO (theirs)"]
     assert said[-1] == "swap (dagster)"
     before, now = (s3_store.completed(values) for values in (env_file.read(back), env_file.read(env)))
     assert before == now
@@ -157,6 +158,50 @@ def test_until_env_names_the_target_a_failure_leaves_all_as_it_was_with_services
     assert started == (
         [] if "pass" in step else ["start daemon mine runner worker (dagster)", "start daemon (dagster)"]
     )
+
+
+VANISHED = """\
+2026/11/30 08:21:29 ERROR : logs/a.err.partial: Failed to copy: failed to open source object: NoSuchKey: The specified key does not exist.
+\tstatus code: 404, request id: 18ECC4F0B0D4F7D3, host id: dd90
+2026/11/30 08:21:36 ERROR : S3 bucket moved: not deleting files as there were IO errors
+2026/11/30 08:21:36 ERROR : Attempt 3/3 failed with 1 errors and: failed to open source object: NoSuchKey: The specified key
+"""
+DENIED = "2026/11/30 08:21:30 ERROR : storage/b: Failed to copy: AccessDenied: Access Denied.\n"
+
+
+@pytest.mark.parametrize(
+    ("step", "said_by_rclone", "is_forgiven"),
+    [
+        ("Copying, pass 1", VANISHED, True),
+        ("Copying, pass 1", VANISHED + DENIED, False),
+        ("Copying, pass 1", "", False),
+        # Nobody writes then.
+        ("Copying what has changed", VANISHED, False),
+    ],
+)
+def test_what_vanishes_while_all_goes_on_is_no_failure(
+    said: list[str], monkeypatch: pytest.MonkeyPatch, step: str, said_by_rclone: str, is_forgiven: bool
+) -> None:
+    """A step that ends removes its output so far, which may have been listed."""
+    working = vars(move_s3)["run_logged"]
+
+    def fails(title: str, command: list[str], **options: Any) -> None:
+        working(title, command)
+        if title == step:
+            for line in said_by_rclone.splitlines():
+                options["detail"](line.strip())
+            raise Failure("rclone failed")
+
+    monkeypatch.setattr(move_s3, "run_logged", fails)
+    monkeypatch.setattr(move_s3, "in_container", lambda *_: "clocks differ by 3 s")
+
+    if is_forgiven:
+        move_s3.move()
+    else:
+        with pytest.raises(Failure, match="rclone failed"):
+            move_s3.move()
+
+    assert (said[-1] == "swap (theirs)") is is_forgiven
 
 
 def test_one_that_was_killed_after_the_switch_is_completed(

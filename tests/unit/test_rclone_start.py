@@ -16,7 +16,7 @@ def test_rclone_trusts_by_the_variable_that_go_reads_and_not_by_that_of_boto3(tm
     trust = {"SSL_CERT_FILE": "/tmp/bundle.pem", "AWS_CA_BUNDLE": "/tmp/bundle.pem"}
 
     said = subprocess.run(
-        ["sh", str(ROOT / "docker" / "rclone" / "start"), "sync", "a b"],
+        ["sh", str(ROOT / "docker" / "backup" / "rclone"), "sync", "a b"],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}", **trust}, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
 

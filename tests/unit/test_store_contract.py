@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from dagster_stack.client.store_check import check_store
-from dagster_stack.errors import ExitCode, UsageError
+from dagster_stack.errors import ExitCode, SettingsError, UsageError
 from dagster_stack.objects import contract
 from dagster_stack.objects.contract import CHECKS, Trial, race, tried
 from tests.unit.s3_stub import Weaknesses, s3_stub
@@ -108,8 +109,39 @@ def test_what_cant_be_reached_or_opened_is_one_line_with_the_cure(
     assert finding.found == "PutObject: SignatureDoesNotMatch, correct S3_SECRET_KEY"
     out = io.StringIO()
     assert check_store(out, settings("http://127.0.0.1:9")) is ExitCode.FAILED
-    assert "no answer, is it up?" in out.getvalue()
+    assert "no answer, is it up? From a container this host is host.docker.internal." in out.getvalue()
+    # Its address, without the name of an object that nobody knows
+    assert 'endpoint URL: "http://127.0.0.1:9"' in out.getvalue()
     assert "The stack can't use it: write and read." in out.getvalue()
+
+
+def test_a_bucket_that_is_not_there_is_not_made_by_looking(s3_url: str) -> None:
+    """SeaweedFS makes one for whoever writes into it."""
+    trial = Trial(s3_url, "mistyped", "storage")
+
+    (finding,) = tried(trial)
+
+    assert finding.found == "ListObjectsV2: NoSuchBucket, make the bucket, or correct S3_BUCKET"
+    assert "mistyped" not in [entry["Name"] for entry in trial.client.list_buckets()["Buckets"]]
+
+
+@pytest.mark.parametrize("address", ["s3.example.com:9000", "http://", "ftp://s3.example.com"])
+def test_an_address_that_is_none_is_said(address: str) -> None:
+    with pytest.raises(SettingsError, match="begins with http:// or https://"):
+        check_store(io.StringIO(), settings(address))
+
+
+def test_a_store_without_types_is_found_out(weak: Trial) -> None:
+    with pytest.raises(contract.Lacking, match="its type came back as nothing"):
+        contract.written_and_read(weak)
+
+
+def test_a_store_without_tls_at_an_address_with_it_is_said(weak: Trial) -> None:
+    trial = Trial(weak.client.meta.endpoint_url.replace("http:", "https:"), BUCKET, "storage")
+
+    (finding,) = tried(trial)
+
+    assert finding.found.startswith("no answer, it has no TLS there: write http://.")
 
 
 def test_what_was_tried_goes_when_a_check_breaks_or_is_interrupted(
@@ -129,6 +161,26 @@ def test_what_was_tried_goes_when_a_check_breaks_or_is_interrupted(
     later = Trial(s3_url, BUCKET, "storage")
     assert not next(iter(later.pages(later.all))).get("Contents")
     assert not later.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads")
+
+
+def test_what_keys_that_may_not_delete_leave_behind_is_said(
+    s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials: list[Trial] = []
+
+    def denied(trial: Trial) -> None:
+        trials.append(trial)
+        raise ClientError({"Error": {"Code": "AccessDenied"}}, "DeleteObject")
+
+    monkeypatch.setattr(contract, "CHECKS", contract.CHECKS[:1])
+    working = Trial.close
+    monkeypatch.setattr(Trial, "close", denied)
+    out = io.StringIO()
+
+    check_store(out, settings(s3_url))
+
+    assert f"What was tried is still there: delete all below {trials[0].folder} yourself." in out.getvalue()
+    working(trials[0])
 
 
 def test_without_a_store_there_is_nothing_to_check() -> None:

@@ -25,7 +25,9 @@ def copy(settings: Settings, stamp: str) -> dict[str, int]:
     remove_halves()
     KEPT.mkdir(parents=True, exist_ok=True)
     UNDER_WAY.touch()
-    stats = transferred(settings, "sync", settings.bucket, CURRENT, "--backup-dir", f"{OLD}/{stamp}")
+    aside = ("--backup-dir", f"{OLD}/{stamp}")
+    # Of an object that went meanwhile, such as a step's output so far, no event tells.
+    stats = transferred(settings, "sync", settings.bucket, CURRENT, *aside, is_in_use=True)
     UNDER_WAY.unlink()
     return {"objects": int(stats.get("transfers", 0)), "bytes": int(stats.get("bytes", 0))}
 

@@ -31,10 +31,14 @@ CURES = (
         "A file of the repository is missing. If there is a copy off this host: make restore FROM=…",
     ),
     (
-        ("Permission denied", "permission denied", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "unable to authenticate",
-         "knownhosts: key mismatch"),
+        ("Permission denied", "permission denied", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "unable to authenticate"),
         "The login or the permissions of that place are wrong: see the BACKUP_ settings in .env. A folder of this host must"
         " belong to user 10002.",
+    ),
+    (
+        ("knownhosts: key mismatch",),
+        "The server shows a key that is not in BACKUP_SFTP_HOST_KEY. If that one lacks some, name all of its keys, as docs/backup.md"
+        " shows; else it is another server.",
     ),
     (
         ("dial tcp", "no such host", "i/o timeout", "connection refused", "network is unreachable", "NoSuchBucket", "context deadline"),

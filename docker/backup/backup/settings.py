@@ -139,18 +139,24 @@ def login(environment: Mapping[str, str]) -> dict[str, str]:
         except ValueError:
             raise Failure("BACKUP_SFTP_KEY is not what `base64 -w0 < the private key` prints.") from None
         return {"key_pem": text.strip().replace("\n", "\\n")}
-    return {"pass": obscured(environment.get("BACKUP_SFTP_PASSWORD", ""))}
+    if password := environment.get("BACKUP_SFTP_PASSWORD"):
+        return {"pass": obscured(password)}
+    raise Failure("BACKUP_SFTP_KEY and BACKUP_SFTP_PASSWORD are empty: one of them must log in there.")
 
 
 def known_hosts(host: str, port: int, environment: Mapping[str, str]) -> str:
-    """The file that has the server's key: whoever answers with another one gets neither login nor data."""
-    key = environment.get("BACKUP_SFTP_HOST_KEY", "").strip()
-    if not key:
+    """The file that has the server's keys: whoever answers with another one gets neither login nor data."""
+    words = environment.get("BACKUP_SFTP_HOST_KEY", "").split()
+    if not words or len(words) % 2:
+        wrong = "has no keys of a server" if words else "is empty"
         raise Failure(
-            "BACKUP_SFTP_HOST_KEY is empty, so the server can't be told from another one that answers in its place: it is"
-            f" the second and third word of what `ssh-keyscan -p {port} -t ed25519 {host}` prints, seen from a safe place."
+            f"BACKUP_SFTP_HOST_KEY {wrong}, so the server can't be told from another one that answers in its place: it is what"
+            f" `ssh-keyscan -p {port} {host} | cut -d' ' -f2,3 | tr '\\n' ' '` prints, seen from a safe place."
         )
-    KNOWN_HOSTS.write_text(f"{host if port == 22 else f'[{host}]:{port}'} {key}\n", encoding="utf-8")
+    name = host if port == 22 else f"[{host}]:{port}"
+    # rclone asks for the kind of key that it likes best, so each kind must be there that the server has.
+    lines = [f"{name} {kind} {key}\n" for kind, key in zip(words[::2], words[1::2], strict=True)]
+    KNOWN_HOSTS.write_text("".join(lines), encoding="utf-8")
     return str(KNOWN_HOSTS)
 
 
