@@ -213,7 +213,7 @@ def test_there_may_be_none_to_go_to(there: Engine) -> None:
     deployed(there, "a")
     there.runs(dagit=there_image("a"))
 
-    with pytest.raises(Failure, match="(?s)No version before the one that runs is kept.*check it out"):
+    with pytest.raises(Failure, match=r"(?s)No version before the one that runs is kept.*check it out"):
         rollback.wanted("")
 
 
