@@ -35,8 +35,7 @@ for file in /tmp/statuses/*; do
   apt-get upgrade -qq --simulate -o Dir::State::status="$file"
 done
 """
-INSTALLED = re.compile(r"^Package: (\S+)\nStatus: \S+ ok installed\n", re.MULTILINE)
-VERSION = re.compile(r"^Version: (\S+)$", re.MULTILINE)
+FIELD = re.compile(r"^(Package|Status|Version): (.*)$", re.MULTILINE)
 #: A package that would be installed: of what name, in which version.
 NEWER = re.compile(r"^Inst (\S+?)(?::\w+)? (?:\[\S+\] )?\((\S+)", re.MULTILINE)
 #: What is told first, and as it is where it does not change.
@@ -94,20 +93,20 @@ def packages(texts: Mapping[str, str]) -> Packages:
 
 def of_status(text: str) -> dict[str, str]:
     """The installed packages of a dpkg status file."""
-    found = {}
-    for stanza in re.split(r"\n{2,}", text):
-        name, version = INSTALLED.search(f"{stanza}\n"), VERSION.search(stanza)
-        if name and version:
-            found[name[1]] = version[1]
-    return found
+    stanzas = [dict(FIELD.findall(stanza)) for stanza in re.split(r"\n{2,}", text)]
+    return {
+        each["Package"]: each["Version"]
+        for each in stanzas
+        if each.get("Status", "").endswith(" ok installed")
+    }
 
 
 def newer(base: str, statuses: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """What of Debian's archive is newer than what dpkg status files have: package and version, by the name of the file."""
+    """What of Debian's archive is newer than what dpkg status files have: package and version, by name."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name, text in statuses.items():
-            entry = tarfile.TarInfo(name)
+        for number, text in enumerate(statuses.values()):
+            entry = tarfile.TarInfo(str(number))
             entry.size = len(content := text.encode())
             tar.addfile(entry, io.BytesIO(content))
     # Named without their values: a password may be among these.
@@ -126,10 +125,8 @@ def newer(base: str, statuses: Mapping[str, str]) -> dict[str, dict[str, str]]:
         raise Failure(
             f"Debian's archive can't be asked:\n\n{explain.excerpt(said) or said}{images.cure(said)}"
         )
-    return {
-        name: dict(NEWER.findall(text))
-        for name, text in parts(result.stdout.decode(errors="replace")).items()
-    }
+    found = parts(result.stdout.decode(errors="replace"))
+    return {name: dict(NEWER.findall(found[str(number)])) for number, name in enumerate(statuses)}
 
 
 # --- old → new -------------------------------------------------------------------------------------------

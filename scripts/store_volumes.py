@@ -10,10 +10,10 @@ CHECKED = ("postgres", "rabbitmq")
 CHECK = ("--progress", "quiet", "run", "--rm", "--no-deps", "--no-TTY")
 
 
-def stale() -> list[str]:
-    """The stores that run with another image than the one that has their name now, or do not run well."""
+def unwell() -> list[str]:
+    """The stores that do not run well, such as one whose swap was killed."""
     well = {each.service for each in compose.containers() if each.is_well}
-    return [each for each in STORES if images.is_started(each) and (each not in well or each in outdated())]
+    return [each for each in STORES if images.is_started(each) and each not in well]
 
 
 def outdated() -> list[str]:

@@ -37,7 +37,7 @@ from scripts.image_packages import DEBIAN, PYTHON, STATUS, Change, Packages
 WHAT = ("all", "python", "debian")
 UNTOUCHED = "Nothing was upgraded: the stack goes on as it was."
 HALF = "Dagster goes on as it was: `make upgrade` completes it."
-SWAP = ("--progress", "plain", "up", "--detach", "--wait")
+BRING_UP = ("--progress", "plain", "up", "--detach", "--wait")
 
 
 def upgrade() -> None:
@@ -47,8 +47,7 @@ def upgrade() -> None:
     what = wanted()
     # `kill` ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    only_told = os.environ.get("DRY_RUN", "0") not in ("", "0", "no")
-    if only_told:
+    if is_dry_run():
         engine.ensure()
     else:
         up.prepare()
@@ -56,48 +55,56 @@ def upgrade() -> None:
     before, after, behind = look(what)
     changed = image_packages.changes(before, after)
     tell(changed, before)
-    if only_told:
+    if is_dry_run():
         say("  DRY_RUN=1: nothing was changed.")
         return
+    agree(changed, deploy.WAYS[how].format(minutes=minutes))
     code_versions.keep_running()
-    names = image_ids()
+    # Those whose swap was killed: steps wait for them, and a backup needs them all.
+    bring_up(store_volumes.unwell(), "Starting")
     base = env_file.settings()["BASE_IMAGE"]
-    with images.kept_on_failure(UNTOUCHED, {base: base_image.image_id(base), **names}):
-        agree(changed, deploy.WAYS[how].format(minutes=minutes))
-        with new_locks(what):
-            say("Building images")
-            if base in behind:
-                base_image.renew()
-            images.ensure(behind)
-            certificates.issue()
-            if up.is_up():
-                backups.keep()
-                done("all services run with these packages, this code and these settings: nothing to upgrade")
-                return
-            tell_more(changed, before)
-            old, new = deploy.running_code(), code_check.check()
-            store_volumes.require_openable()
-            migration = schema.required(up.start_postgres)
-            if store_volumes.stale() and not migration:
-                back_up()
-    swap_stores()
-    with (
-        images.kept_on_failure(HALF, {images.dagster().name: names[images.dagster().name]}),
-        deploy.queue_stopped(),
-    ):
+    names = image_ids()
+    with images.kept_on_failure(UNTOUCHED, {base: base_image.image_id(base), **names}), new_locks(what):
+        say("Building images")
+        if base in behind:
+            base_image.renew()
+        images.ensure(behind)
+        certificates.issue()
+        if up.is_up():
+            done("all services run with these packages, this code and these settings: nothing to upgrade")
+            return
+        tell_more(changed, before)
+        old, new = deploy.running_code(), code_check.check()
+        store_volumes.require_openable()
+        migration = schema.required(up.start_postgres)
+        if store_volumes.outdated() and not migration:
+            back_up()
+    dagster = {images.dagster().name: names[images.dagster().name]}
+    with images.kept_on_failure(HALF, dagster), deploy.queue_stopped():
+        # A run that is launched while RabbitMQ is away would be sent again only once the daemon is back.
+        bring_up(store_volumes.outdated(), "Swapping")
         deploy.settle_runs(how, minutes)
         if migration:
             migration.run(new)
         code_versions.keep(images.dagster_id(), new)
         code_versions.forget_rollback()
+    complete(old, new)
+
+
+def complete(old: str, new: str) -> None:
+    """Dagster, as by `make deploy`, and what else has another image."""
     deploy.swap()
     up.close_former_logins()
     backups.keep()
     done(f"{deploy.change(old, new)}: upgraded")
     if old != new:
         say(
-            "  `make rollback` goes back to the Python packages of before; stores and Debian's packages stay."
+            "  `make rollback` goes back to the code and Python packages of before; stores and Debian's packages stay."
         )
+
+
+def is_dry_run() -> bool:
+    return os.environ.get("DRY_RUN", "0") not in ("", "0", "no")
 
 
 def wanted() -> str:
@@ -202,7 +209,7 @@ def agree(changed: list[Change], way: str) -> None:
     )
     say(f"  {way}")
     if attended() and not os.environ.get("FORCE") and not confirm("Upgrade?"):
-        raise Failure("Not wanted.")
+        raise Failure(f"Not wanted. {UNTOUCHED}")
 
 
 # --- the upgrade -----------------------------------------------------------------------------------------
@@ -221,22 +228,18 @@ def new_locks(what: str) -> Iterator[None]:
 
 def back_up() -> None:
     """The way back for stores, which can't be had from older images."""
-    if not any(each.service == "postgres" and each.is_well for each in compose.containers()):
-        # It was being swapped when this was killed.
-        up.remove_abandoned()
-        up.start_postgres()
     if way := restore_point.made():
         done(f"the way back of the stores: {way}")
     else:
         warn("no backup is made, as BACKUP is off")
 
 
-def swap_stores() -> None:
+def bring_up(stores: list[str], what: str) -> None:
     """One after the other, each healthy before the next goes: whoever works waits for it, and goes on."""
     up.remove_abandoned()
     try:
-        for store in store_volumes.stale():
-            up.run(f"Swapping {store}", [*SWAP, store])
+        for store in stores:
+            up.run(f"{what} {store}", [*BRING_UP, store])
     except KeyboardInterrupt:
         raise Failure("Interrupted while stores were swapped: `make upgrade` completes it.") from None
 
