@@ -13,7 +13,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONSAFEPATH PYTHONHOME DOCKER_BUILDKIT DOCKER_DEFAULT_PLATFORM
 unexport COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE COMPOSE_IGNORE_ORPHANS COMPOSE_REMOVE_ORPHANS
 
-.PHONY: help up deploy versions rollback rotate check-s3 move-s3 reload project down demo run scale monitoring user users status workers dead-letters audit retention compact logs ps shell backup backups restore restore-drill dev test test-unit test-versions lint lock dashboards bench drills soak clean
+.PHONY: help up deploy versions rollback upgrade rotate check-s3 move-s3 reload project down demo run scale monitoring user users status workers dead-letters audit retention compact logs ps shell backup backups restore restore-drill dev test test-unit test-versions lint lock dashboards bench drills soak clean
 
 ##@ Every day
 up: ## Build what is missing, start all, wait until healthy, print the addresses
@@ -24,6 +24,8 @@ versions: ## Versions of the code that are kept, and which one runs
 	@$(PYTHON) -m scripts.code_versions
 rollback: ## Back to the version before, or to another one that is kept; no run fails: [TO=code] [DEPLOY=wait|hand-over] [FORCE=1]
 	@$(PYTHON) -m scripts.rollback
+upgrade: ## Newer packages of Python and Debian, no run fails; asks first: [DRY_RUN=1] [WHAT=python|debian] [UPGRADE=name] [DEPLOY=wait|hand-over] [FORCE=1]
+	@$(PYTHON) -m scripts.upgrade
 rotate: ## New passwords for the stack's own stores, no run fails: [WHAT=postgres|rabbitmq|s3|all]
 	@$(PYTHON) -m scripts.rotate
 check-s3: ## Does an S3 store all that the stack uses? That of .env, or [TO=file|S3_ENDPOINT_URL=… …]

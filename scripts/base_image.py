@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from scripts import apt, env_file, proxies
-from scripts.console import Failure, done, run_logged
+from scripts.console import Failure, done, run_logged, warn
 from scripts.engine import answers, docker
 
 PUBLIC_IMAGE = "debian:trixie-slim"
@@ -40,6 +40,15 @@ def ensure() -> None:
         make()
     if image != named:
         env_file.set_value("BASE_IMAGE", image)
+
+
+def renew() -> None:
+    """Make or pull the base image once more, for newer packages; what is here stays where no registry answers."""
+    image = env_file.settings()["BASE_IMAGE"]
+    if image == LOCAL_IMAGE:
+        make()
+    elif not pulled(image):
+        warn(f"the base image {image} can't be pulled again: images get its newer packages one by one")
 
 
 def is_here(image: str) -> bool:

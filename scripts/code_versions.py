@@ -19,6 +19,13 @@ from scripts.console import Failure, main, say
 KEPT = 5
 #: The tag of the version that the stack was rolled back to; gone once the checkout's code is deployed again.
 ROLLED_BACK = "rolled-back"
+#: What `make rollback` does, and what there is to do once it has.
+BEFORE = (
+    "`make rollback` goes to the version before the one that runs, `make rollback TO=code` to any of these."
+)
+AFTERWARDS = (
+    "`make deploy` brings the checkout's code again, `make rollback TO=code` any that `make versions` lists."
+)
 STAMP = "%Y%m%dT%H%M%S"
 TAG = re.compile(r"(\d{8}T\d{6})-([0-9a-f]+)")
 #: Where the image keeps the hash of its code.
@@ -57,9 +64,7 @@ def versions() -> None:
         note = ", ".join(filter(None, (runs, "rolled back to" if back == each.image_id else "")))
         commit = label(each.image_id, images.COMMIT_LABEL)
         say(f"{each.code:<12}  {each.deployed:%Y-%m-%d %H:%M}  {commit:<24}  {note}".rstrip())
-    say(
-        "\n`make rollback` goes to the version before the one that runs, `make rollback TO=code` to any of these."
-    )
+    say(f"\n{AFTERWARDS if back else BEFORE}")
 
 
 # --- what is kept ------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from scripts import (
     env_file,
     images,
     schema,
+    store_volumes,
     unfinished,
     up,
 )
@@ -85,6 +86,7 @@ def deploy() -> None:
             warn(
                 f"the stack was rolled back to code {code_versions.code_of(back)}: it gets the checkout's again"
             )
+        store_volumes.require_openable()
         migration = schema.required(up.start_postgres)
         say(f"Deploying {change(old, new)}")
         with queue_stopped():

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,13 +111,13 @@ def dagster_id() -> str:
     return base_image.image_id(dagster().name)
 
 
-def ensure() -> None:
-    """Build the images whose inputs changed; say which ones were left alone."""
+def ensure(behind: Collection[str] = ()) -> None:
+    """Build the images whose inputs changed, and those that are behind Debian's archive; say which ones were left alone."""
     write_certificates()
     user_project.stage()
     dbt_targets.write()
     package_index.write()
-    build_stale(wanted())
+    build_stale(wanted(), behind)
 
 
 def ensure_only(*services: str) -> None:
@@ -126,26 +126,30 @@ def ensure_only(*services: str) -> None:
     build_stale([image for image in images() if image.service in services])
 
 
-def build_stale(some: list[Image]) -> None:
+def build_stale(some: list[Image], behind: Collection[str] = ()) -> None:
     base_id = base_image.image_id(env_file.settings()["BASE_IMAGE"])
     digests = {image: image.digest(base_id) for image in some}
-    stale = [image for image, digest in digests.items() if built_from(image) != digest]
+    stale = [
+        image for image, digest in digests.items() if image.name in behind or built_from(image) != digest
+    ]
     fresh = [image.name for image in digests if image not in stale]
     if fresh:
         done(f"unchanged, not built again: {', '.join(fresh)}")
     # Named without their values: a password may be among these.
-    behind = proxies.recorded()
-    arguments = [part for name in behind for part in ("--build-arg", name)]
+    proxied = proxies.recorded()
+    arguments = [part for name in proxied for part in ("--build-arg", name)]
     environment = {
-        **behind,
+        **proxied,
         **{image.variable: digest for image, digest in digests.items()},
         "INIT_COMMIT": commits.commit(),
     }
     for number, image in enumerate(stale, 1):
         note = f" ({image.note})" if image.note else ""
+        # Layers that are kept have the packages of the day on which they were made. Later builds use the new ones.
+        anew = ["--no-cache"] if image.name in behind else []
         run_logged(
             f"Building image {number} of {len(stale)}: {image.name}{note}",
-            [*compose(), "--progress", "plain", "build", *arguments, image.service],
+            [*compose(), "--progress", "plain", "build", *anew, *arguments, image.service],
             detail=build_step,
             excerpt=reason,
             environment=environment,
@@ -167,16 +171,17 @@ def build() -> None:
 
 
 @contextmanager
-def kept_on_failure(untouched: str) -> Iterator[None]:
-    """Give the name of Dagster's image back to the one that has it now, unless all goes well, and say what that means.
+def kept_on_failure(untouched: str, before: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Give names back to the images that had them before, unless all goes well, and say what that means.
 
-    A restart would take the other.
+    A restart would take the others. Without `before` it is Dagster's image, as it is now.
     """
-    before = dagster_id()
+    before = {dagster().name: dagster_id()} if before is None else before
     try:
         yield
     except BaseException as error:
-        give_back(before)
+        for name, image_id in before.items():
+            give_back(image_id, name)
         if isinstance(error, Failure):
             raise Failure(f"{error}\n\n  {untouched}") from None
         warn(untouched)
@@ -193,9 +198,10 @@ def kept() -> Iterator[None]:
         give_back(before)
 
 
-def give_back(image_id: str) -> None:
+def give_back(image_id: str, name: str = "") -> None:
+    """A name to an image, that of Dagster's where none is named."""
     if image_id:
-        command = [docker(), "tag", image_id, dagster().name]
+        command = [docker(), "tag", image_id, name or dagster().name]
         subprocess.run(command, capture_output=True, check=False)
 
 

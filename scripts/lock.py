@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dagster_stack.packages import explain, locks
@@ -36,7 +38,16 @@ UPGRADED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)\s*((?:[=<>!~]=?=?[^,\s]+)?)
 def lock() -> None:
     """Resolve every lock file and say what changed; it takes part in the next build."""
     present = {name: read(name) for name in LOCKS}
-    options = [*OPTIONS, *upgrades(present)]
+    resolve_all(os.environ.get("UPGRADE", ""))
+    take()
+    for name, text in present.items():
+        report(name, locks.versions(text), locks.versions(read(name)))
+
+
+def resolve_all(upgrade: str) -> None:
+    """Resolve every lock file beside the present ones, which stay; `upgrade` names packages as UPGRADE does."""
+    present = {name: read(name) for name in LOCKS}
+    options = [*OPTIONS, *upgrades(present, upgrade)]
     program = str(uv.ensure())
     shutil.rmtree(ROOT / SCRATCH, ignore_errors=True)
     (ROOT / SCRATCH).mkdir(parents=True)
@@ -48,10 +59,24 @@ def lock() -> None:
         resolve(program, name, [*options, *sources])
         if name == "stack":
             bind_dagster(program, [*options, *sources])
+
+
+def take() -> None:
+    """Put what was resolved in the place of the present lock files."""
     for name in LOCKS:
         scratch(name).replace(lock_file(name))
-    for name, text in present.items():
-        report(name, locks.versions(text), locks.versions(read(name)))
+
+
+@contextmanager
+def kept_on_failure() -> Iterator[None]:
+    """Give every lock file its text back, unless all goes well."""
+    before = {lock_file(name): read(name) for name in LOCKS}
+    try:
+        yield
+    except BaseException:
+        for path, text in before.items():
+            path.write_text(text, encoding="utf-8")
+        raise
 
 
 def lock_file(name: str) -> Path:
@@ -60,6 +85,11 @@ def lock_file(name: str) -> Path:
 
 def scratch(name: str) -> Path:
     return ROOT / SCRATCH / f"{name}.lock"
+
+
+def resolved(name: str) -> str:
+    """A lock that `resolve_all` made."""
+    return scratch(name).read_text(encoding="utf-8")
 
 
 def read(name: str) -> str:
@@ -71,9 +101,9 @@ def damaged(text: str) -> bool:
     return text.split() != locks.whole(text).split()
 
 
-def upgrades(present: dict[str, str]) -> list[str]:
+def upgrades(present: dict[str, str], upgrade: str) -> list[str]:
     """uv's options for what UPGRADE names; raises Failure for a name that no lock has."""
-    wanted = [part.strip() for part in os.environ.get("UPGRADE", "").split(",") if part.strip()]
+    wanted = [part.strip() for part in upgrade.split(",") if part.strip()]
     if wanted == ["all"]:
         return ["--upgrade"]
     known = {name for text in present.values() for name in locks.versions(text)}

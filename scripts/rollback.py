@@ -12,6 +12,7 @@ from scripts.code_versions import Version
 from scripts.console import Failure, attended, confirm, done, main, say, warn
 
 UNTOUCHED = "Nothing was rolled back: the stack goes on as it was."
+ANY_OTHER = "\n\n  Any other one: check it out with git, then `make deploy`."
 
 
 def rollback() -> None:
@@ -28,6 +29,8 @@ def rollback() -> None:
         if up.is_up():
             up.close_former_logins()
             done(f"all services run with {target.described}: nothing to roll back")
+            if code_versions.rolled_back():
+                say(f"  {code_versions.AFTERWARDS}")
             return
         old = deploy.running_code()
         agree(target, old, deploy.WAYS[how].format(minutes=minutes))
@@ -50,7 +53,8 @@ def wanted(code: str) -> Version:
     if code:
         found = [each for each in kept if each.code.startswith(code)]
         if len(found) != 1:
-            raise Failure(f"TO={code}: {'no version' if not found else 'more than one'}. Kept are:{listed}")
+            how_many = "more than one version begins" if found else "no version that is kept begins"
+            raise Failure(f"TO={code}: {how_many} so. Kept are:{listed}{ANY_OTHER}")
         return found[0]
     if back := [each for each in kept if each.image_id == code_versions.rolled_back()]:
         # What was begun is completed; what is complete stays.
@@ -58,7 +62,7 @@ def wanted(code: str) -> Version:
     places = [place for place, each in enumerate(kept) if each.image_id in running]
     before = kept[places[0] + 1 :] if places else kept[1:]
     if not before:
-        raise Failure(f"There is no version before the one that runs. Kept are:{listed}")
+        raise Failure(f"No version before the one that runs is kept. Kept are:{listed}{ANY_OTHER}")
     return before[0]
 
 

@@ -25,6 +25,7 @@ from scripts import (
     proxies,
     schema,
     store_logins,
+    store_volumes,
     unfinished,
     variables,
 )
@@ -57,6 +58,7 @@ def up() -> None:
         code = "" if is_up() else code_check.check()
         if code:
             agree_to_leave_rollback(code)
+            store_volumes.require_openable()
             if migration := schema.required(start_postgres):
                 migration.run(code)
             code_versions.keep(images.dagster_id(), code)

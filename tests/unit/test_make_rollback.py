@@ -129,10 +129,14 @@ def test_a_stack_that_is_there_already_is_left_alone(
     docker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(up, "is_up", lambda: True)
+    monkeypatch.setattr(code_versions, "rolled_back", lambda: OLD.image_id)
 
     rollback.rollback()
 
-    assert "nothing to roll back" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing to roll back" in said
+    # And what else somebody may want who types it once more
+    assert "`make rollback TO=code` any" in said
     assert not told(docker, "stop", "daemon")
 
 

@@ -6,6 +6,7 @@ import os
 import urllib.request
 from urllib.parse import quote
 
+from backup.errors import Failure
 from backup.programs import rclone
 from backup.settings import KEPT, Settings
 
@@ -25,6 +26,10 @@ def keep(settings: Settings, name: str, text: str) -> bool:
 
 def is_kept(name: str) -> bool:
     return (KEPT / f"{name}.bin").exists()
+
+
+#: Said after database and bucket.
+UNTOLD = "RabbitMQ does not give its dead letters ({}); all else is backed up. Once RabbitMQ is well, `make backup` keeps them too."
 
 
 def read(settings: Settings, name: str, remote: str = "kept") -> str:
@@ -53,7 +58,9 @@ def keep_dead_letters(settings: Settings) -> None:
             letters = json.load(answer)
     except urllib.error.HTTPError as error:
         if error.code != 404:
-            raise
+            raise Failure(UNTOLD.format(error)) from None
         # There was no letter yet, so there is no queue.
         letters = []
+    except OSError as error:
+        raise Failure(UNTOLD.format(error)) from None
     keep(settings, LETTERS, json.dumps(letters))
