@@ -172,7 +172,7 @@ def test_a_step_that_ends_in_an_alarm_waits_for_no_confirmation_of_its_wake_up(
 ) -> None:
     """A process had each step of an alarm 5 s longer."""
     broker, clock = BlockedBroker(), SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(run_connection.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr("dagster_stack.messaging.run_connection.time.monotonic", lambda: clock.now)
     monkeypatch.setattr(run_connection._Alarm, "until", 0.0)
 
     # When two steps end: the broker is asked once, and what it may confirm later is not waited for by others
