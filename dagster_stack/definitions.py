@@ -158,8 +158,20 @@ def use_in_daemon() -> None:
 
     def check(self: Any, last: float) -> float:
         now = reloads(self._instance)
-        is_new = bool(seen) and seen[0] != now
+        if not seen:
+            # One that stood by has loaded its code long before its first look.
+            seen.append(_Process.loaded_after)
+            last = min(last, _Process.loaded_at or last)
+        is_new = seen[0] != now
         seen[:] = [now]
         return float(original(self, last - controller.RELOAD_WORKSPACE_INTERVAL if is_new else last))
 
     CHECK_WORKSPACE.replace(check)
+
+
+def renew_after_reload(context: Any, registry: Any) -> None:
+    """Load the code of a daemon that stands by anew, if a reload in Dagit asks for it."""
+    if reloads(context.instance) != _Process.loaded_after:
+        about_to_load(context.instance)
+        registry.clear_all_grpc_endpoints()
+        context.refresh_workspace()

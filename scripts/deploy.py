@@ -2,7 +2,7 @@
 
 The new image is built and tried while everything runs. Then the daemon stops, so that no queued run starts, and runs
 under way end first (`DEPLOY=wait`) or go on with the new code (`DEPLOY=hand-over`). Until the swap begins, whatever
-goes wrong leaves the old stack as it was.
+goes wrong leaves the old stack as it was. With DAEMONS=2 schedules and sensors go on all the time.
 """
 
 import json
@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from scripts import (
@@ -19,6 +19,7 @@ from scripts import (
     code_check,
     code_versions,
     compose,
+    daemons,
     env_file,
     images,
     schema,
@@ -89,7 +90,8 @@ def deploy() -> None:
         store_volumes.require_openable()
         migration = schema.required(up.start_postgres)
         say(f"Deploying {change(old, new)}")
-        with queue_stopped():
+        # What is migrated must not be written to.
+        with queue_stopped() if migration else queue_held():
             settle_runs(how, minutes)
             if migration:
                 migration.run(new)
@@ -144,6 +146,11 @@ def queue_stopped() -> Iterator[None]:
             if result.returncode:
                 warn("the daemon could not be started again: `make up` or `make deploy` does")
         raise
+
+
+def queue_held() -> AbstractContextManager[None]:
+    """The same; with several daemons schedules and sensors go on."""
+    return daemons.queue_resting() if daemons.are_several() else queue_stopped()
 
 
 def settle_runs(how: str, minutes: int) -> None:
@@ -208,18 +215,24 @@ def described(runs: list[dict[str, Any]]) -> str:
 def swap() -> None:
     """All services with the new image and settings.
 
-    `init` first: it gives runs under way the new code, while the old services go on. Then all others at once, each
-    container once: old runners hand their runs over, old workers end their steps within their grace period or give
-    them back.
+    `init` first: it gives runs under way the new code, while the old services go on. Then one of several daemons. Then all
+    others at once, each container once: old runners hand their runs over, old workers end their steps within their grace
+    period or give them back.
     """
     up.remove_unwanted()
     up.remove_abandoned()
+    several = daemons.are_several()
     try:
-        up.run("Preparing stores and runs for the new code", PREPARE)
-        up.wait_until_healthy("init")
-        up.run("Swapping the services", SWAP)
-        up.start_made()
-        up.wait_until_healthy()
+        with daemons.queue_resting() if several else nullcontext():
+            up.run("Preparing stores and runs for the new code", PREPARE)
+            up.wait_until_healthy("init")
+            if several:
+                daemons.hand_over()
+            up.run("Swapping the services", SWAP)
+            up.start_made()
+            up.wait_until_healthy()
+        if several:
+            daemons.tell(daemons.GO_ON)
     except KeyboardInterrupt:
         raise Failure(
             "Interrupted while services were swapped: `make deploy` or `make up` completes it."

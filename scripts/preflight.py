@@ -226,6 +226,13 @@ def runs_at_once() -> list[Finding]:
     return [Finding("runs at once", f"at most {places}, as runners drive", found, cure)]
 
 
+def daemons() -> list[Finding]:
+    """DAEMONS: without one no run starts."""
+    found = env_file.number("DAEMONS", 1)
+    cure = "" if found else f"set DAEMONS=1 in {env_file.env_path().name}: without a daemon no run starts"
+    return [Finding("daemons", "1, or more of which one leads", str(found), cure)]
+
+
 def kept() -> list[Finding]:
     """KEEP_DETAILS_DAYS, KEEP_RUNS_DAYS, AUDIT_DAYS: refused as the daemon would refuse them, before anything is started."""
     try:

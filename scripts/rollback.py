@@ -36,7 +36,7 @@ def rollback() -> None:
         agree(target, old, deploy.WAYS[how].format(minutes=minutes))
         code_check.check()
         require_schema()
-        with deploy.queue_stopped():
+        with deploy.queue_held():
             settle_runs(how, minutes)
             # From here on a repetition completes this one.
             code_versions.give_tag(target.image_id, code_versions.ROLLED_BACK)

@@ -113,6 +113,7 @@ def prepare() -> None:
     preflight.report(
         [
             *preflight.runs_at_once(),
+            *preflight.daemons(),
             *preflight.kept(),
             *preflight.ports(),
             *preflight.names(),
@@ -279,6 +280,7 @@ def started_services() -> set[str]:
 
 def wanted_scales() -> dict[str, int]:
     return {
+        "daemon": env_file.number("DAEMONS", 1),
         "runner": env_file.number("RUNNERS", 2),
         "worker": env_file.number("WORKERS", 2),
         "worker-heavy": env_file.number("HEAVY_WORKERS", 1),

@@ -13,6 +13,7 @@ from rich.text import Text
 from dagster_stack.client.display import one_line, printable
 from dagster_stack.monitoring.formatting import number, percent, seconds, size
 from dagster_stack.monitoring.snapshot import DAEMON_SILENCE_SECS, Alerting, Queue, Snapshot, Verdict
+from dagster_stack.timing import STALE_SECS
 
 STYLES = {Verdict.WELL: "bold green", Verdict.UNWELL: "bold red", Verdict.UNKNOWN: "bold yellow"}
 #: Problems and alerts that are shown in full; the rest is counted.
@@ -144,6 +145,8 @@ def daemons(snapshot: Snapshot) -> Text:
         content.append(", " if content else "").append(
             words, style="red" if age > DAEMON_SILENCE_SECS else ""
         )
+    for name, age in (snapshot.leader or {}).items():
+        content.append(f"; {printable(name)} leads", style="red" if age > STALE_SECS else "")
     return content
 
 

@@ -1,15 +1,40 @@
 """The run queue: Dagster's own, which dequeues as many runs as there are places with runners."""
 
+import logging
+import time
 from collections.abc import Mapping
 from typing import Any, cast
 
 from dagster import Field, IntSource, QueuedRunCoordinator
+from dagster._core.run_coordinator.queued_run_coordinator import RunQueueConfig
 from dagster._serdes import ConfigurableClassData
 
 from dagster_stack.errors import SettingsError
 
 #: Seconds between two looks at the queue; Dagster's loop waits in steps of this length.
 LOOK_SECS = 0.5
+#: Seconds for which it starts no run when it is told to rest. Whoever needs that for longer says so again.
+REST_SECS = 60
+
+logger = logging.getLogger(__name__)
+
+
+class _Rest:
+    """The rest of this process's queue, by the monotonic clock."""
+
+    until = 0.0
+
+
+def rest() -> None:
+    """Let the run queue of this process start no run for a while: `make deploy` waits for those under way."""
+    if time.monotonic() >= _Rest.until:
+        logger.info("the run queue rests, as `make deploy` wants it", extra={"action": "queue.rests"})
+    _Rest.until = time.monotonic() + REST_SECS
+
+
+def go_on() -> None:
+    """End the rest."""
+    _Rest.until = 0.0
 
 
 class RunQueue(QueuedRunCoordinator):
@@ -44,6 +69,11 @@ class RunQueue(QueuedRunCoordinator):
         # Without any pause it would look all the time.
         queue._interval = max(interval, LOOK_SECS)
         return queue
+
+    def get_run_queue_config(self) -> RunQueueConfig:
+        config = super().get_run_queue_config()
+        # Dagster's daemon asks at each look.
+        return config if time.monotonic() >= _Rest.until else config._replace(max_concurrent_runs=0)
 
     @property
     def dequeue_interval_seconds(self) -> float:  # type: ignore[override]

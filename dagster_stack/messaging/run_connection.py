@@ -37,6 +37,8 @@ ONE_MORE_TRY = {"max_retries": 1, "interval_start": 0}
 ANSWER_SECS = 1
 #: Seconds between two tries to reach a broker that is away.
 RETRY_SECS = 1
+#: Seconds for which a process sends no wake-up after the broker has said that it takes none.
+ALARM_PAUSE_SECS = 5
 ALARM = "The broker takes no messages: it is short of disk or of memory (`docker compose logs rabbitmq` says of which)."
 
 
@@ -242,10 +244,44 @@ def bound_waits(connection: Connection) -> None:
             keep_from_children(transport.sock)
 
 
+@contextmanager
+def no_wait_in_alarm(connection: Connection) -> Iterator[None]:
+    """Whoever waits for a confirmation gets BrokerUnreachable as soon as the broker says that it takes nothing."""
+
+    def on_blocked(_reason: str) -> None:
+        _Alarm.until = time.monotonic() + ALARM_PAUSE_SECS
+        raise BrokerUnreachable(ALARM)
+
+    amqp = connection.connect() if connection.transport.driver_type == "amqp" else None
+    if amqp is None:
+        yield
+        return
+    amqp.on_blocked = on_blocked
+    try:
+        yield
+    except BrokerUnreachable:
+        # What was sent into the alarm may be confirmed later: it must not pass for another message's.
+        connection.collect(socket_timeout=0.1)
+        raise
+    finally:
+        amqp.on_blocked = None
+
+
+class _Alarm:
+    """This process knows of an alarm of the broker until then, by the monotonic clock."""
+
+    until = 0.0
+
+
 def wake_up(app: Celery, run_id: str) -> None:
     """Tell a run to look at its event log. Nothing depends on it: a lost wake-up costs the run a slow look."""
     try:
-        with app.producer_pool.acquire(block=True, timeout=CONNECT_TIMEOUT_SECS) as producer:
+        if time.monotonic() < _Alarm.until:
+            raise BrokerUnreachable(ALARM)
+        with (
+            app.producer_pool.acquire(block=True, timeout=CONNECT_TIMEOUT_SECS) as producer,
+            no_wait_in_alarm(producer.connection),
+        ):
             bound_waits(producer.connection)
             producer.publish(
                 b"", exchange=WAKEUPS, routing_key=run_id, declare=[WAKEUPS], delivery_mode="transient",

@@ -132,6 +132,8 @@ class Snapshot:
     queues: tuple[Queue, ...]
     code: str | None
     daemons: dict[str, float] | None
+    #: Of several daemons the one that leads, with the seconds since its last sign of life.
+    leader: dict[str, float] | None
     stores: Stores
     alerts: Alerts
     away: str | None = None
@@ -152,6 +154,7 @@ class Snapshot:
             queues=tuple(read_queue(found, name) for name in queue_names(found)),
             code=next(iter(found.labels("dagster_code", "code")), None),
             daemons=found.by("dagster_daemon_heartbeat_age_seconds", "daemon"),
+            leader=found.by("dagster_daemon_leader_age_seconds", "leader"),
             stores=Stores(
                 database_connections=found.total("dagster_database_connections"),
                 database_connections_limit=found.value("dagster_database_connections_limit"),

@@ -31,6 +31,10 @@ DAEMON_INTERVAL = _dagster("dagster._daemon.controller:DEFAULT_DAEMON_INTERVAL_S
 CHECK_WORKSPACE = _dagster("dagster._daemon.controller:DagsterDaemonController.check_workspace_freshness",
     "self, last_workspace_update_time",
     "the daemon would launch with the old definitions for up to a minute after a reload in Dagit.")
+DAEMON_START = _dagster("dagster._daemon.controller:DagsterDaemonController.__init__",
+    "self, workspace_process_context, daemons, grpc_server_registry, heartbeat_interval_seconds,"
+    " heartbeat_tolerance_seconds, error_interval_seconds",
+    "a daemon that stands by has loaded the code already when it takes over, and the constructor starts the threads.")
 RELOADS = tuple(
     _dagster(f"dagster._core.workspace.context:WorkspaceProcessContext.{name}", shape,
         "workers must know of a reload in Dagit, and Dagster tells nobody.")

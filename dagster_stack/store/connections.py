@@ -110,6 +110,22 @@ def note_error(context: ExceptionContext) -> None:
         note(context.sqlalchemy_exception, is_sent=context.connection is not None)
 
 
+#: What each transaction in which this process writes begins with. Raises when it may not write any more.
+_guard: Callable[[Connection], None] | None = None
+
+
+def guard_writes(guard: Callable[[Connection], None] | None) -> None:
+    """Let all that Dagster's storages write in this process be stored together with a guard's consent, or not at all."""
+    global _guard  # noqa: PLW0603
+    _guard = guard
+
+
+def guarded(connection: Connection) -> None:
+    """To be called at the beginning of a transaction in which this process writes."""
+    if _guard:
+        _guard(connection)
+
+
 _engines: list[Engine] = []
 #: Pools of this process's ancestors: one that were collected here would end its connections.
 _inherited: list[Pool] = []
@@ -152,8 +168,9 @@ class PatientConnection(Connection):
     def execute(self, statement: Any, parameters: Any = None, *, execution_options: Any = None) -> Any:
         if self.in_transaction():
             return super().execute(statement, parameters, execution_options=execution_options)
-        act = partial(super().execute, statement, parameters, execution_options=execution_options)
         is_read = getattr(statement, "is_select", False)
+        how = super().execute if is_read or not _guard else self._execute_guarded
+        act = partial(how, statement, parameters, execution_options=execution_options)
 
         def act_again() -> Any:
             # Forgets what broke: the next statement opens a connection.
@@ -168,6 +185,20 @@ class PatientConnection(Connection):
             result = patiently(act_again, None if is_read else write_patience, only_undone=not is_read)
         # It has the rows. Statements commit by themselves; for SQLAlchemy a transaction has begun with this one.
         self.commit()
+        return result
+
+    def _execute_guarded(self, statement: Any, parameters: Any, *, execution_options: Any) -> Any:
+        """A statement that is stored with the guard's consent, or not at all."""
+        self.execution_options(isolation_level="READ COMMITTED")
+        with self.begin():
+            try:
+                guarded(self)
+                result = super().execute(statement, parameters, execution_options=execution_options)
+            except SQLAlchemyError as error:
+                # Nothing of it is committed.
+                note(error, is_sent=False)
+                raise
+        self.execution_options(isolation_level="AUTOCOMMIT")
         return result
 
 

@@ -1,4 +1,4 @@
-"""Leases: who may execute a step attempt, or drive a run, now. A row in Postgres with a fencing token.
+"""Leases: who may execute a step attempt, drive a run, or lead the daemons, now. A row in Postgres with a fencing token.
 
 The holder renews its lease by signs of life. Each new holder counts the epoch up, and what a process reports is
 stored, in the same statement, only while the epoch is its own: one that was paused or cut off, and whose work has
@@ -35,7 +35,10 @@ ACQUIRE = _SQL["acquire"].bindparams(stopped=STOPPED)
 RENEW, RELEASE, REVOKE = _SQL["renew"], _SQL["release"], _SQL["revoke"]
 MARK_LOST, MARK_LOST_OF_WORKER = _SQL["mark_lost"], _SQL["mark_lost_of_worker"]
 ACTIVE, HELD, ENDS, PRUNE = _SQL["active"], _SQL["held"], _SQL["ends"], _SQL["prune"]
-HOLD, HOLD_ALONE = _SQL["hold"], _SQL["hold_alone"]
+HOLD, HOLD_ALONE, HOLD_LEAD = _SQL["hold"], _SQL["hold_alone"], _SQL["lead"]
+FORGET_ENDS, DISSOLVE, EXISTS, HOLDER = (
+    _SQL[name] for name in ("forget_ends", "dissolve", "exists", "holder")
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,13 @@ class Work:
         return {"run": self.run_id, "step": self.step_key, "attempt": self.attempt}
 
     def __str__(self) -> str:
+        if self == LEAD:
+            return "the lead of the daemons"
         return f"step {self.step_key} of run {self.run_id}" if self.step_key else f"run {self.run_id}"
+
+
+#: What one of several daemons does. No run has such an id.
+LEAD = Work("daemons")
 
 
 @dataclass(frozen=True)
@@ -169,7 +178,24 @@ class Leases:
 
     def prune(self, age: float = KEPT_SECS) -> None:
         """Delete the leases of runs that ended so many seconds ago, or were deleted."""
-        self._execute(PRUNE, age=age)
+        self._execute(PRUNE, age=age, lead=LEAD.run_id)
+
+    def forget_ends(self, work: Work) -> None:
+        """Forget how the former holders of a work ended, which a run's end does for its own."""
+        self._execute(FORGET_ENDS, **work.key)
+
+    def dissolve(self, work: Work) -> None:
+        """Let a work have no lease: all further writes of its last holder are refused."""
+        self._execute(DISSOLVE, **work.key)
+
+    def exists(self, work: Work) -> bool:
+        """Whether a work has a lease, with a holder or without."""
+        return bool(self._execute(EXISTS, **work.key))
+
+    def holder_of(self, work: Work) -> str | None:
+        """The living process that has a work."""
+        rows = self._execute(HOLDER, **work.key, stale=STALE_SECS)
+        return rows[0][0] if rows else None
 
     def check(self, lease: Lease) -> None:
         """Raise Fenced when another process has the work."""

@@ -140,11 +140,30 @@ SELECT 1 FROM dagster_stack_claims WHERE run_id = :run AND step_key = :step AND 
 -- The same, once no transaction of the holder's is under way: one whose connection broke may still be, or be stored.
 SELECT 1 FROM dagster_stack_claims WHERE run_id = :run AND step_key = :step AND attempt = :attempt AND epoch = :epoch FOR UPDATE;
 
+-- name: lead
+-- What a write of the leading daemon begins with. A process that is frozen in it must not hold up the next leader.
+SELECT set_config('idle_in_transaction_session_timeout', '2s', true) FROM dagster_stack_claims
+WHERE run_id = :run AND step_key = :step AND attempt = :attempt AND epoch = :epoch FOR KEY SHARE;
+
+-- name: forget_ends
+UPDATE dagster_stack_claims SET losses = '[]', returns = '[]'
+WHERE run_id = :run AND step_key = :step AND attempt = :attempt;
+
+-- name: dissolve
+DELETE FROM dagster_stack_claims WHERE run_id = :run AND step_key = :step AND attempt = :attempt;
+
+-- name: holder
+SELECT holder FROM dagster_stack_claims
+WHERE run_id = :run AND step_key = :step AND attempt = :attempt AND beat_at > now() - make_interval(secs => :stale);
+
+-- name: exists
+SELECT 1 FROM dagster_stack_claims WHERE run_id = :run AND step_key = :step AND attempt = :attempt;
+
 -- name: prune
 -- Runs that ended a while ago: until then, a zombie of theirs must find that its epoch is not the last. And deleted
 -- runs: no process can take their works any more, and a zombie finds no lease at all.
 DELETE FROM dagster_stack_claims AS held
-WHERE NOT EXISTS (
+WHERE run_id != :lead AND NOT EXISTS (
     SELECT 1 FROM runs
     WHERE runs.run_id = held.run_id AND NOT (
         runs.status IN ('SUCCESS', 'FAILURE', 'CANCELED')

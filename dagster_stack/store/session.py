@@ -120,6 +120,7 @@ class PooledStorage:
                 hold = leases.HOLD_ALONE if again else leases.HOLD
                 if lease and connection.execute(hold, lease.key).first() is None:
                     raise fenced(lease)
+                connections.guarded(connection)
                 self._session.transaction.connection = connection
                 try:
                     yield

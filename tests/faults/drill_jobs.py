@@ -24,8 +24,12 @@ from dagster import (
     In,
     Nothing,
     OpExecutionContext,
+    RunRequest,
+    SensorEvaluationContext,
+    in_process_executor,
     job,
     op,
+    schedule,
     sensor,
     static_partitioned_config,
 )
@@ -274,18 +278,42 @@ def canaries() -> None:
     heavy_canary(flock().map(canary).collect())
 
 
-# --- a sensor --------------------------------------------------------------------------------------------
+# --- sensors and a schedule: off until a drill switches them on -----------------------------------------------
 
 
 @sensor(job=canaries, minimum_interval_seconds=1)
 def broken() -> None:
-    """Off until a drill switches it on."""
     raise RuntimeError("this sensor fails on purpose")
 
 
+@op
+def ticked_step() -> None:
+    pass
+
+
+@job(executor_def=in_process_executor)
+def ticked() -> None:
+    """What is launched by a tick."""
+    ticked_step()
+
+
+@sensor(job=ticked, minimum_interval_seconds=4)
+def counting(context: SensorEvaluationContext) -> RunRequest:
+    """One run a tick, with the next number as its key."""
+    number = int(context.cursor or 0) + 1
+    context.update_cursor(str(number))
+    return RunRequest(run_key=str(number))
+
+
+@schedule(job=ticked, cron_schedule="* * * * *")
+def minutely() -> RunRequest:
+    return RunRequest()
+
+
 defs = Definitions(
-    jobs=[load, partitioned, canaries],
-    sensors=[broken],
+    jobs=[load, partitioned, canaries, ticked],
+    sensors=[broken, counting],
+    schedules=[minutely],
     resources=stack_resources(),
     executor=celery_executor,
 )

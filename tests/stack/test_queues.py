@@ -160,6 +160,8 @@ def one_worker(stack: Stack) -> Iterator[str]:
         "-l",
         "INFO",
     )
+    # The other tests here may still have one alone.
+    usual = len(stack.containers("worker"))
     stack.compose("stop", "worker", "worker-heavy")
     try:
         stack.compose("run", "-d", "--no-deps", "--name", name, "cli", *command)
@@ -167,7 +169,7 @@ def one_worker(stack: Stack) -> Iterator[str]:
     finally:
         stack.docker("rm", "-f", name, check=False)
         stack.compose("start", "worker", "worker-heavy")
-        runs.wait_for_workers(stack, 2)
+        runs.wait_for_workers(stack, usual)
 
 
 def test_a_worker_on_two_queues_holds_no_step_of_one_behind_a_step_of_the_other(

@@ -4,12 +4,14 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from tests.stack import faults
+from tests.stack import faults, runs
 from tests.stack.stack import Stack
 from tests.waiting import wait_until
 
@@ -19,6 +21,8 @@ QUEUES = ("dagster", "heavy")
 HEARING_SECS = 60
 #: More than any disk has.
 NO_DISK_FREE = "100000GB"
+#: Seconds between the ends of two steps that do nothing, and wait for the same process.
+NEXT_SECS = 3
 #: Seconds in which a worker has another process in the place of one that died.
 REPLACED_SECS = 20
 #: Ends the broker's side of every subscription to a queue, without a word to the worker; fails when one is left.
@@ -120,12 +124,22 @@ def test_workers_whose_subscriptions_the_broker_forgot_hear_again(stack: Stack) 
     stack.succeed("queues")
 
 
-def test_a_lost_process_is_replaced_while_the_broker_has_an_alarm(stack: Stack) -> None:
-    worker = stack.container("worker")
-    lost = faults.pool_process(stack, worker)
+@contextmanager
+def alarm(stack: Stack) -> Iterator[None]:
+    """The broker's disk counts as full."""
     free = int(stack.broker("nodes")[0]["disk_free_limit"])
     stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", NO_DISK_FREE)
     try:
+        wait_until(lambda: stack.broker("nodes")[0]["disk_free_alarm"], 30, "the broker's alarm")
+        yield
+    finally:
+        stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", str(free))
+
+
+def test_a_lost_process_is_replaced_while_the_broker_has_an_alarm(stack: Stack) -> None:
+    worker = stack.container("worker")
+    lost = faults.pool_process(stack, worker)
+    with alarm(stack):
         # Given a broker that reads no events of the worker any more
         wait_until(
             lambda: [each.get("state") for each in stack.broker("connections")], 30, "a blocked connection",
@@ -137,5 +151,21 @@ def test_a_lost_process_is_replaced_while_the_broker_has_an_alarm(stack: Stack) 
             lambda: [pid for pid in faults.children(stack, worker, faults.main_process(stack, worker)) if pid != lost],
             REPLACED_SECS, "another process",
         )  # fmt: skip
-    finally:
-        stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", str(free))
+
+
+def test_steps_that_wait_follow_each_other_at_once_while_the_broker_has_an_alarm(stack: Stack) -> None:
+    # Given steps that wait for one process, which is busy until the broker takes nothing any more
+    heavy = [f"heavy_{number}" for number in range(1, 5)]
+    seconds = dict.fromkeys(heavy, 0) | {heavy[0]: 12}
+    config = {"ops": {step: {"config": {"seconds": secs}} for step, secs in seconds.items()}}
+    run_id = runs.launch(stack, "queues", solidSelection=heavy, config=config)
+    runs.wait_for_event(stack, run_id, "STEP_START", heavy[0])
+    with alarm(stack):
+        # When they are executed one after the other
+        wait_until(lambda: runs.count_events(stack, run_id, "STEP_SUCCESS"), 60, "all have ended",
+                   until=lambda ended: len(ended) == len(heavy))  # fmt: skip
+
+    # Then none was longer with its process since nobody took the news of its end
+    assert stack.wait_for_run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+    ends = sorted(end for _, end in runs.spans(stack, run_id, "heavy_").values())
+    assert max(later - earlier for earlier, later in pairwise(ends)) < NEXT_SECS, ends

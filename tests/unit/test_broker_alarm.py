@@ -5,6 +5,7 @@ That RabbitMQ says so, and goes on afterwards, is tested on the stack; here py-a
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +17,10 @@ from celery import Celery
 from kombu.transport.memory import Channel, Transport
 
 from dagster_stack.errors import BrokerUnreachable
+from dagster_stack.messaging import run_connection
 from dagster_stack.messaging.app_factory import make_app
 from dagster_stack.messaging.messages import StepMessage
-from dagster_stack.messaging.run_connection import RunConnection
+from dagster_stack.messaging.run_connection import ALARM_PAUSE_SECS, RunConnection, wake_up
 from dagster_stack.settings import CeleryConfig, Settings
 
 STEP = StepMessage(
@@ -139,3 +141,46 @@ def test_a_link_closes_without_a_word_to_a_broker_that_reads_nothing(
 
     assert asked == []
     assert link._connection is None
+
+
+class BlockedBroker:
+    """A pool's producer and its connection to a broker that answers each message by its notice of an alarm."""
+
+    def __init__(self) -> None:
+        self.sent = self.dropped = 0
+        self.amqp = SimpleNamespace(on_blocked=None, transport=None)
+        self.connection = SimpleNamespace(
+            transport=SimpleNamespace(driver_type="amqp"), connect=lambda: self.amqp, collect=self.collect
+        )
+        self.producer = SimpleNamespace(connection=self.connection, publish=self.publish)
+        self.app: Any = SimpleNamespace(producer_pool=SimpleNamespace(acquire=self.acquire))
+
+    @contextmanager
+    def acquire(self, block: bool, timeout: float) -> Iterator[Any]:
+        yield self.producer
+
+    def publish(self, *_: Any, **__: Any) -> None:
+        self.sent += 1
+        self.amqp.on_blocked("as py-amqp says it")
+
+    def collect(self, socket_timeout: float) -> None:
+        self.dropped += 1
+
+
+def test_a_step_that_ends_in_an_alarm_waits_for_no_confirmation_of_its_wake_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process had each step of an alarm 5 s longer."""
+    broker, clock = BlockedBroker(), SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("dagster_stack.messaging.run_connection.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr(run_connection._Alarm, "until", 0.0)
+
+    # When two steps end: the broker is asked once, and what it may confirm later is not waited for by others
+    wake_up(broker.app, "run-1")
+    wake_up(broker.app, "run-1")
+    assert (broker.sent, broker.dropped) == (1, 1)
+
+    # Then it is asked again a while later
+    clock.now += ALARM_PAUSE_SECS
+    wake_up(broker.app, "run-1")
+    assert broker.sent == 2

@@ -1,12 +1,14 @@
 """The run queue of dagster.yaml: as many runs as runners drive, and how often it looks."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from dagster._config import Field, process_config
 
 from dagster_stack.errors import SettingsError
-from dagster_stack.launch.run_queue import RunQueue
+from dagster_stack.launch import run_queue
+from dagster_stack.launch.run_queue import REST_SECS, RunQueue
 from scripts import preflight
 from scripts.console import Failure
 
@@ -54,6 +56,26 @@ def test_what_dagsters_own_queue_understands_is_handed_on() -> None:
 def test_it_may_look_twice_a_second_and_never_without_a_pause(given: float, seconds: float) -> None:
     assert queue(dequeue_interval_seconds=given).dequeue_interval_seconds == seconds
     assert queue().dequeue_interval_seconds == 0.5
+
+
+def test_it_rests_when_it_is_told_to_and_goes_on_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make deploy` may be killed while it waits."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("dagster_stack.launch.run_queue.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr(run_queue._Rest, "until", 0.0)
+
+    run_queue.rest()
+    clock.now += REST_SECS / 2
+    run_queue.rest()
+    clock.now += REST_SECS - 1
+    assert queue().get_run_queue_config().max_concurrent_runs == 0
+
+    clock.now += 1
+    assert queue().get_run_queue_config().max_concurrent_runs == 8
+
+    run_queue.rest()
+    run_queue.go_on()
+    assert queue().get_run_queue_config().max_concurrent_runs == 8
 
 
 @pytest.mark.usefixtures("env")
