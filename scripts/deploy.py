@@ -22,6 +22,7 @@ from scripts import (
     env_file,
     images,
     schema,
+    turns,
     unfinished,
     up,
 )
@@ -226,4 +227,4 @@ def swap() -> None:
 
 
 if __name__ == "__main__":
-    main(deploy)
+    main(turns.alone(deploy))

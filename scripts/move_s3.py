@@ -26,6 +26,7 @@ from scripts import (
     proxies,
     s3_store,
     store_logins,
+    turns,
     up,
 )
 from scripts.console import BUILD_FOLDER, ROOT, Failure, attended, confirm, done, main, run_logged, say, warn
@@ -380,4 +381,4 @@ def tell(source: Store, target: Store) -> None:
 
 
 if __name__ == "__main__":
-    main(move)
+    main(turns.alone(move))
