@@ -298,8 +298,8 @@ def read_queue(found: Samples, name: str) -> Queue:
 def read_scaled(found: Samples, service: str) -> Scaled:
     numbers = found.by("dagster_autoscale_workers", "number", service=service) or {}
     reasons = found.by("dagster_autoscale_reason", "reason", service=service) or {}
-    names = ("running", "wish", "least", "most")
-    return Scaled(service, *(numbers.get(name) for name in names), reason=next(iter(reasons), None))
+    running, wish, least, most = (numbers.get(name) for name in ("running", "wish", "least", "most"))
+    return Scaled(service, running, wish, least, most, next(iter(reasons), None))
 
 
 def total(values: Iterable[float | None]) -> float | None:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,13 @@ from scripts import (
     autoscale,
     compose,
     connections,
+    console,
+    engine,
     env_file,
     systemd_unit,
     turns,
     unfinished,
+    up,
     worker_crew,
     worker_limits,
 )
@@ -153,7 +155,7 @@ def test_a_command_waits_for_its_turn_and_says_for_whom(
     other: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(turns, "TELL_SECS", 0)
-    said = turns.say
+    said = console.say
 
     def end_other(text: str) -> None:
         said(text)
@@ -325,7 +327,7 @@ def test_another_command_has_the_stack_for_itself(stack: Stack, monkeypatch: pyt
 def test_a_failure_is_said_once_and_tried_again(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
     stack.has("worker", 1)
 
-    def fail(_: dict[str, Any]) -> dict[str, Any]:
+    def fail(question: dict[str, Any]) -> dict[str, Any]:
         raise Failure("the stack does not answer")
 
     ask, stack.feed.ask = stack.feed.ask, fail  # type: ignore[method-assign]
@@ -369,13 +371,14 @@ def test_env_has_the_higher_number_before_and_the_lower_one_after(
     """Killed in between, the next `make up` makes one more; it never takes one away, which might work."""
     env.write_text("WORKERS=2\n")
     seen: list[str] = []
-    command: Callable[..., str] = worker_crew.command
-    monkeypatch.setattr(
-        worker_crew,
-        "command",
-        lambda *words: (seen.append(env_file.read(env)["WORKERS"]), command(*words))[1],
-    )
-    monkeypatch.setattr(worker_crew.up, "start_made", lambda *_: None)
+    command = worker_crew.command
+
+    def look_and_do(*words: Any) -> str:
+        seen.append(env_file.read(env)["WORKERS"])
+        return command(*words)
+
+    monkeypatch.setattr(worker_crew, "command", look_and_do)
+    monkeypatch.setattr(up, "start_made", lambda *_: None)
     monkeypatch.setattr(compose, "compose", lambda: ["docker", "compose"])
 
     worker_crew.raise_to(Limits("worker", 1, 8), 4)
@@ -406,8 +409,8 @@ def test_the_unit_starts_this_checkouts_controller(
     env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     env.write_text("COMPOSE_PROJECT_NAME=second\n")
-    monkeypatch.setattr(systemd_unit.engine, "SYSTEMD", tmp_path)
-    monkeypatch.setattr(systemd_unit.os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(engine, "SYSTEMD", tmp_path)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("HOME", str(tmp_path))
 
     systemd_unit.write()
@@ -425,7 +428,7 @@ def test_the_unit_starts_this_checkouts_controller(
 def test_without_systemd_no_unit_is_written(
     env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(systemd_unit.engine, "SYSTEMD", tmp_path / "none")
+    monkeypatch.setattr(engine, "SYSTEMD", tmp_path / "none")
 
     with pytest.raises(Failure, match="systemd"):
         systemd_unit.write()
@@ -448,7 +451,7 @@ def test_a_question_is_answered_by_a_line(monkeypatch: pytest.MonkeyPatch) -> No
     from contextlib import contextmanager
 
     from dagster_stack.client import worker_feed
-    from dagster_stack.messaging.management import QueueDepth
+    from dagster_stack.messaging.management import BrokerApi, QueueDepth
     from dagster_stack.messaging.workers import Worker
 
     told: list[Any] = []
@@ -460,7 +463,7 @@ def test_a_question_is_answered_by_a_line(monkeypatch: pytest.MonkeyPatch) -> No
 
     broker = type("Broker", (), {"read_all": lambda _: (QueueDepth("dagster", 3, 1, 1),)})()
     worker = Worker("dagster@1", ("dagster",), 1, 5, (), 0, held=1, rests=12.5)
-    monkeypatch.setattr(worker_feed.BrokerApi, "from_environment", lambda _: broker)
+    monkeypatch.setattr(BrokerApi, "from_environment", lambda _: broker)
     monkeypatch.setattr(worker_feed, "connected", lambda _: given(("app", "connection")))
     monkeypatch.setattr(worker_feed, "notes", lambda _: given(noted.append))
     monkeypatch.setattr(worker_feed, "tell_to_rest", lambda *words: told.append(words[2]))
