@@ -9,7 +9,16 @@ from dagster_stack.pool import replacement
 from dagster_stack.services.health import Watchdog
 from dagster_stack.settings import CeleryConfig, Settings
 from dagster_stack.tasks import register_tasks
-from dagster_stack.worker import consumer, request, revocation, roll_call, shutdown, subscription, warm_up
+from dagster_stack.worker import (
+    consumer,
+    request,
+    respite,
+    revocation,
+    roll_call,
+    shutdown,
+    subscription,
+    warm_up,
+)
 
 #: The module that `dagster-celery worker start -y` writes and puts on the path.
 STARTED_WITH = "dagster_celery_config"
@@ -28,6 +37,7 @@ consumer.install(app)
 subscription.install(app)
 replacement.install(app)
 request.install(app)
+respite.install()
 revocation.install()
 roll_call.install()
 shutdown.install()

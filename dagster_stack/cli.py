@@ -80,6 +80,14 @@ def workers(as_json: bool) -> ExitCode:
 
 
 @cli.command()
+def worker_feed() -> ExitCode:
+    """Answer `make autoscale` on standard input and output."""
+    from dagster_stack.client.worker_feed import serve
+
+    return serve(sys.stdin, sys.stdout)
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, once, instead of a screen.")
 @click.option("--once", is_flag=True, help="Print it once, as without a terminal.")
 def status(as_json: bool, once: bool) -> ExitCode:

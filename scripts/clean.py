@@ -2,7 +2,17 @@
 
 import os
 
-from scripts import backups, certificates, compose, data_folder, engine, env_file, unfinished, variables
+from scripts import (
+    backups,
+    certificates,
+    compose,
+    data_folder,
+    engine,
+    env_file,
+    turns,
+    unfinished,
+    variables,
+)
 from scripts import project as user_project
 from scripts.console import attended, confirm, done, main, run_logged, say
 
@@ -69,4 +79,4 @@ def clean() -> None:
 
 
 if __name__ == "__main__":
-    main(clean)
+    main(turns.alone(clean))

@@ -12,6 +12,13 @@ EACH = 2
 RESERVED, DAEMON = 60, 20
 
 
+def room(processes: int) -> int:
+    """How many further worker processes find connections beside so many."""
+    runs = env_file.number("RUNNERS", 2) * env_file.number("RUNNER_CONCURRENCY", 4)
+    free = env_file.number(LIMIT_VARIABLE, DEFAULT_LIMIT) - RESERVED - EACH * (processes + runs)
+    return max(free // EACH, 0)
+
+
 def require_connections(workers: int) -> None:
     """Raise Failure when so many workers could find no connection; it names the setting and its new value."""
     limit = env_file.number(LIMIT_VARIABLE, DEFAULT_LIMIT)

@@ -1,6 +1,6 @@
 """`make demo`: the stack, and a year of flights through it; without an engine the same in embedded mode."""
 
-from scripts import dev, run
+from scripts import dev, run, turns
 from scripts.console import main, say, warn
 from scripts.engine import NoEngine
 from scripts.up import up
@@ -8,7 +8,7 @@ from scripts.up import up
 
 def demo() -> int:
     try:
-        up()
+        turns.alone(up)()
     except NoEngine as reason:
         warn(str(reason))
         say("\nRunning the flights in the embedded mode: a worker of its own on this machine, no service")

@@ -24,6 +24,7 @@ from scripts import (
     images,
     schema,
     store_volumes,
+    turns,
     unfinished,
     up,
 )
@@ -241,4 +242,4 @@ def swap() -> None:
 
 
 if __name__ == "__main__":
-    main(deploy)
+    main(turns.alone(deploy))

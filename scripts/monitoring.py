@@ -2,7 +2,7 @@
 
 import os
 
-from scripts import compose, env_file
+from scripts import compose, env_file, turns
 from scripts.console import Failure, done, main, run_logged
 from scripts.images import MONITORING
 from scripts.up import REMOVE, up
@@ -33,4 +33,4 @@ def switch_off() -> None:
 
 
 if __name__ == "__main__":
-    main(monitoring)
+    main(turns.alone(monitoring))

@@ -26,6 +26,7 @@ from scripts import (
     proxies,
     s3_store,
     store_logins,
+    turns,
     up,
 )
 from scripts.console import BUILD_FOLDER, ROOT, Failure, attended, confirm, done, main, run_logged, say, warn
@@ -413,4 +414,4 @@ def tell(source: Store, target: Store, secs: float) -> None:
 
 
 if __name__ == "__main__":
-    main(move)
+    main(turns.alone(move))

@@ -26,6 +26,7 @@ from scripts import (
     login,
     proxies,
     store_logins,
+    turns,
     unfinished,
     up,
     users,
@@ -383,4 +384,4 @@ def asked(what: str, answers: tuple[str, ...], is_needed: bool) -> str:
 
 
 if __name__ == "__main__":
-    main(restore)
+    main(turns.alone(restore))

@@ -7,7 +7,7 @@ command again ends where the first one would have.
 import os
 import signal
 
-from scripts import certificates, code_check, code_versions, compose, deploy, images, schema, up
+from scripts import certificates, code_check, code_versions, compose, deploy, images, schema, turns, up
 from scripts.code_versions import Version
 from scripts.console import Failure, attended, confirm, done, main, say, warn
 
@@ -96,4 +96,4 @@ def settle_runs(how: str, minutes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(rollback)
+    main(turns.alone(rollback))

@@ -8,7 +8,7 @@ all as it was; later `make rotate` or `make up` completes it.
 import os
 import signal
 
-from scripts import backups, compose, deploy, env_file, login, store_logins, unfinished, up
+from scripts import backups, compose, deploy, env_file, login, store_logins, turns, unfinished, up
 from scripts.console import Failure, done, main, say
 
 
@@ -54,4 +54,4 @@ def described(stores: list[str], what: str, way: str) -> None:
 
 
 if __name__ == "__main__":
-    main(rotate)
+    main(turns.alone(rotate))

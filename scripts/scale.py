@@ -2,7 +2,7 @@
 
 import os
 
-from scripts import compose, env_file, unfinished
+from scripts import compose, env_file, turns, unfinished
 from scripts.connections import require_connections
 from scripts.console import Failure, done, main, run_logged
 from scripts.up import start_made, wait_until_healthy
@@ -39,4 +39,4 @@ def make(workers: int) -> None:
 
 
 if __name__ == "__main__":
-    main(scale)
+    main(turns.alone(scale))

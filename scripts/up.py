@@ -26,6 +26,7 @@ from scripts import (
     schema,
     store_logins,
     store_volumes,
+    turns,
     unfinished,
     variables,
 )
@@ -184,12 +185,15 @@ def start_postgres() -> None:
     run("Starting Postgres, to ask for its schema", POSTGRES)
 
 
-def start_made() -> None:
-    """Start all containers that stand, but those that have done their part: Compose would have them run once more."""
+def start_made(*services: str) -> None:
+    """Start all containers that stand, of these services or of all, but those that have done their part: Compose would have
+    them run once more."""
     still = [
         each
         for each in compose.containers()
-        if each.state in STANDING and each.service not in compose.ONE_SHOTS
+        if each.state in STANDING
+        and each.service not in compose.ONE_SHOTS
+        and (not services or each.service in services)
     ]
     # One call for all would start them one after the other.
     started = [
@@ -380,4 +384,4 @@ def pages_behind_door() -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
-    main(up)
+    main(turns.alone(up))

@@ -125,6 +125,8 @@ def facts(snapshot: Snapshot) -> Table:
     waiting = f", the oldest for {seconds(runs.queue_oldest_seconds)}" if runs.queue_length else ""
     content.add_row("RUN QUEUE", f"{number(runs.queue_length)}{waiting}")
     content.add_row("DAEMONS", daemons(snapshot))
+    if snapshot.autoscale:
+        content.add_row("AUTOSCALE", Text(printable(autoscale(snapshot))))
     content.add_row("POSTGRES", connections(snapshot))
     content.add_row("EVENT LOG", f"{number(stores.event_log_rows)} rows, {size(stores.event_log_bytes)}")
     content.add_row("BUCKET", f"{size(stores.bucket_bytes)} in {number(stores.bucket_objects)} objects")
@@ -148,6 +150,14 @@ def daemons(snapshot: Snapshot) -> Text:
     for name, age in (snapshot.leader or {}).items():
         content.append(f"; {printable(name)} leads", style="red" if age > STALE_SECS else "")
     return content
+
+
+def autoscale(snapshot: Snapshot) -> str:
+    return ", ".join(
+        f"{number(each.running)} {each.service} of {number(each.least)} to {number(each.most)}"
+        f" (wish {number(each.wish)}: {each.reason or '?'})"
+        for each in snapshot.autoscale
+    )
 
 
 def connections(snapshot: Snapshot) -> RenderableType:

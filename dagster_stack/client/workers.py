@@ -69,6 +69,8 @@ def table(workers: Sequence[Worker]) -> Table:
             Text("?" if worker.processes is None else str(worker.processes)),
             Text(seconds(worker.uptime)),
             Text(str(worker.done)),
-            Text(printable("\n".join(map(described, worker.doing))) or "idle"),
+            Text(
+                printable("\n".join(map(described, worker.doing))) or ("at rest" if worker.rests else "idle")
+            ),
         )
     return content

@@ -11,8 +11,8 @@ from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.messaging.publishing import confirmed_producer
 from dagster_stack.messaging.run_connection import ANSWER_SECS
 
-#: The command's name on the wire.
-ROLL_CALL = "roll_call"
+#: The commands' names on the wire.
+ROLL_CALL, REST = "roll_call", "rest"
 #: Further seconds for a worker that answered the last time: it may be slow on a busy machine.
 SECOND_ANSWER_SECS = 3
 #: The values of a worker that does not know the question, such as one of another app.
@@ -30,7 +30,8 @@ class Activity:
 
 @dataclass(frozen=True)
 class Worker:
-    """One that answered. `busy`: messages that its processes work on; `done`: tasks since its start, `uptime` seconds ago."""
+    """One that answered. `busy`: messages that its processes work on; `done`: tasks since its start, `uptime` seconds ago;
+    `held`: messages that it has taken and not answered; `rests`: seconds for which it gets no other."""
 
     name: str
     queues: tuple[str, ...]
@@ -40,6 +41,8 @@ class Worker:
     done: int
     code: str = UNKNOWN
     busy: int = 0
+    held: int | None = None
+    rests: float = 0
 
     @classmethod
     def of(cls, name: str, answer: Mapping[str, Any]) -> "Worker":
@@ -53,6 +56,8 @@ class Worker:
             done=answer.get("done", 0),
             code=answer.get("code") or UNKNOWN,
             busy=answer.get("busy", 0),
+            held=answer.get("held"),
+            rests=answer.get("rests", 0),
         )
 
 
@@ -66,6 +71,12 @@ def ask(
             app, connection, SECOND_ANSWER_SECS, destination=sorted(missing), limit=len(missing)
         )
     return [Worker.of(name, answer) for each in answers for name, answer in each.items()]
+
+
+def tell_to_rest(app: Celery, connection: Any, names: Mapping[str, float]) -> None:
+    """Workers take nothing more, each for so many seconds; with 0 they do again. `rests` of their answers says since when."""
+    for name, seconds in names.items():
+        app.control.broadcast(REST, arguments={"seconds": seconds}, destination=[name], connection=connection)
 
 
 def _asked(app: Celery, connection: Any, timeout: float, **options: Any) -> list[Any]:

@@ -93,6 +93,18 @@ class Queue:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """A service whose number of workers follows the work: how many run and should, within which limits, and why."""
+
+    service: str
+    running: float | None
+    wish: float | None
+    least: float | None
+    most: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
 class Runs:
     """Runs that have not ended, by status and by job; ages in seconds."""
 
@@ -137,6 +149,8 @@ class Snapshot:
     stores: Stores
     alerts: Alerts
     away: str | None = None
+    #: Empty while `make autoscale` does not run.
+    autoscale: tuple[Scaled, ...] = ()
 
     @staticmethod
     def of(families: Iterable[Metric], at: float, alerts: Alerts, away: str | None = None) -> "Snapshot":
@@ -170,6 +184,10 @@ class Snapshot:
             ),
             alerts=alerts,
             away=away,
+            autoscale=tuple(
+                read_scaled(found, name)
+                for name in sorted(found.labels("dagster_autoscale_workers", "service"))
+            ),
         )
 
     @staticmethod
@@ -278,6 +296,13 @@ def read_queue(found: Samples, name: str) -> Queue:
         processes=found.by("dagster_worker_processes", "state", queue=name),
         workers=found.by("dagster_workers", "code", queue=name),
     )
+
+
+def read_scaled(found: Samples, service: str) -> Scaled:
+    numbers = found.by("dagster_autoscale_workers", "number", service=service) or {}
+    reasons = found.by("dagster_autoscale_reason", "reason", service=service) or {}
+    running, wish, least, most = (numbers.get(name) for name in ("running", "wish", "least", "most"))
+    return Scaled(service, running, wish, least, most, next(iter(reasons), None))
 
 
 def total(values: Iterable[float | None]) -> float | None:

@@ -9,6 +9,8 @@ from celery.worker.control import inspect_command
 
 from dagster_stack.code_version import code_version
 from dagster_stack.messaging.workers import ROLL_CALL
+from dagster_stack.worker import respite
+from dagster_stack.worker.subscription import held
 
 
 def roll_call(state: Any, **_: Any) -> dict[str, Any]:
@@ -19,11 +21,19 @@ def roll_call(state: Any, **_: Any) -> dict[str, Any]:
         "queues": sorted(state.app.amqp.queues.consume_from),
         "processes": state.consumer.pool.num_processes,
         "busy": len(active),
+        "held": held(state.consumer),
+        "rests": round(rests(state.consumer), 1),
         "uptime": round((datetime.now(UTC) - state.consumer.controller.startup_time).total_seconds()),
         # Celery counts a task when it begins.
         "done": max(0, sum(worker_state.total_count.values()) - len(active)),
         "doing": [activity(each.type, each.args, each.kwargs) for each in active],
     }
+
+
+def rests(consumer: Any) -> float:
+    """For how many seconds it is certain that the worker gets nothing; 0 while a message may be on its way."""
+    subscription = consumer.subscription
+    return respite.seconds_left() if subscription and subscription.is_at_rest else 0.0
 
 
 def activity(task: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, str | None]:

@@ -7,7 +7,8 @@ as many messages as there is room for, and what several queues give beyond that 
 
 Three things are looked at: that the broker confirms the subscription anew, that nothing waits in a queue for a
 worker with a free process, and that no message that was taken waits for a process that is idle. The cures are a new
-subscription, a new connection, and in the end the watchdog's exit. All of it happens in the worker's event loop, to
+subscription, a new connection, and in the end the watchdog's exit. A worker that is told to rest (respite.py) has no
+subscription. All of it happens in the worker's event loop, to
 which the connection belongs.
 """
 
@@ -22,7 +23,7 @@ from celery.worker import state
 from dagster_stack.messaging.queue_state import QueueState
 from dagster_stack.patches.celery import forget_tags, processes, queue_of, starting
 from dagster_stack.timing import BROKER_ANSWER_SECS
-from dagster_stack.worker import request
+from dagster_stack.worker import request, respite
 from dagster_stack.worker.shutdown import is_leaving
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class Subscription(bootsteps.StartStopStep):
         self._is_due = False
         #: Answers in a row that something waits, while nothing comes; also over connections.
         self._unanswered = 0
+        #: Whether the worker has no subscription, and nothing of a former one is on its way.
+        self.is_at_rest = False
 
     def start(self, consumer: Any) -> None:
         if consumer.hub is None or consumer.connection.transport.driver_type != "amqp":
@@ -74,7 +77,8 @@ class Subscription(bootsteps.StartStopStep):
         consumer.connection.connection.transport.sock.settimeout(BROKER_ANSWER_SECS)
         # What was not given back yet went back with its connection.
         self._surplus, self._ended, self._is_due, self._asked = [], [], False, None
-        self._is_counted = not held(consumer) and is_on_one_queue(consumer)
+        self.is_at_rest = False
+        self._is_counted = not held(consumer) and is_on_one_queue(consumer) and not respite.seconds_left()
         if not self._is_counted:
             start_unsubscribed(consumer)
             self._balance_soon()
@@ -100,6 +104,9 @@ class Subscription(bootsteps.StartStopStep):
             self._received, self._unanswered = consumer.received, 0
             self._renew_at = now + RENEWAL_SECS
         consumer.complaint = stuck(consumer, now) or self._complaint()
+        if respite.seconds_left():
+            self._rest(consumer)
+            return
         if not free(consumer):
             return
         if not is_read(consumer):
@@ -115,6 +122,15 @@ class Subscription(bootsteps.StartStopStep):
         if now >= self._ask_at:
             self._ask_at = now + QUESTION_SECS
             self._react_to_backlog(consumer, waiting(consumer))
+
+    def _rest(self, consumer: Any) -> None:
+        """End all subscriptions. The broker's answer comes behind all that it has sent for them."""
+        if self.is_at_rest:
+            return
+        self._ended += rest(consumer)
+        consumer.task_consumer.channel.basic_qos(0, places(consumer), False)
+        self._forget_ended(consumer)
+        self._asked, self._unanswered, self.is_at_rest = None, 0, True
 
     # --- never more than there is room for ------------------------------------------------------------
 
@@ -160,8 +176,9 @@ class Subscription(bootsteps.StartStopStep):
         """Subscribe to what is not yet subscribed to, if there is room."""
         consumer = self._consumer
         missing = [name for name in wanted(consumer) if not consumer.task_consumer.consuming_from(name)]
-        if not free(consumer) or not missing:
+        if not free(consumer) or not missing or respite.seconds_left():
             return
+        self.is_at_rest = False
         self._allowed = room(consumer)
         is_counted = not held(consumer) and is_on_one_queue(consumer)
         # Celery's own count is above the places while tasks wait for their time.
@@ -174,7 +191,10 @@ class Subscription(bootsteps.StartStopStep):
         subscribe(consumer, last=self._served)
         # What came meanwhile is of a former subscription.
         self._is_counted = is_counted and consumer.received == received
-        # The broker has confirmed, so it gives nothing for former ones any more.
+        self._forget_ended(consumer)
+
+    def _forget_ended(self, consumer: Any) -> None:
+        """The broker has answered since, so it gives nothing for former subscriptions any more."""
         for tag in self._ended:
             forget(consumer.task_consumer.channel, tag)
         self._ended = []

@@ -13,7 +13,7 @@ from tests.waiting import wait_until
 JOB = "queues"
 #: A job of so many steps, and where all containers that load code find it: on their volume.
 MANY_STEPS, MANY = many_steps.many_steps.name, many_steps.NUMBER
-MANY_STEPS_FILE = "/opt/data/many_steps.py"
+VOLUME = "/opt/data"
 #: Steps on both queues that sleep no second.
 NO_NAPS = {"ops": {op.name: {"config": {"seconds": 0}} for op in LIGHT + HEAVY}}
 
@@ -39,16 +39,21 @@ def end(stack: Stack, *run_ids: str) -> None:
 
 
 def begin_many_steps(stack: Stack) -> str:
-    """A run of MANY steps that do nothing, half a minute on two cores; returns its id once it is there.
+    """A run of MANY steps that do nothing, half a minute on two cores; returns its id once it is there."""
+    return begin_on_volume(stack, many_steps.__file__, MANY_STEPS)
 
-    Its job is on the volume: the container of a killed worker has it again when it restarts.
+
+def begin_on_volume(stack: Stack, file: str, job: str) -> str:
+    """A run of a job of a file of the tests; returns its id once it is there.
+
+    The file is on the volume: the container of a killed worker has it again when it restarts, and a new one has it too.
     """
-    source = Path(many_steps.__file__).read_text()
+    target = f"{VOLUME}/{Path(file).name}"
     # At once: a worker may read it for a run before.
-    write = f'printf %s "$1" > {MANY_STEPS_FILE}.new && mv {MANY_STEPS_FILE}.new {MANY_STEPS_FILE}'
-    stack.exec("daemon", "sh", "-c", write, "sh", source)
+    write = f'printf %s "$1" > {target}.new && mv {target}.new {target}'
+    stack.exec("daemon", "sh", "-c", write, "sh", Path(file).read_text())
     mark = str(uuid.uuid4())
-    command = ["dagster", "job", "execute", "-f", MANY_STEPS_FILE, "-j", MANY_STEPS]
+    command = ["dagster", "job", "execute", "-f", target, "-j", job]
     stack.compose("exec", "-d", "daemon", *command, "--tags", json.dumps({"test/mark": mark}))
-    found = wait_until(lambda: runs.with_tag(stack, "test/mark", mark), 60, f"a run of {MANY_STEPS}")
+    found = wait_until(lambda: runs.with_tag(stack, "test/mark", mark), 60, f"a run of {job}")
     return str(found[0]["runId"])

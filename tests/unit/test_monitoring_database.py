@@ -1,5 +1,6 @@
 """The metrics' connection: it reads, and gives up on a server that says nothing."""
 
+import json
 import socket
 from collections.abc import Iterator
 
@@ -9,9 +10,13 @@ from psycopg2 import extensions  # type: ignore[import-untyped]
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, OperationalError
 
+from dagster_stack.client.worker_feed import FACT
 from dagster_stack.monitoring import database as module
 from dagster_stack.monitoring import gauges
 from dagster_stack.monitoring.database import database
+from dagster_stack.monitoring.sample_index import Samples
+from dagster_stack.store.connections import pooled_engine
+from dagster_stack.store.facts import NOTE
 from tests.unit.postgres_server import PostgresServer
 
 
@@ -69,3 +74,25 @@ def test_nothing_can_be_changed(database_url: str, monkeypatch: pytest.MonkeyPat
         with pytest.raises(DBAPIError, match="read-only"):
             connection.execute(sqlalchemy.text("CREATE TABLE mine (id int)"))
     engine.dispose()
+
+
+@pytest.mark.parametrize(("age", "is_there"), [("1 second", True), ("2 minutes", False)])
+def test_what_make_autoscale_noted_is_a_figure_while_it_runs(
+    database_url: str, age: str, is_there: bool
+) -> None:
+    engine = pooled_engine(database_url, 1)
+    note = {"worker": {"wish": 5, "running": 3, "least": 1, "most": 8, "reason": "memory"}}
+    old = "UPDATE dagster_stack_facts SET noted_at = now() - CAST(:age AS interval) WHERE name = :name"
+    gone = "DELETE FROM dagster_stack_facts WHERE name = :name"
+    with engine.connect() as connection:
+        connection.execute(NOTE, {"name": FACT, "value": json.dumps(note)})
+        connection.execute(sqlalchemy.text(old), {"age": age, "name": FACT})
+        try:
+            found = Samples(gauges.figures(connection))
+        finally:
+            connection.execute(sqlalchemy.text(gone), {"name": FACT})
+    engine.dispose()
+
+    numbers = {"wish": 5, "running": 3, "least": 1, "most": 8} if is_there else {}
+    assert found.by("dagster_autoscale_workers", "number", service="worker") == numbers
+    assert found.labels("dagster_autoscale_reason", "reason") == ({"memory"} if is_there else set())

@@ -11,7 +11,7 @@ from celery.worker import state as worker_state
 from celery.worker.control import Panel
 
 from dagster_stack.messaging.workers import Activity, Worker
-from dagster_stack.worker import roll_call
+from dagster_stack.worker import respite, roll_call
 
 RUN = "1f0c8e0a-7a4e-4f4c-9b5e-4a1d2c3b4e5f"
 
@@ -40,7 +40,9 @@ def answer(*queues: str) -> dict[str, Any]:
     app = Celery()
     app.amqp.queues.select(list(queues))
     controller = SimpleNamespace(startup_time=datetime.now(UTC) - timedelta(seconds=61))
-    consumer = SimpleNamespace(pool=SimpleNamespace(num_processes=2), controller=controller)
+    consumer = SimpleNamespace(
+        pool=SimpleNamespace(num_processes=2), controller=controller, putting_aside=0, subscription=None
+    )
     return dict(Panel.data["roll_call"](SimpleNamespace(app=app, consumer=consumer)))
 
 
@@ -54,7 +56,14 @@ def test_a_worker_says_what_it_has_done_and_what_it_does(taken: list[Any]) -> No
     told = answer("heavy", "dagster")
 
     assert Worker.of("w@1", told) == Worker(
-        "w@1", ("dagster", "heavy"), 2, 61, (Activity("dagster_stack.execute_step", RUN, "a"),), 12, busy=1
+        "w@1",
+        ("dagster", "heavy"),
+        2,
+        61,
+        (Activity("dagster_stack.execute_step", RUN, "a"),),
+        12,
+        busy=1,
+        held=1,
     )
 
 
@@ -85,3 +94,26 @@ def test_a_step_of_dagster_celerys_own_executor_is_told_by_run_and_key(
 @pytest.mark.parametrize("kwargs", [{}, {"execute_step_args_packed": "…"}, {"message": []}])
 def test_a_task_without_such_arguments_is_told_by_its_name(kwargs: dict[str, Any]) -> None:
     assert roll_call.activity("other", [], kwargs) == {"task": "other", "run_id": None, "step": None}
+
+
+@pytest.fixture
+def rested() -> Iterator[None]:
+    yield
+    respite.rest(None, 0)
+
+
+@pytest.mark.usefixtures("rested")
+def test_a_worker_rests_once_nothing_is_on_its_way_and_until_the_time_is_over() -> None:
+    respite.install()
+    consumer = SimpleNamespace(subscription=SimpleNamespace(is_at_rest=False))
+    assert roll_call.rests(consumer) == 0
+
+    Panel.data["rest"](None, seconds=30)
+
+    assert roll_call.rests(consumer) == 0
+    consumer.subscription.is_at_rest = True
+    assert 29 < roll_call.rests(consumer) <= 30
+    Panel.data["rest"](None, seconds=0)
+    assert roll_call.rests(consumer) == 0
+    # And a worker of the embedded mode has no subscriptions
+    assert roll_call.rests(SimpleNamespace(subscription=None)) == 0

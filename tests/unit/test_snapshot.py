@@ -116,6 +116,7 @@ def test_the_json_has_stable_keys() -> None:
 
     assert list(document) == [
         "verdict", "headline", "problems", "at", "runs", "queues", "code", "daemons", "leader", "stores", "alerts", "away",
+        "autoscale",
     ]  # fmt: skip
     assert list(document["queues"][0]) == [
         "name", "waiting", "running", "oldest_wait_seconds", "ready", "in_flight", "consumers", "utilisation",

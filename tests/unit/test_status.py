@@ -228,3 +228,22 @@ def test_the_screen_goes_on_while_a_store_is_away_and_ctrl_c_leaves_it_as_it_was
     until(b"\x1b[?1049l")
     assert process.wait(30) == 0
     assert b"Traceback" not in seen
+
+
+SCALED: dict[str, Rows] = {
+    "dagster_autoscale_workers": [
+        ({"service": "worker", "number": name}, number)
+        for name, number in {"running": 3, "wish": 5, "least": 1, "most": 8}.items()
+    ],
+    "dagster_autoscale_reason": [({"service": "worker", "reason": "memory"}, 1)],
+}
+
+
+def test_where_the_number_of_workers_follows_the_work_it_stands_there_with_the_reason() -> None:
+    seen = snapshot(**SCALED)
+
+    assert "AUTOSCALE  3 worker of 1 to 8 (wish 5: memory)" in drawn(seen)
+    assert seen.as_json()["autoscale"] == (
+        {"service": "worker", "running": 3, "wish": 5, "least": 1, "most": 8, "reason": "memory"},
+    )
+    assert "AUTOSCALE" not in drawn(snapshot())

@@ -1,0 +1,97 @@
+"""The containers of a stack's workers on this host's engine: which there are, new ones, and one that goes.
+
+`docker stop` and `docker rm` of the one that was chosen: Compose's own scaling down takes the highest number, perhaps the
+one that works. Later it counts containers, so a hole in their numbers is none.
+"""
+
+import os
+import subprocess
+from dataclasses import dataclass
+
+from scripts import compose, engine, env_file, up
+from scripts.console import ROOT, Failure
+from scripts.worker_limits import Limits
+
+#: Services without which no step is sent: while none of them runs the stack is down.
+DRIVERS = {"daemon", "runner"}
+RUNNING = ("running", "restarting", "paused")
+#: Seconds for the engine to make containers, and to end one that rests.
+MAKE_SECS, STOP_SECS = 120, 60
+FORMAT = '{{.ID}}\t{{.Names}}\t{{.State}}\t{{.Label "com.docker.compose.service"}}\t{{.Label "com.docker.compose.oneoff"}}'
+
+
+@dataclass(frozen=True)
+class Member:
+    """One container of a service. Celery's name of its worker ends with the first digits of its id."""
+
+    id: str
+    name: str
+    service: str
+    state: str
+
+    @property
+    def is_running(self) -> bool:
+        return self.state in RUNNING
+
+    def is_of(self, worker: str) -> bool:
+        return worker.rpartition("@")[2] == self.id[:12]
+
+
+def members() -> list[Member]:
+    """All containers of the stack, but those of `docker compose run`. Raises Failure while the engine does not answer."""
+    label = f"label=com.docker.compose.project={compose.project()}"
+    lines = command(["ps", "--all", "--filter", label, "--format", FORMAT], MAKE_SECS).splitlines()
+    rows = [line.split("\t") for line in lines]
+    return [
+        Member(identity, name, service, state)
+        for identity, name, state, service, one_off in rows
+        if one_off != "True"
+    ]
+
+
+def is_up(found: list[Member]) -> bool:
+    return any(each.service in DRIVERS and each.is_running for each in found)
+
+
+def raise_to(limits: Limits, number: int) -> None:
+    """So many containers, with the present image and settings; those that are there are not touched.
+
+    `.env` first: whoever starts the stack later, or now by hand, has this number too.
+    """
+    env_file.set_value(limits.variable, str(number))
+    create = [*compose.compose(), "--progress", "quiet", "create", "--no-recreate", limits.service]
+    command(create[1:], MAKE_SECS, {limits.variable: str(number)})
+    up.start_made(limits.service)
+
+
+def remove(limits: Limits, container: str, left: int) -> None:
+    """End a container that rests, and lower the number in `.env`: killed in between, the next start makes one more."""
+    command(["stop", container], STOP_SECS)
+    command(["rm", container], STOP_SECS)
+    env_file.set_value(limits.variable, str(left))
+
+
+def remove_ended(limits: Limits, found: list[Member]) -> None:
+    """Containers that were stopped and not removed: a former `make autoscale` was killed just then."""
+    if ended := [each.name for each in found if each.service == limits.service and each.state == "exited"]:
+        command(["rm", *ended], STOP_SECS)
+
+
+def command(arguments: list[str], seconds: float, environment: dict[str, str] | None = None) -> str:
+    """What the client prints; raises Failure with its own words."""
+    try:
+        result = subprocess.run(
+            [engine.docker(), *arguments],
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failure(f"the engine does not answer `docker {' '.join(arguments[:2])}`") from None
+    if result.returncode:
+        raise Failure(f"`docker {' '.join(arguments)}`: {result.stderr.strip()}")
+    return result.stdout

@@ -1,0 +1,107 @@
+"""What AUTOSCALE says: between which numbers of workers each service is kept, and what Compose knows of these services."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scripts import compose, env_file
+from scripts.console import Failure
+
+SETTING = "AUTOSCALE"
+EXAMPLE = "AUTOSCALE=worker:1..8,worker-heavy:0..2"
+#: More is a slip of the finger on one host.
+MOST = 10_000
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The fewest and the most workers of a service."""
+
+    service: str
+    least: int
+    most: int
+
+    @property
+    def variable(self) -> str:
+        """What sets the service's number in .env: WORKERS of `worker`, HEAVY_WORKERS of `worker-heavy`."""
+        kind = self.service.removeprefix("worker").strip("-")
+        return f"{kind.upper().replace('-', '_')}_WORKERS" if kind else "WORKERS"
+
+
+@dataclass(frozen=True)
+class Service:
+    """One that is scaled: where its work waits, how many messages each of its workers has at once, the memory of one in bytes."""
+
+    limits: Limits
+    queues: tuple[str, ...]
+    concurrency: int
+    memory: int
+
+    @property
+    def name(self) -> str:
+        return self.limits.service
+
+
+def services() -> list[Service]:
+    """What is to be scaled by the settings as they are now. Raises Failure that names what is wrong."""
+    text = env_file.settings().get(SETTING, "")
+    if not text.strip():
+        raise Failure(
+            f"Which workers, and between which numbers? Set {EXAMPLE} in {env_file.env_path().name}, then `make autoscale`."
+        )
+    config = json.loads(compose.output("--profile", "*", "config", "--format", "json"))["services"]
+    return [described(limits, config) for limits in parsed(text)]
+
+
+def parsed(text: str) -> list[Limits]:
+    """Raises Failure for what is not of the form `worker:1..8,worker-heavy:0..2`."""
+    found: list[Limits] = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"(worker(?:-[a-z0-9-]+)?):(\d{1,5})\.\.(\d{1,5})", part, re.ASCII)
+        if not match:
+            raise Failure(f"{SETTING}: `{part}` is not of the form worker:1..8. For example: {EXAMPLE}")
+        limits = Limits(match[1], int(match[2]), int(match[3]))
+        if not limits.least <= limits.most <= MOST or limits.most == 0:
+            raise Failure(f"{SETTING}: `{part}` must go from a number to a greater one, at most {MOST}.")
+        if limits.service in {each.service for each in found}:
+            raise Failure(f"{SETTING} names {limits.service} twice.")
+        found.append(limits)
+    return found
+
+
+def described(limits: Limits, config: Mapping[str, Any]) -> Service:
+    """A service as Compose has it. Raises Failure where it is none of Celery's workers, or its number is not set by .env."""
+    name = limits.service
+    if name not in config:
+        raise Failure(
+            f"{SETTING} names {name}, which is no service of compose.yaml or compose.override.yaml."
+        )
+    command = config[name].get("command") or []
+    queues = option(command, "-Q", "--queues")
+    if not queues:
+        raise Failure(
+            f"{SETTING} names {name}, whose command has no -Q: which queue it takes from is not known."
+        )
+    if limits.variable not in env_file.settings():
+        raise Failure(
+            f"{SETTING} names {name}, and {limits.variable} is not set. Write {limits.variable}=1 into"
+            f" {env_file.env_path().name} and `scale: ${{{limits.variable}:-1}}` into the service."
+        )
+    return Service(
+        limits,
+        tuple(queues.split(",")),
+        int(option(command, "-c", "--concurrency") or 1),
+        int(config[name].get("mem_limit") or 0),
+    )
+
+
+def option(command: Sequence[str], *names: str) -> str:
+    """The value of an option in a command line; empty where it has none."""
+    for word, value in zip(command, [*command[1:], ""], strict=True):
+        if word in names:
+            return value
+        if word.partition("=")[0] in names:
+            return word.partition("=")[2]
+    return ""

@@ -1,0 +1,197 @@
+"""`make autoscale` on a real stack: 1 → 6 → 1 workers, killed midway, and no step is executed twice or interrupted."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from scripts import env_file
+from scripts.console import ROOT
+from tests.stack import runs, short_and_long, work
+from tests.stack.stack import Stack
+from tests.waiting import wait_until
+
+SETTINGS = {"AUTOSCALE": "worker:1..6,worker-heavy:0..1", "AUTOSCALE_COOLDOWN": "10"}
+#: Seconds from a message to its first step on a new worker, as it is promised.
+FIRST_STEP_SECS = 15
+#: Seconds for six workers that start on two busy cores, and for five that go one after the other.
+UP_SECS, DOWN_SECS = 120, 240
+
+
+@dataclass
+class Controller:
+    """`make autoscale` as a process of its own, which can be killed."""
+
+    stack: Stack
+    log: Path
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "scripts.autoscale"],
+                cwd=ROOT, env=self.stack.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def end(self, number: int = signal.SIGTERM) -> None:
+        if self.process:
+            self.process.send_signal(number)
+            self.process.wait(60)
+            self.process = None
+
+
+@contextmanager
+def controlled(stack: Stack, log: Path) -> Iterator[Controller]:
+    """A stack of one worker and none on `heavy`; afterwards all is as before."""
+    before = {name: stack.settings[name] for name in ("WORKERS", "HEAVY_WORKERS")}
+    controller = Controller(stack, log)
+    env_file.set_values({**SETTINGS, "WORKERS": "1", "HEAVY_WORKERS": "0"}, stack.env)
+    try:
+        stack.make("up")
+        yield controller
+    finally:
+        controller.end()
+        env_file.set_values({**before, "AUTOSCALE": ""}, stack.env)
+        stack.make("up")
+
+
+def workers(stack: Stack, service: str = "worker") -> dict[str, str]:
+    """The containers of a service that run, by the names of their workers."""
+    prefix = "dagster" if service == "worker" else "heavy"
+    return {
+        f"{prefix}@{entry['ID'][:12]}": entry["Name"]
+        for entry in stack.containers(service)
+        if entry["State"] == "running"
+    }
+
+
+def wait_for_number(stack: Stack, number: int, seconds: float, service: str = "worker") -> None:
+    wait_until(
+        lambda: len(workers(stack, service)), seconds, f"{number} of {service}", until=lambda n: n == number
+    )
+
+
+@pytest.fixture(scope="module")
+def controller(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Controller]:
+    log = tmp_path_factory.mktemp("autoscale") / "log"
+    with controlled(stack, log) as found:
+        yield found
+    print(log.read_text())
+
+
+def test_workers_follow_the_work_and_no_step_is_executed_twice(stack: Stack, controller: Controller) -> None:
+    # Given one worker, and many steps beside a long one
+    (first,) = workers(stack)
+    controller.start()
+    wait_until(lambda: status(stack), 60, "the controller is at work", until=bool)
+    run_id = work.begin_on_volume(stack, short_and_long.__file__, "short_and_long")
+
+    # When there is more work than it can do, then there are six, and the figures say why
+    wait_for_number(stack, 6, UP_SECS)
+    assert stack.settings["WORKERS"] == "6"
+    found = wait_until(
+        lambda: status(stack)["worker"], 30, "figures of six", until=lambda it: it["running"] == 6
+    )
+    assert (found["least"], found["most"]) == (1, 6)
+    assert (found["wish"], found["reason"]) == (6, "maximum")
+
+    # And when the controller is killed, then all go on
+    controller.end(signal.SIGKILL)
+    six = workers(stack)
+    wait_until(
+        lambda: len(runs.count_events(stack, run_id, "STEP_SUCCESS")), 300, "all short steps done",
+        until=lambda done: done == short_and_long.NUMBER,
+    )  # fmt: skip
+    assert workers(stack) == six
+    assert not feeds(stack)
+
+    # And once it is there again, workers go one by one, but the one with the long step; killed meanwhile too
+    controller.start()
+    wait_for_number(stack, 4, DOWN_SECS)
+    controller.end(signal.SIGKILL)
+    controller.start()
+    wait_for_number(stack, 1, DOWN_SECS)
+    assert "long" not in runs.count_events(stack, run_id, "STEP_SUCCESS"), "the long step was to outlast that"
+    assert stack.settings["WORKERS"] == "1"
+    (left,) = workers(stack)
+    stack.wait_for_run(run_id)
+
+    # Then the run is a success, and each step was executed once
+    assert stack.run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+    executed = runs.executions(stack, run_id)
+    assert Counter(each.step for each in executed) == Counter(
+        {"long": 1, **{f"short_{number}": 1 for number in range(short_and_long.NUMBER)}}
+    )
+    assert {each.worker for each in executed if each.step == "long"} == {left}
+    # And the first new worker took a step soon
+    sent = min(each.at for each in runs.sent(stack, run_id))
+    began = min(each.at for each in executed if each.worker != first)
+    print(f"first step on a new worker after {began - sent:.1f} s")
+    assert began - sent <= FIRST_STEP_SECS
+
+
+def test_a_message_brings_the_first_worker_of_a_queue_that_has_none(
+    stack: Stack, controller: Controller
+) -> None:
+    assert workers(stack, "worker-heavy") == {}
+    if not controller.process:
+        controller.start()
+
+    run_id = runs.launch(stack, "queues", solidSelection=["heavy_1"])
+    stack.wait_for_run(run_id)
+
+    assert stack.run(run_id)["status"] == "SUCCESS", stack.failure_texts(run_id)
+    wait_for_number(stack, 0, DOWN_SECS, "worker-heavy")
+    assert stack.settings["HEAVY_WORKERS"] == "0"
+
+
+def test_other_commands_keep_what_there_is_and_the_numbers_follow_the_work_again(
+    stack: Stack, controller: Controller
+) -> None:
+    if not controller.process:
+        controller.start()
+    before = workers(stack)
+
+    # When somebody scales beside it, and looks after the stack
+    stack.make("scale", "N=3")
+    assert len(workers(stack)) == 3
+    assert before.items() <= workers(stack).items()
+
+    # Then the number follows the work again, and for `make up` there is nothing to do, whatever hole is in the containers' numbers
+    wait_for_number(stack, 1, DOWN_SECS)
+    one = workers(stack)
+    assert "nothing to do" in stack.make("up").stdout
+    assert workers(stack) == one
+
+    # And when the stack is taken down, nothing is started again
+    stack.make("down")
+    deadline = time.monotonic() + 10
+    wait_until(
+        stack.containers,
+        20,
+        "10 s without a container",
+        until=lambda found: found or time.monotonic() > deadline,
+    )
+    assert stack.containers() == []
+    controller.end()
+
+
+def status(stack: Stack) -> dict[str, dict[str, object]]:
+    """What `make status` says of autoscaling, by service."""
+    found = json.loads(stack.make("status", "JSON=1", check=False).stdout)["autoscale"]
+    return {each["service"]: each for each in found}
+
+
+def feeds(stack: Stack) -> list[str]:
+    """Containers of controllers that are alive or were killed."""
+    labels = [f"label=com.docker.compose.project={stack.project}", "label=com.docker.compose.service=cli"]
+    filters = [part for label in labels for part in ("--filter", label)]
+    return stack.docker("ps", *filters, "--format", "{{.Names}}").stdout.split()
