@@ -65,12 +65,19 @@ def test_without_docker_and_forbidden_to_install_it_the_way_without_docker_is_na
     assert not machine.env.exists()
 
 
+@pytest.fixture
+def others(machine: Machine) -> Machine:
+    """A checkout of a user who is not root."""
+    os.chown(machine.root, NOBODY, NOBODY)
+    return machine
+
+
 @needs_root
 @needs_system_python
-def test_without_docker_and_not_root_the_one_who_can_install_it_is_named(machine: Machine) -> None:
+def test_without_docker_and_not_root_the_one_who_can_install_it_is_named(others: Machine) -> None:
     debian = "from scripts import apt\napt.distribution = lambda: apt.Distribution('debian', 'Debian 12', 12, 'bookworm')"
 
-    result = machine.script("up", prelude=debian, user=NOBODY)
+    result = others.script("up", prelude=debian, user=NOBODY)
 
     assert result.returncode == 1
     assert "Only root can install it: run `sudo make up`" in result.stderr
@@ -91,14 +98,14 @@ def test_without_docker_on_another_distribution_what_to_install_is_named(machine
 
 @needs_root
 @needs_system_python
-def test_not_root_and_no_access_to_the_socket_names_the_group(machine: Machine) -> None:
+def test_not_root_and_no_access_to_the_socket_names_the_group(others: Machine) -> None:
     # Given an engine whose socket is root's alone, and a client that therefore reaches nothing
-    FakeDocker(engine=None).install(machine.programs)
-    socket = machine.root / "docker.sock"
+    FakeDocker(engine=None).install(others.programs)
+    socket = others.root / "docker.sock"
     socket.touch(mode=0o600)
 
     # When another user starts the stack
-    result = machine.script("up", prelude=f"engine.SOCKET = Path({str(socket)!r})", user=NOBODY)
+    result = others.script("up", prelude=f"engine.SOCKET = Path({str(socket)!r})", user=NOBODY)
 
     # Then the message says that it is about access, and how to get it
     assert result.returncode == 1
@@ -108,11 +115,11 @@ def test_not_root_and_no_access_to_the_socket_names_the_group(machine: Machine) 
 
 @needs_root
 @needs_system_python
-def test_not_root_and_an_engine_that_is_stopped_names_how_to_start_it(machine: Machine) -> None:
-    FakeDocker(engine=None).install(machine.programs)
-    (machine.programs / "dockerd").touch(mode=0o755)
+def test_not_root_and_an_engine_that_is_stopped_names_how_to_start_it(others: Machine) -> None:
+    FakeDocker(engine=None).install(others.programs)
+    (others.programs / "dockerd").touch(mode=0o755)
 
-    result = machine.script("up", user=NOBODY)
+    result = others.script("up", user=NOBODY)
 
     assert result.returncode == 1
     assert (
