@@ -6,6 +6,7 @@ import os
 import urllib.request
 from urllib.parse import quote
 
+from backup.errors import Failure
 from backup.programs import rclone
 from backup.settings import KEPT, Settings
 
@@ -56,4 +57,8 @@ def keep_dead_letters(settings: Settings) -> None:
             raise
         # There was no letter yet, so there is no queue.
         letters = []
+    except OSError as error:
+        raise Failure(
+            f"The broker does not answer, so this backup has the dead letters of the one before: `make status`.\n{error}"
+        ) from error
     keep(settings, LETTERS, json.dumps(letters))
