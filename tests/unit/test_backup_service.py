@@ -3,9 +3,10 @@
 import base64
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from backup import errors, programs, repository, service, settings, state
+from backup import database, errors, papers, programs, repository, service, settings, state
 from backup.errors import Failure
 from backup.settings import Settings
 
@@ -240,6 +241,7 @@ def test_nothing_is_written_to_an_empty_folder_and_its_ages_grow(
             "ERROR: [028]: backup and archive info files exist but do not match the database",
             "another database",
         ),
+        ("ERROR: [082]: WAL segment 01 was not archived before the 10000ms timeout", "its log says why"),
         ("ERROR: [087]: archive_mode must be enabled", "`make up` restarts it"),
         ("ssh: handshake failed: ssh: unable to authenticate", "login or the permissions"),
         ("ssh: handshake failed: knownhosts: key mismatch", "all of its keys"),
@@ -247,6 +249,24 @@ def test_nothing_is_written_to_an_empty_folder_and_its_ages_grow(
 )
 def test_what_programs_say_has_a_cure(said: str, cure: str) -> None:
     assert cure in errors.cure(said)
+
+
+def test_a_full_repository_is_said_though_pgbackrest_only_says_that_a_file_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(database, "ARCHIVED_SECS", -1)
+    monkeypatch.setattr(database, "sql", lambda _: [["", "000000010000000000000030!"]])
+    monkeypatch.setattr(database.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+
+    with pytest.raises(Failure, match=r"The repository is full.*\n.*00000001000000000000007D"):
+        database.wait_until_archived("00000001000000000000007D")
+
+
+def test_a_broker_that_is_down_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("VHOST", "ADMIN_USER", "ADMIN_PASSWORD"):
+        monkeypatch.setenv(f"RABBITMQ_{name}", "x")
+    with pytest.raises(Failure, match="dead letters of the one before"):
+        papers.keep_dead_letters(Settings.read({**NEEDED, "RABBITMQ_API_URL": "http://127.0.0.1:9"}))
 
 
 def test_a_program_that_was_killed_is_said_to_be() -> None:

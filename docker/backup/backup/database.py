@@ -4,6 +4,7 @@ import json
 import math
 import re
 import select
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 from backup import points
 from backup.errors import Failure
 from backup.programs import PSQL, SOCKET, alone, failure, pgbackrest, rclone, rclone_environ, sql
-from backup.settings import CLUSTER, Settings
+from backup.settings import CLUSTER, REPOSITORY, Settings
 
 #: A full base backup each week, what changed since then each day.
 FULL_SECS, EACH_SECS = 7 * 86400, 86400
@@ -23,6 +24,8 @@ FULL_SECS, EACH_SECS = 7 * 86400, 86400
 BROKEN = re.compile(r"(checksum|size) invalid: [1-9]|status: (?!valid|ok)")
 #: Seconds that Postgres has to hand a file of its journal to the repository.
 ARCHIVED_SECS = 120
+#: Bytes of the repository below which it is full: a file of the journal and what pgBackRest writes beside it.
+ROOM = 48 << 20
 #: Is touched where Postgres drops a part of its journal, since the repository takes none: docker/postgres/pgbackrest-push.
 DROPPED = CLUSTER.parent / "journal-dropped"
 
@@ -155,6 +158,10 @@ def wait_until_archived(wal: str) -> None:
             return
         if time.monotonic() > deadline:
             if failing.endswith("!"):
+                if shutil.disk_usage(REPOSITORY).free < ROOM:
+                    raise failure(
+                        "pgbackrest", f"No space left on device: {wal} of Postgres' journal waits for it"
+                    )
                 # It says what keeps Postgres from that, too.
                 pgbackrest("check", "--archive-timeout=10")
             raise Failure(

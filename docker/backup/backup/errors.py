@@ -59,6 +59,10 @@ CURES = (
         ("archive_mode must be enabled",),
         "Postgres runs since before BACKUP=daily, and hands no journal over: `make up` restarts it.",
     ),
+    (
+        ("was not archived before",),
+        "Postgres could not hand its journal to the repository: its log says why (make logs SERVICE=postgres). Work goes on meanwhile.",
+    ),
     (("unable to acquire lock",), "Another backup is under way: it is tried again."),
     (
         ("could not connect to server", "connection to server on socket", "connection to server was lost",

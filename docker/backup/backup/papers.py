@@ -22,14 +22,12 @@ def keep(settings: Settings, name: str, text: str) -> bool:
     if is_first or read(settings, name) != text:
         rclone(settings, "rcat", f"kept:{name}", given=text)
     return is_first
+#: Said after database and bucket.
+UNTOLD = "The broker does not give its dead letters, so this backup has the dead letters of the one before: `make status`.\n{}"
 
 
 def is_kept(name: str) -> bool:
     return (KEPT / f"{name}.bin").exists()
-
-
-#: Said after database and bucket.
-UNTOLD = "RabbitMQ does not give its dead letters ({}); all else is backed up. Once RabbitMQ is well, `make backup` keeps them too."
 
 
 def read(settings: Settings, name: str, remote: str = "kept") -> str:
