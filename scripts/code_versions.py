@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from scripts import compose, engine, images
-from scripts.console import Failure, main, say
+from scripts.console import Failure, main, say, warn
 
 #: Versions that are kept, besides those that containers have.
 KEPT = 5
@@ -121,6 +121,11 @@ def give_tag(image_id: str, tag: str) -> None:
 def rolled_back() -> str:
     """The image that the stack was rolled back to; empty when it was not."""
     return tags().get(ROLLED_BACK, "")
+
+
+def warn_of_rollback() -> None:
+    if back := rolled_back():
+        warn(f"the stack was rolled back to code {code_of(back)}: it gets the checkout's again")
 
 
 def forget_rollback() -> None:

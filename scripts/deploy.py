@@ -84,10 +84,7 @@ def deploy() -> None:
             done("all services run with this code and these settings: nothing to deploy")
             return
         old, new = running_code(), code_check.check()
-        if back := code_versions.rolled_back():
-            warn(
-                f"the stack was rolled back to code {code_versions.code_of(back)}: it gets the checkout's again"
-            )
+        code_versions.warn_of_rollback()
         store_volumes.require_openable()
         migration = schema.required(up.start_postgres)
         say(f"Deploying {change(old, new)}")

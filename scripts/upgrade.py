@@ -74,6 +74,7 @@ def upgrade() -> None:
             done("all services run with these packages, this code and these settings: nothing to upgrade")
             return
         tell_more(changed, before)
+        code_versions.warn_of_rollback()
         old, new = deploy.running_code(), code_check.check()
         store_volumes.require_openable()
         migration = schema.required(up.start_postgres)

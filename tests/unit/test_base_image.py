@@ -163,3 +163,28 @@ def test_ubuntu_lets_mmdebstrap_choose_debians_mirror(monkeypatch: pytest.Monkey
     monkeypatch.setattr(apt, "distribution", lambda: Distribution("ubuntu", "Ubuntu 24.04", 24, "noble"))
 
     assert base_image.archives() == []
+
+
+@pytest.mark.parametrize(("image", "how"), [(LOCAL_IMAGE, ["made"]), ("mirror.example/debian:trixie", [])])
+def test_a_base_is_renewed_in_the_way_in_which_it_was_had(
+    programs: Path, env: Path, made: list[str], image: str, how: list[str]
+) -> None:
+    env.write_text(f"BASE_IMAGE={image}\n")
+    FakeDocker(images=(image,), pulls=True).install(programs)
+
+    base_image.renew()
+
+    assert made == how
+    assert any(call == f"pull --quiet {image}" for call in calls(programs)) != bool(how)
+
+
+def test_a_base_that_cant_be_pulled_again_stays(
+    programs: Path, env: Path, made: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    env.write_text(f"BASE_IMAGE={PUBLIC_IMAGE}\n")
+    FakeDocker(images=(PUBLIC_IMAGE,)).install(programs)
+
+    base_image.renew()
+
+    assert made == []
+    assert "can't be pulled again" in capsys.readouterr().out

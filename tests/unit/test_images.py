@@ -7,7 +7,7 @@ import pytest
 
 from scripts import base_image, images
 from scripts import project as user_project
-from scripts.console import ROOT
+from scripts.console import ROOT, Failure
 from scripts.images import Image, build_step, write_certificates
 from tests import compose_files
 from tests.unit.machines import FakeDocker, calls
@@ -164,6 +164,50 @@ def test_only_stale_images_are_built_and_the_others_named(
         "not built again: dagster-celery-stack/postgres, dagster-celery-stack/rabbitmq"
         in capsys.readouterr().out
     )
+
+
+def test_an_image_that_is_behind_debian_is_built_anew_though_its_inputs_are_as_they_were(
+    programs: Path, env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given a stack whose images are as they were, one of them with a newer package in Debian
+    env.write_text("BASE_IMAGE=base\nCOMPOSE_PROFILES=postgres,rabbitmq,minio\n")
+    FakeDocker(images=("base",)).install(programs)
+    digests = {image: image.digest(base_image.image_id("base")) for image in images.images()}
+    monkeypatch.setattr(images, "built_from", digests.get)
+    monkeypatch.setattr(images, "write_certificates", lambda: None)
+    monkeypatch.setattr(user_project, "stage", lambda: None)
+
+    # When the images are ensured
+    images.ensure({"dagster-celery-stack/rabbitmq"})
+
+    # Then that one is built without the layers of before, and no other
+    builds = [call for call in calls(programs) if " build " in call]
+    assert len(builds) == 1
+    assert builds[0].endswith("build --no-cache rabbitmq")
+
+
+@pytest.mark.parametrize("dockerfile", sorted((ROOT / "docker").glob("*/Dockerfile")), ids=str)
+def test_each_image_has_debians_newest_packages_of_the_day_on_which_it_is_built(dockerfile: Path) -> None:
+    """A base image that was pulled may be weeks behind its archive; `make upgrade` asks what `apt-get upgrade` would do."""
+    text = dockerfile.read_text()
+    first = text[text.index("\nFROM ${BASE_IMAGE}") :].replace("FROM ${BASE_IMAGE} AS build", "")
+    (stage,) = re.findall(
+        r"^FROM \$\{BASE_IMAGE\}(?: AS python)?\n(.*?)(?=^FROM|\Z)", first, re.MULTILINE | re.DOTALL
+    )
+
+    assert re.search(r"apt-get update \\\n && apt-get upgrade -y \\\n", stage)
+
+
+def test_names_that_had_no_image_are_given_to_none(programs: Path) -> None:
+    FakeDocker().install(programs)
+
+    with (
+        pytest.raises(Failure, match=r"wrong\n\n  All is as it was"),
+        images.kept_on_failure("All is as it was", {"one": "sha256:1", "two": ""}),
+    ):
+        raise Failure("wrong")
+
+    assert [call for call in calls(programs) if call.startswith("tag")] == ["tag sha256:1 one"]
 
 
 def test_the_digest_reaches_the_build_as_the_variable_that_compose_makes_a_label_of() -> None:

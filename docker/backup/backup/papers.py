@@ -14,6 +14,8 @@ SETTINGS, VERSIONS, USERS = "settings/env", "settings/versions.json", "settings/
 LETTERS = "dead-letters.json"
 #: Dead letters that are kept, at most.
 MOST_LETTERS = 10_000
+#: Said after database and bucket.
+UNTOLD = "The broker does not give its dead letters, so this backup has the dead letters of the one before: `make status`.\n{}"
 
 
 def keep(settings: Settings, name: str, text: str) -> bool:
@@ -22,8 +24,6 @@ def keep(settings: Settings, name: str, text: str) -> bool:
     if is_first or read(settings, name) != text:
         rclone(settings, "rcat", f"kept:{name}", given=text)
     return is_first
-#: Said after database and bucket.
-UNTOLD = "The broker does not give its dead letters, so this backup has the dead letters of the one before: `make status`.\n{}"
 
 
 def is_kept(name: str) -> bool:

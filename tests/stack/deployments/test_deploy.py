@@ -15,6 +15,7 @@ import pytest
 
 from dagster_stack import tags
 from dagster_stack.failure_reasons import Reason
+from dagster_stack.packages import locks
 from pipelines.queues import HEAVY, LIGHT
 from scripts.console import ROOT
 from tests.stack import faults, runs
@@ -26,6 +27,9 @@ STEPS = [op.name for op in LIGHT + HEAVY]
 RUNS = 13
 #: A step longer than what a worker that stops lets it have, and than the build before.
 LONG_SECS = 45
+#: Stores of the stack's own; and a Python package of the platform's locks that has other versions.
+STORES = ("postgres", "rabbitmq", "minio")
+PACKAGE = "packaging"
 #: Run in an image: the database gets the revision before its head.
 DOWN = """
 import os
@@ -216,17 +220,44 @@ def swapping(stack: Stack) -> None:
     )  # fmt: skip
 
 
-def test_a_deployment_is_rolled_back_under_load_and_nothing_fails_or_is_lost(
+def test_an_upgrade_is_rolled_back_under_load_and_nothing_fails_or_is_lost(
     stack: Stack, edited: Stack, tmp_path: Path
 ) -> None:
-    # Given 20 runs of 17 steps, as many under way as can be
+    # Given edited code, two stores whose images change, and another version of a Python package
     old = code_on(stack, "worker")
-    before = [stack.launch("queues", naps(0.2)) for _ in range(20)]
-    wait_until_under_way(stack, before)
+    for name in ("postgres/postgresql.conf", "rabbitmq/rabbitmq.conf"):
+        with (edited.checkout / "docker" / name).open("a") as file:
+            file.write("# Edited.\n")
+    locked = locks.versions((ROOT / "requirements" / "stack.lock").read_text())[PACKAGE]
+    stores = {entry["Service"]: entry["ID"] for entry in stack.containers() if entry["Service"] in STORES}
 
-    # When edited code is deployed meanwhile
-    edited.make("deploy", "DEPLOY=hand-over")
+    # When the stack is upgraded, with 20 runs of 17 steps, as many under way as can be
+    log = tmp_path / "upgrade.log"
+    variables = {"WHAT": "python", "UPGRADE": f"{PACKAGE}!={locked}", "DEPLOY": "hand-over"}
+    with deploying(edited, log, "upgrade", **variables) as process:
+        wait_until_it_says(log, "Loading the code")
+        before = [stack.launch("queues", naps(0.2)) for _ in range(20)]
+        assert process.wait(timeout=600) == 0, log.read_text()
+    said = log.read_text()
     new = code_on(stack, "worker")
+
+    # Then what changes was said first, and each store that changes was swapped before Dagster
+    moved = re.search(rf"Python: {PACKAGE} +{re.escape(locked)} → (\S+)", said)
+    assert moved
+    assert (
+        0
+        < moved.end()
+        < said.index("Swapping postgres")
+        < said.index("Swapping rabbitmq")
+        < said.index("Swapping the")
+    )
+    assert (
+        stack.exec("worker", "python", "-c", f"import {PACKAGE}; print({PACKAGE}.__version__)").stdout.strip()
+        == moved[1]
+    )
+    now = {entry["Service"]: entry["ID"] for entry in stack.containers() if entry["Service"] in STORES}
+    assert {name for name in STORES if now[name] != stores[name]} == {"postgres", "rabbitmq"}
+
     listed = edited.make("versions").stdout
     assert re.search(rf"{new} .* all services\n{old} ", listed), listed
     assert any(stack.run(run_id)["status"] != "SUCCESS" for run_id in before)
@@ -245,6 +276,7 @@ def test_a_deployment_is_rolled_back_under_load_and_nothing_fails_or_is_lost(
         code_on(stack, service) for service in ("dagit", "daemon", "runner", "worker", "worker-heavy")
     } == {old}
     assert_all_well(stack, [*before, stack.launch("queues", naps(0))])
+    assert {old, new} <= {code for run_id in before for code in executed_with(stack, run_id)}
     assert re.search(rf"{old} .* all services, rolled back to\n", edited.make("versions").stdout)
 
     # And the same command once more changes nothing
