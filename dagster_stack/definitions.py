@@ -173,5 +173,6 @@ def renew_after_reload(context: Any, registry: Any) -> None:
     """Load the code of a daemon that stands by anew, if a reload in Dagit asks for it."""
     if reloads(context.instance) != _Process.loaded_after:
         about_to_load(context.instance)
-        registry.clear_all_grpc_endpoints()
+        if registry:
+            registry.clear_all_grpc_endpoints()
         context.refresh_workspace()

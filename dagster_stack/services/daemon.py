@@ -91,7 +91,9 @@ def start_as_leader(leadership: Leadership, lead: Callable[[], None]) -> None:
     start = DAEMON_START.found()
 
     def start_when_leading(self: Any, context: Any, *arguments: Any, **named: Any) -> None:
-        leadership.await_lead(partial(definitions.renew_after_reload, context, named["grpc_server_registry"]))
+        leadership.await_lead(
+            partial(definitions.renew_after_reload, context, named.get("grpc_server_registry"))
+        )
         lead()
         start(self, context, *arguments, **named)
 

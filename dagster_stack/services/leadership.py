@@ -83,11 +83,11 @@ class Leadership:
         return True
 
     def _acquire(self) -> Lease | None:
-        if not self._leases.exists(LEAD) and time.time() - self._last_sign() < ALONE_SECS:
-            # Of DAEMONS=1, whose writes nothing refuses.
-            return None
         # A mere question: whoever asks for the lease locks it for an instant, which holds up the leader's writes.
         holder = self._leases.holder_of(LEAD)
+        if holder is None and time.time() - self._last_sign() < ALONE_SECS:
+            # Of DAEMONS=1, whose writes nothing refuses.
+            return None
         if holder and holder != self._holder:
             return None
         # Its own, if it was killed and started again.

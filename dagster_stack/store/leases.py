@@ -36,9 +36,7 @@ RENEW, RELEASE, REVOKE = _SQL["renew"], _SQL["release"], _SQL["revoke"]
 MARK_LOST, MARK_LOST_OF_WORKER = _SQL["mark_lost"], _SQL["mark_lost_of_worker"]
 ACTIVE, HELD, ENDS, PRUNE = _SQL["active"], _SQL["held"], _SQL["ends"], _SQL["prune"]
 HOLD, HOLD_ALONE, HOLD_LEAD = _SQL["hold"], _SQL["hold_alone"], _SQL["lead"]
-FORGET_ENDS, DISSOLVE, EXISTS, HOLDER = (
-    _SQL[name] for name in ("forget_ends", "dissolve", "exists", "holder")
-)
+FORGET_ENDS, DISSOLVE, HOLDER = _SQL["forget_ends"], _SQL["dissolve"], _SQL["holder"]
 
 
 @dataclass(frozen=True)
@@ -188,14 +186,10 @@ class Leases:
         """Let a work have no lease: all further writes of its last holder are refused."""
         self._execute(DISSOLVE, **work.key)
 
-    def exists(self, work: Work) -> bool:
-        """Whether a work has a lease, with a holder or without."""
-        return bool(self._execute(EXISTS, **work.key))
-
     def holder_of(self, work: Work) -> str | None:
-        """The living process that has a work."""
+        """The living process that has a work; empty when it lives no more, None when the work has no lease."""
         rows = self._execute(HOLDER, **work.key, stale=STALE_SECS)
-        return rows[0][0] if rows else None
+        return (rows[0][0] or "") if rows else None
 
     def check(self, lease: Lease) -> None:
         """Raise Fenced when another process has the work."""

@@ -153,11 +153,8 @@ WHERE run_id = :run AND step_key = :step AND attempt = :attempt;
 DELETE FROM dagster_stack_claims WHERE run_id = :run AND step_key = :step AND attempt = :attempt;
 
 -- name: holder
-SELECT holder FROM dagster_stack_claims
-WHERE run_id = :run AND step_key = :step AND attempt = :attempt AND beat_at > now() - make_interval(secs => :stale);
-
--- name: exists
-SELECT 1 FROM dagster_stack_claims WHERE run_id = :run AND step_key = :step AND attempt = :attempt;
+SELECT CASE WHEN beat_at > now() - make_interval(secs => :stale) THEN holder END FROM dagster_stack_claims
+WHERE run_id = :run AND step_key = :step AND attempt = :attempt;
 
 -- name: prune
 -- Runs that ended a while ago: until then, a zombie of theirs must find that its epoch is not the last. And deleted

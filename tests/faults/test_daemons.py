@@ -125,8 +125,17 @@ def take_over(stack: Stack, fault: Fault, former: str) -> float:
     return took
 
 
+def wait_until_started(stack: Stack, container: str, before: str) -> None:
+    """Until a container was started again, and is healthy."""
+    wait_until(
+        lambda: stack.inspect(container)["State"], 120, f"{container} stands by",
+        until=lambda state: state["StartedAt"] != before and state["Health"]["Status"] == "healthy",
+    )  # fmt: skip
+
+
 def test_no_tick_is_lost_or_doubled_whatever_becomes_of_the_leader(two: Stack) -> None:
     # Given a sensor that counts, and a schedule of each minute
+    first = int(time.time()) // MINUTE_SECS + 1
     selectors = {"sensor": SENSOR, "schedule": SCHEDULE}
     answer = two.graphql(START, **selectors)
     assert "PythonError" not in str(answer), answer
@@ -141,9 +150,10 @@ def test_no_tick_is_lost_or_doubled_whatever_becomes_of_the_leader(two: Stack) -
             "frozen": faults.paused("daemon", AWAY_SECS, former),
             "cut off": faults.cut_off("daemon", "database", AWAY_SECS, former),
         }[how]
+        started = two.inspect(former)["State"]["StartedAt"]
         took[how] = take_over(two, fault, former)
-        wait_until(lambda: faults.running(two, "daemon"), 60, "both run", until=lambda seen: len(seen) == 2)
-        two.wait_until_healthy("daemon")
+        # The former one ends itself, and stands by again.
+        wait_until_started(two, former, started)
     # And one stops by itself
     former = leader(two)
     began = time.monotonic()
@@ -165,8 +175,8 @@ def test_no_tick_is_lost_or_doubled_whatever_becomes_of_the_leader(two: Stack) -
     # And each minute one tick with one run
     minutes = scheduled(two)
     assert set(minutes.values()) == {1}, minutes
-    assert sorted(minutes) == list(range(min(minutes), max(minutes) + 1))
-    of_minutes = tags(two, "dagster/scheduled_execution_time")
+    assert {minute for minute in minutes if minute >= first} == set(range(first, max(minutes) + 1))
+    of_minutes = tags(two, ".dagster/scheduled_execution_time")
     assert len(of_minutes) == len(minutes)
     assert set(of_minutes.values()) == {1}, of_minutes
     # And each run was launched once

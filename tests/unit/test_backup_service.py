@@ -300,12 +300,3 @@ def test_points_are_half_a_minute_apart_or_four_times_what_the_bucket_takes(
     for copying, pause in ((1.0, 30), (20.0, 80), (10_000.0, 900)):
         monkeypatch.setattr(state, "read", lambda copying=copying: {"copy_seconds": copying})
         assert service.point_pause() == pause
-
-
-def test_a_broker_that_is_away_is_said_after_what_is_backed_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RABBITMQ_VHOST", "RABBITMQ_ADMIN_USER", "RABBITMQ_ADMIN_PASSWORD"):
-        monkeypatch.setenv(name, "x")
-
-    with pytest.raises(Failure, match=r"dead letters \(.*refused.*all else is backed up.*make backup"):
-        # Port 9 of this host: nobody listens.
-        papers.keep_dead_letters(Settings.read({**NEEDED, "RABBITMQ_API_URL": "http://127.0.0.1:9"}))

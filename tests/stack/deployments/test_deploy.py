@@ -5,10 +5,12 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from dagster_stack import tags
 from dagster_stack.failure_reasons import Reason
 from dagster_stack.packages import locks
 from pipelines.queues import HEAVY, LIGHT
+from scripts import env_file
 from scripts.console import ROOT
 from tests.stack import faults, runs
 from tests.stack.stack import Stack, docker
@@ -30,6 +33,8 @@ LONG_SECS = 45
 #: Stores of the stack's own; and a Python package of the platform's locks that has other versions.
 STORES = ("postgres", "rabbitmq", "minio")
 PACKAGE = "packaging"
+#: The example's sensor looks so often, in seconds.
+TICK_SECS = 10
 #: Run in an image: the database gets the revision before its head.
 DOWN = """
 import os
@@ -210,6 +215,68 @@ def test_deploy_can_hand_runs_over_to_the_new_code(stack: Stack, edited: Stack, 
         assert code_of(stack, run_id) == new
         assert new in executed_with(stack, run_id)
     assert any("Goes on with code" in text for _, text in runs.told_by_executor(stack, before[0]))
+
+
+def sensor_ticks(stack: Stack, since: float) -> list[float]:
+    """When the example's sensor, which looks every 10 s, ticked."""
+    rows = stack.sql(
+        "SELECT extract(epoch FROM timestamp) FROM job_ticks"
+        f" WHERE type = 'SENSOR' AND extract(epoch FROM timestamp) > {since} ORDER BY 1"
+    )
+    return [float(at) for (at,) in rows]
+
+
+@contextmanager
+def two_daemons(stack: Stack) -> Iterator[None]:
+    """A stack with DAEMONS=2; afterwards with one."""
+    env_file.set_value("DAEMONS", "2", stack.env)
+    try:
+        stack.make("up")
+        # The first leader waits until the daemon before it has certainly ended.
+        wait_until(
+            lambda: stack.sql("SELECT 1 FROM dagster_stack_claims WHERE run_id = 'daemons'"), 90, "one leads"
+        )
+        yield
+    finally:
+        env_file.set_value("DAEMONS", "1", stack.env)
+        stack.make("up")
+
+
+def test_with_two_daemons_schedules_and_sensors_go_on_and_the_new_code_leads(
+    stack: Stack, edited: Stack, tmp_path: Path
+) -> None:
+    with two_daemons(edited):
+        # Given a sensor that ticks, and more runs than can be driven at once
+        edit(edited.checkout, "\n# And once more.\n")
+        before = [stack.launch("queues", naps(3)) for _ in range(RUNS)]
+        wait_until_under_way(stack, before)
+        began = time.time()
+        wait_until(lambda: sensor_ticks(stack, began), 60, "a tick")
+
+        # When the edit is deployed
+        log = tmp_path / "deploy.log"
+        with deploying(edited, log, DEPLOY="wait") as process:
+            wait_until_it_says(log, "Waiting for runs under way")
+            queued = [run_id for run_id in before if stack.run(run_id)["status"] == "QUEUED"]
+            assert process.wait(timeout=900) == 0, log.read_text()
+
+        # Then no run was lost, and those that waited were started with the new code
+        new = code_on(stack, "worker")
+        assert_all_well(stack, before)
+        assert queued
+        assert {code_of(stack, run_id) for run_id in queued} == {new}
+        # And the sensor missed no tick
+        ended = time.time()
+        wait_until(lambda: sensor_ticks(stack, ended), 60, "a tick with the new code")
+        ticks = sensor_ticks(stack, began)
+        assert max(later - earlier for earlier, later in pairwise(ticks)) < 2 * TICK_SECS, ticks
+        # And both daemons have the new code
+        assert len(stack.containers("daemon")) == 2
+        assert {code_on_container(stack, each["Name"]) for each in stack.containers("daemon")} == {new}
+
+
+def code_on_container(stack: Stack, container: str) -> str:
+    return stack.docker("exec", container, "cat", "/opt/dagster/code-version").stdout.strip()
 
 
 def swapping(stack: Stack) -> None:
