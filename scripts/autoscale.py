@@ -1,6 +1,6 @@
 """`make autoscale`: as many workers as there is work, between the numbers of AUTOSCALE in `.env`, until Ctrl-C.
 
-It runs on the host, which alone may start containers. All that it knows it asks again every 2 s, and what it tells a worker
+It runs on the host, which alone may start containers. All that it knows it asks again each second, and what it tells a worker
 lapses by itself: killed at any moment it leaves a stack that works on with the workers that it has.
 """
 
@@ -24,12 +24,12 @@ from scripts.console import Failure, main, say, warn
 from scripts.worker_crew import Member
 from scripts.worker_feed import Feed
 from scripts.worker_limits import Service
-from scripts.worker_wish import Course, Decision, Seen, Wish, needed, wish
+from scripts.worker_wish import Course, Decision, Seen, Wish, begin_at_once, needed, wish
 
 NAME = "make autoscale"
 COOLDOWN, COOLDOWN_SECS = "AUTOSCALE_COOLDOWN", 300
 #: Seconds between two looks, and after one that failed.
-LOOK_SECS, PAUSE_SECS = 2, 10
+LOOK_SECS, PAUSE_SECS = 1, 10
 #: Seconds after which the figures are noted again, though nothing changed: older than a minute they count as nobody's.
 NOTE_SECS = 20
 #: Seconds after which the memory that a new worker takes is no longer among what is free.
@@ -64,7 +64,6 @@ class Controller:
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
         self._courses: dict[str, Course] = {}
-        self._rest: dict[str, float] = {}
         self._noted: tuple[float, dict[str, Any]] = (0.0, {})
         self._fresh: list[tuple[float, int]] = []
         self._said = ""
@@ -98,27 +97,28 @@ class Controller:
         running = {
             each.name: [m for m in found if m.service == each.name and m.is_running] for each in services
         }
-        answer = self._ask(now, any(course.needs_answers(now) for course in courses.values()))
+        answer = self.feed.ask({"workers": any(course.needs_answers(now) for course in courses.values())})
         self._say("")
+        begin = begin_at_once(answer["processors"]) - sum(each.is_beginning for each in found)
         note: dict[str, Any] = {}
+        rest: dict[str, float] = {}
         for service in services:
             crew = running[service.name]
             wanted = self._wish(
                 now, service, answer, services, {name: len(each) for name, each in running.items()}
             )
             seen = seen_of(crew, answer["workers"]) if "workers" in answer else None
-            decision = courses[service.name].decide(now, wanted, len(crew), seen)
-            self._rest.update(decision.rest)
+            decision = courses[service.name].decide(now, wanted, len(crew), begin, seen)
+            begin -= max(0, (decision.up_to or 0) - len(crew))
+            rest |= decision.rest
             note[service.name] = {"wish": decision.wish.number, "running": len(crew), "reason": decision.wish.reason,
                                   "least": service.limits.least, "most": service.limits.most}  # fmt: skip
             self._carry_out(now, service, decision, crew, found)
         if note != self._noted[1] or now - self._noted[0] > NOTE_SECS:
             self._noted = (now, note)
-            self.feed.ask({"note": note})
-
-    def _ask(self, now: float, workers: bool) -> dict[str, Any]:
-        rest, self._rest = self._rest, {}
-        return self.feed.ask({"rest": rest, "workers": workers})
+            self.feed.ask({"rest": rest, "note": note})
+        elif rest:
+            self.feed.ask({"rest": rest})
 
     def _wish(
         self,
@@ -151,7 +151,7 @@ class Controller:
 
     def _wait(self, why: str) -> None:
         """Nothing is done meanwhile, and quiet times begin anew."""
-        self._courses, self._rest = {}, {}
+        self._courses = {}
         self.feed.close()
         self._say(why)
 

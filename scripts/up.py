@@ -185,15 +185,12 @@ def start_postgres() -> None:
     run("Starting Postgres, to ask for its schema", POSTGRES)
 
 
-def start_made(*services: str) -> None:
-    """Start all containers that stand, of these services or of all, but those that have done their part: Compose would have
-    them run once more."""
+def start_made() -> None:
+    """Start all containers that stand, but those that have done their part: Compose would have them run once more."""
     still = [
         each
         for each in compose.containers()
-        if each.state in STANDING
-        and each.service not in compose.ONE_SHOTS
-        and (not services or each.service in services)
+        if each.state in STANDING and each.service not in compose.ONE_SHOTS
     ]
     # One call for all would start them one after the other.
     started = [

@@ -6,6 +6,7 @@ one that works. Later it counts containers, so a hole in their numbers is none.
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from scripts import compose, engine, env_file, up
@@ -15,9 +16,11 @@ from scripts.worker_limits import Limits
 #: Services without which no step is sent: while none of them runs the stack is down.
 DRIVERS = {"daemon", "runner"}
 RUNNING = ("running", "restarting", "paused")
+#: Containers that are started at the same time.
+STARTS = 4
 #: Seconds for the engine to make containers, and to end one that rests.
 MAKE_SECS, STOP_SECS = 120, 60
-FORMAT = '{{.ID}}\t{{.Names}}\t{{.State}}\t{{.Label "com.docker.compose.service"}}\t{{.Label "com.docker.compose.oneoff"}}'
+FORMAT = '{{.ID}}\t{{.Names}}\t{{.State}}\t{{.Status}}\t{{.Label "com.docker.compose.service"}}\t{{.Label "com.docker.compose.oneoff"}}'
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,12 @@ class Member:
     name: str
     service: str
     state: str
+    #: In words, with its health.
+    status: str = ""
+
+    @property
+    def is_beginning(self) -> bool:
+        return self.state == "running" and "health: starting" in self.status
 
     @property
     def is_running(self) -> bool:
@@ -43,8 +52,8 @@ def members() -> list[Member]:
     lines = command(["ps", "--all", "--filter", label, "--format", FORMAT], MAKE_SECS).splitlines()
     rows = [line.split("\t") for line in lines]
     return [
-        Member(identity, name, service, state)
-        for identity, name, state, service, one_off in rows
+        Member(identity, name, service, state, status)
+        for identity, name, state, status, service, one_off in rows
         if one_off != "True"
     ]
 
@@ -54,14 +63,18 @@ def is_up(found: list[Member]) -> bool:
 
 
 def raise_to(limits: Limits, number: int) -> None:
-    """So many containers, with the present image and settings; those that are there are not touched.
+    """So many containers, with the present image and settings; those that run are not touched.
 
     `.env` first: whoever starts the stack later, or now by hand, has this number too.
     """
     env_file.set_value(limits.variable, str(number))
     create = [*compose.compose(), "--progress", "quiet", "create", "--no-recreate", limits.service]
     command(create[1:], MAKE_SECS, {limits.variable: str(number)})
-    up.start_made(limits.service)
+    standing = [
+        each.name for each in members() if each.service == limits.service and each.state in up.STANDING
+    ]
+    with ThreadPoolExecutor(max_workers=STARTS) as pool:
+        list(pool.map(lambda name: command(["start", name], MAKE_SECS), standing))
 
 
 def remove(limits: Limits, container: str, left: int) -> None:

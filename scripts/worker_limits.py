@@ -4,10 +4,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from scripts import compose, env_file
-from scripts.console import Failure
+from scripts.console import ROOT, Failure
 
 SETTING = "AUTOSCALE"
 EXAMPLE = "AUTOSCALE=worker:1..8,worker-heavy:0..2"
@@ -51,8 +53,22 @@ def services() -> list[Service]:
         raise Failure(
             f"Which workers, and between which numbers? Set {EXAMPLE} in {env_file.env_path().name}, then `make autoscale`."
         )
-    config = json.loads(compose.output("--profile", "*", "config", "--format", "json"))["services"]
+    config = configuration(tuple(path.stat().st_mtime_ns for path in files() if path.exists()))
     return [described(limits, config) for limits in parsed(text)]
+
+
+def files() -> list[Path]:
+    """What Compose's answer comes from, as far as it changes while the stack runs."""
+    return [env_file.env_path(), ROOT / "compose.yaml", ROOT / "compose.override.yaml"]
+
+
+@lru_cache(maxsize=1)
+def configuration(_: tuple[int, ...]) -> dict[str, Any]:
+    """The services as Compose reads them: half a second, so not at each look."""
+    found: dict[str, Any] = json.loads(compose.output("--profile", "*", "config", "--format", "json"))[
+        "services"
+    ]
+    return found
 
 
 def parsed(text: str) -> list[Limits]:

@@ -61,6 +61,12 @@ def wish(limits: Limits, number: int, running: int, rooms: Mapping[str, int]) ->
     return Wish(limits.least, "minimum") if found.number < limits.least else found
 
 
+def begin_at_once(processors: int) -> int:
+    """How many workers may begin at the same time. A Python that begins takes a processor for seconds: where too many do,
+    all are late, the first one too."""
+    return max(1, processors // 2)
+
+
 class Course:
     """The decisions on one service, from one look to the next."""
 
@@ -74,12 +80,16 @@ class Course:
         """Whether the next decision takes what the workers themselves say."""
         return self._lower_since is not None and now - self._lower_since >= self.cooldown
 
-    def decide(self, now: float, wanted: Wish, running: int, crew: Sequence[Seen] | None = None) -> Decision:
-        """`crew`: the workers that answered, where they were asked; one that did not can't be chosen."""
+    def decide(
+        self, now: float, wanted: Wish, running: int, begin: int = 1, crew: Sequence[Seen] | None = None
+    ) -> Decision:
+        """`begin`: how many may begin now. `crew`: the workers that answered, where they were asked; one that did not can't be
+        chosen."""
         if wanted.number >= running:
             back = {self._chosen: 0.0} if self._chosen else {}
             self._lower_since = self._chosen = None
-            return Decision(wanted, wanted.number if wanted.number > running else None, back)
+            number = min(wanted.number, running + max(begin, 0))
+            return Decision(wanted, number if number > running else None, back)
         if self._lower_since is None:
             self._lower_since = now
         if crew is None or not self.needs_answers(now):

@@ -49,7 +49,11 @@ def serve(
         for line in questions:
             question = json.loads(line)
             tell_to_rest(app, connection, question.get("rest", {}))
-            answer: dict[str, Any] = {"queues": depths(broker), "memory": available(memory)}
+            answer: dict[str, Any] = {
+                "queues": depths(broker),
+                "memory": available(memory),
+                "processors": os.cpu_count() or 1,
+            }
             if question.get("workers"):
                 answer["workers"] = [
                     {"name": each.name, "held": each.held, "rests": each.rests}

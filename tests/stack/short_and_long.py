@@ -6,7 +6,7 @@ from dagster import job, op
 
 from dagster_stack import celery_executor, stack_resources
 
-NUMBER, SHORT_SECS, LONG_SECS = 120, 1.5, 100
+NUMBER, SHORT_SECS, LONG_SECS = 120, 1.5, 200
 
 
 @op

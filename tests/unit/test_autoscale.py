@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from scripts import (
     systemd_unit,
     turns,
     unfinished,
-    up,
     worker_crew,
     worker_limits,
 )
@@ -186,12 +186,13 @@ class FakeFeed:
         self.queues: dict[str, dict[str, int]] = {}
         self.workers: list[dict[str, Any]] = []
         self.memory = 64 * 1024**3
+        self.processors = 32
         self.asked: list[dict[str, Any]] = []
         self.closed = 0
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         self.asked.append(question)
-        answer: dict[str, Any] = {"queues": self.queues, "memory": self.memory}
+        answer: dict[str, Any] = {"queues": self.queues, "memory": self.memory, "processors": self.processors}
         return {**answer, "workers": self.workers} if question.get("workers") else answer
 
     def close(self) -> None:
@@ -252,6 +253,18 @@ def test_there_are_as_many_workers_as_messages(stack: Stack) -> None:
     assert stack.look() == []
 
 
+def test_on_few_processors_one_begins_after_the_other(stack: Stack) -> None:
+    stack.has("worker", 1)
+    stack.feed.queues = {"dagster": {"ready": 4, "in_work": 1}}
+    stack.feed.processors = 2
+
+    assert stack.look() == ["worker to 2"]
+    stack.members[-1] = replace(stack.members[-1], status="Up 2 seconds (health: starting)")
+    assert stack.look() == []
+    stack.members[-1] = replace(stack.members[-1], status="Up 4 seconds (healthy)")
+    assert stack.look() == ["worker to 3"]
+
+
 def test_wish_workers_and_reason_are_noted(stack: Stack) -> None:
     stack.has("worker", 1)
     stack.feed.queues = {"dagster": {"ready": 20, "in_work": 1}}
@@ -289,7 +302,6 @@ def test_after_a_quiet_time_the_one_that_rests_goes(stack: Stack) -> None:
     ]
 
     assert stack.look() == []
-    stack.look()
     assert stack.feed.asked[-1]["rest"] == {"dagster@000000000002": 30}
     stack.feed.workers[1]["rests"] = 29
     assert stack.look() == ["without stack-worker-2, 1 left"]
@@ -355,10 +367,22 @@ def test_workers_are_known_by_their_containers() -> None:
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Those that reached the engine, which has two workers and makes as many as it is told."""
     found: list[str] = []
+    states = ["running", "running"]
 
     def command(arguments: list[str], seconds: float, environment: dict[str, str] | None = None) -> str:
+        if arguments[0] == "ps":
+            return "".join(
+                f"{n:012}\tw-{n}\t{state}\tUp 2 seconds\tworker\tFalse\n"
+                for n, state in enumerate(states, start=1)
+            )
         found.append(" ".join(arguments))
+        if "create" in arguments:
+            assert environment
+            states.extend(["created"] * (int(environment["WORKERS"]) - len(states)))
+        if arguments[0] == "start":
+            states[int(arguments[1].removeprefix("w-")) - 1] = "running"
         return ""
 
     monkeypatch.setattr(worker_crew, "command", command)
@@ -378,15 +402,15 @@ def test_env_has_the_higher_number_before_and_the_lower_one_after(
         return command(*words)
 
     monkeypatch.setattr(worker_crew, "command", look_and_do)
-    monkeypatch.setattr(up, "start_made", lambda *_: None)
     monkeypatch.setattr(compose, "compose", lambda: ["docker", "compose"])
 
     worker_crew.raise_to(Limits("worker", 1, 8), 4)
     worker_crew.remove(Limits("worker", 1, 8), "stack-worker-2", 3)
 
-    assert seen == ["4", "4", "4"]
+    assert set(seen) == {"4"}
     assert env_file.read(env)["WORKERS"] == "3"
-    assert commands == [
+    assert sorted(commands[1:3]) == ["start w-3", "start w-4"]
+    assert [commands[0], *commands[3:]] == [
         "compose --progress quiet create --no-recreate worker",
         "stop stack-worker-2",
         "rm stack-worker-2",
@@ -476,5 +500,5 @@ def test_a_question_is_answered_by_a_line(monkeypatch: pytest.MonkeyPatch) -> No
     first, second = map(json.loads, answers.getvalue().splitlines())
     assert first["queues"] == {"dagster": {"ready": 3, "in_work": 1}}
     assert first["workers"] == [{"name": "dagster@1", "held": 1, "rests": 12.5}]
-    assert second.keys() == {"queues", "memory"}
+    assert second.keys() == {"queues", "memory", "processors"}
     assert (told, noted) == ([{"dagster@1": 30}, {}], [{"a": 1}])

@@ -3,7 +3,17 @@
 import pytest
 
 from scripts.worker_limits import Limits
-from scripts.worker_wish import LEFT_SECS, REST_SECS, Course, Decision, Seen, Wish, needed, wish
+from scripts.worker_wish import (
+    LEFT_SECS,
+    REST_SECS,
+    Course,
+    Decision,
+    Seen,
+    Wish,
+    begin_at_once,
+    needed,
+    wish,
+)
 
 LIMITS = Limits("worker", 1, 8)
 ROOM = {"connections": 100, "memory": 100}
@@ -64,7 +74,17 @@ def quiet(course: Course, running: int = 3, number: int = 1) -> float:
 
 
 def test_up_at_once(course: Course) -> None:
-    assert course.decide(1, Wish(6, "work"), 1) == Decision(Wish(6, "work"), up_to=6)
+    assert course.decide(1, Wish(6, "work"), 1, begin=8) == Decision(Wish(6, "work"), up_to=6)
+
+
+def test_no_more_begin_at_once_than_have_processors(course: Course) -> None:
+    assert [begin_at_once(processors) for processors in (1, 2, 4, 16)] == [1, 1, 2, 8]
+    wanted = Wish(6, "work")
+
+    assert course.decide(1, wanted, 1, begin=2) == Decision(wanted, up_to=3)
+    # While they begin, the wish stays
+    assert course.decide(2, wanted, 3, begin=0) == Decision(wanted)
+    assert course.decide(2, wanted, 3, begin=-1) == Decision(wanted)
 
 
 def test_nothing_is_done_where_there_are_enough(course: Course) -> None:
@@ -75,27 +95,27 @@ def test_down_only_after_a_quiet_time(course: Course) -> None:
     wanted = Wish(1, "work")
     crew = [seen("a"), seen("b")]
 
-    assert course.decide(1000, wanted, 2, crew) == Decision(Wish(1, "quiet time"))
-    assert course.decide(1000 + COOLDOWN - 1, wanted, 2, crew) == Decision(Wish(1, "quiet time"))
-    assert course.decide(1000 + COOLDOWN, wanted, 2, crew).rest == {"dagster@a": REST_SECS}
+    assert course.decide(1000, wanted, 2, crew=crew) == Decision(Wish(1, "quiet time"))
+    assert course.decide(1000 + COOLDOWN - 1, wanted, 2, crew=crew) == Decision(Wish(1, "quiet time"))
+    assert course.decide(1000 + COOLDOWN, wanted, 2, crew=crew).rest == {"dagster@a": REST_SECS}
 
 
 def test_a_moment_of_work_begins_the_quiet_time_anew(course: Course) -> None:
     now = quiet(course, running=2)
     course.decide(now - 1, Wish(2, "work"), 2)
 
-    assert course.decide(now, Wish(1, "work"), 2, [seen("a")]) == Decision(Wish(1, "quiet time"))
+    assert course.decide(now, Wish(1, "work"), 2, crew=[seen("a")]) == Decision(Wish(1, "quiet time"))
 
 
 def test_one_goes_after_the_other_each_once_it_rests_and_holds_nothing(course: Course) -> None:
     now = quiet(course)
     wanted = Wish(1, "minimum")
 
-    first = course.decide(now, wanted, 3, [seen("a"), seen("b"), seen("c")])
-    second = course.decide(now + 2, wanted, 3, [seen("a", rests=29), seen("b"), seen("c")])
-    third = course.decide(now + 4, wanted, 2, [seen("b"), seen("c")])
-    fourth = course.decide(now + 6, wanted, 2, [seen("b", rests=29), seen("c")])
-    fifth = course.decide(now + 8, wanted, 1, [seen("c")])
+    first = course.decide(now, wanted, 3, crew=[seen("a"), seen("b"), seen("c")])
+    second = course.decide(now + 2, wanted, 3, crew=[seen("a", rests=29), seen("b"), seen("c")])
+    third = course.decide(now + 4, wanted, 2, crew=[seen("b"), seen("c")])
+    fourth = course.decide(now + 6, wanted, 2, crew=[seen("b", rests=29), seen("c")])
+    fifth = course.decide(now + 8, wanted, 1, crew=[seen("c")])
 
     assert (first.rest, first.remove) == ({"dagster@a": REST_SECS}, None)
     assert second.remove == "a"
@@ -108,7 +128,7 @@ def test_who_has_the_least_to_do_goes(course: Course) -> None:
     now = quiet(course)
 
     decision = course.decide(
-        now, Wish(1, "work"), 3, [seen("a", held=2), seen("b", held=1), seen("c", held=2)]
+        now, Wish(1, "work"), 3, crew=[seen("a", held=2), seen("b", held=1), seen("c", held=2)]
     )
 
     assert decision == Decision(Wish(1, "ends its work"), rest={"dagster@b": REST_SECS})
@@ -119,23 +139,23 @@ def test_a_worker_at_work_is_never_stopped(course: Course) -> None:
 
     for later in range(0, 3600, 2):
         decision = course.decide(
-            now + later, Wish(1, "work"), 2, [seen("a", held=1, rests=29), seen("b", held=1)]
+            now + later, Wish(1, "work"), 2, crew=[seen("a", held=1, rests=29), seen("b", held=1)]
         )
         assert (decision.remove, decision.rest) == (None, {"dagster@a": REST_SECS})
 
 
 def test_another_one_that_is_idle_goes_in_its_place(course: Course) -> None:
     now = quiet(course, running=2)
-    course.decide(now, Wish(1, "work"), 2, [seen("a", held=1), seen("b", held=2)])
+    course.decide(now, Wish(1, "work"), 2, crew=[seen("a", held=1), seen("b", held=2)])
 
-    decision = course.decide(now + 2, Wish(1, "work"), 2, [seen("a", held=1, rests=28), seen("b")])
+    decision = course.decide(now + 2, Wish(1, "work"), 2, crew=[seen("a", held=1, rests=28), seen("b")])
 
     assert decision.rest == {"dagster@b": REST_SECS, "dagster@a": 0}
 
 
 def test_whoever_rests_works_again_as_soon_as_it_is_needed(course: Course) -> None:
     now = quiet(course, running=2)
-    course.decide(now, Wish(1, "work"), 2, [seen("a"), seen("b")])
+    course.decide(now, Wish(1, "work"), 2, crew=[seen("a"), seen("b")])
 
     assert course.decide(now + 2, Wish(2, "work"), 2) == Decision(Wish(2, "work"), rest={"dagster@a": 0})
     assert course.decide(now + 4, Wish(2, "work"), 2) == Decision(Wish(2, "work"))
@@ -145,8 +165,8 @@ def test_a_rest_that_is_nearly_over_is_renewed_first(course: Course) -> None:
     """Else the worker could take a message while its container is being stopped."""
     now = quiet(course, running=2)
 
-    late = course.decide(now, Wish(1, "work"), 2, [seen("a", rests=LEFT_SECS - 1), seen("b")])
-    renewed = course.decide(now + 2, Wish(1, "work"), 2, [seen("a", rests=REST_SECS - 1), seen("b")])
+    late = course.decide(now, Wish(1, "work"), 2, crew=[seen("a", rests=LEFT_SECS - 1), seen("b")])
+    renewed = course.decide(now + 2, Wish(1, "work"), 2, crew=[seen("a", rests=REST_SECS - 1), seen("b")])
 
     assert (late.remove, late.rest) == (None, {"dagster@a": REST_SECS})
     assert renewed.remove == "a"
@@ -157,10 +177,10 @@ def test_one_that_does_not_say_what_it_holds_is_left_alone(course: Course, crew:
     """One that starts, one that hangs, one of an older version."""
     now = quiet(course)
 
-    assert course.decide(now, Wish(1, "work"), 2, crew) == Decision(Wish(1, "no answer"))
+    assert course.decide(now, Wish(1, "work"), 2, crew=crew) == Decision(Wish(1, "no answer"))
 
 
 def test_a_controller_that_starts_anew_goes_on_with_who_rests_already(course: Course) -> None:
     now = quiet(course, running=2)
 
-    assert course.decide(now, Wish(1, "work"), 2, [seen("a"), seen("b", rests=20)]).remove == "b"
+    assert course.decide(now, Wish(1, "work"), 2, crew=[seen("a"), seen("b", rests=20)]).remove == "b"
