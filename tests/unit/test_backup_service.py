@@ -256,7 +256,7 @@ def test_a_full_repository_is_said_though_pgbackrest_only_says_that_a_file_waits
 ) -> None:
     monkeypatch.setattr(database, "ARCHIVED_SECS", -1)
     monkeypatch.setattr(database, "sql", lambda _: [["", "000000010000000000000030!"]])
-    monkeypatch.setattr(database.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    monkeypatch.setattr("backup.database.shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 20))
 
     with pytest.raises(Failure, match=r"The repository is full.*\n.*00000001000000000000007D"):
         database.wait_until_archived("00000001000000000000007D")
