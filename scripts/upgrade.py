@@ -71,6 +71,8 @@ def upgrade() -> None:
         images.ensure(behind)
         certificates.issue()
         if up.is_up():
+            code_versions.forget_rollback()
+            up.close_former_logins()
             done("all services run with these packages, this code and these settings: nothing to upgrade")
             return
         tell_more(changed, before)
@@ -123,6 +125,11 @@ def wanted() -> str:
 def require_stack() -> None:
     if not compose.containers():
         raise Failure("The stack is down. `make up` starts it as it is; then `make upgrade`.")
+    base = env_file.settings().get("BASE_IMAGE", "")
+    if not base_image.image_id(base):
+        raise Failure(
+            f"The base image {base} is no longer here: `make up` gets it again; then `make upgrade`."
+        )
 
 
 # --- old → new -------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`make lock`: what moves, what stays, what is refused. Real uv, with packages made here and no network."""
 
+import contextlib
 import re
 from pathlib import Path
 
@@ -292,3 +293,26 @@ def test_with_a_damaged_build_lock_the_newest_uv_repairs_it(
 
     assert installed[0][-1] == "uv"
     assert "--require-hashes" not in installed[0]
+
+
+def test_locks_are_resolved_beside_those_that_are_there_until_they_are_taken(checkout: Checkout) -> None:
+    lock.lock()
+    wheel(checkout.index, "frame", "2.0")
+
+    lock.resolve_all("all")
+
+    assert "frame==1.0" in checkout.locked()
+    assert "frame==2.0" in lock.resolved("stack")
+
+
+def test_locks_that_were_taken_are_given_back_when_what_follows_fails(checkout: Checkout) -> None:
+    lock.lock()
+    wheel(checkout.index, "frame", "2.0")
+    lock.resolve_all("all")
+
+    with contextlib.suppress(Failure), lock.kept_on_failure():
+        lock.take()
+        assert "frame==2.0" in checkout.locked()
+        raise Failure
+
+    assert "frame==1.0" in checkout.locked()

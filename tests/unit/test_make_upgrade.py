@@ -86,6 +86,7 @@ def stack(env: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
     monkeypatch.setattr(code_versions, "inspected", inspected)
     monkeypatch.setattr(code_versions, "keep_running", lambda: None)
     monkeypatch.setattr(code_versions, "rolled_back", lambda: "")
+    monkeypatch.setattr(code_versions, "forget_rollback", lambda: None)
     monkeypatch.setattr(code_versions, "keep", stack.does("keep"))
     monkeypatch.setattr(base_image, "image_id", lambda name: f"old {name}")
     monkeypatch.setattr(base_image, "renew", stack.does("renew the base"))
@@ -291,6 +292,15 @@ def test_a_store_whose_swap_was_killed_is_started_before_a_backup_needs_it(stack
 def test_a_stack_that_is_down_is_started_first(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compose, "containers", list)
     with pytest.raises(Failure, match="`make up` starts it as it is"):
+        upgrade.upgrade()
+
+
+def test_without_a_base_image_there_is_nothing_to_compare_with(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRY_RUN", "1")
+    monkeypatch.setattr(base_image, "image_id", lambda _: "")
+    with pytest.raises(Failure, match="base image base is no longer here: `make up`"):
         upgrade.upgrade()
 
 
