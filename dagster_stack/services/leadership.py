@@ -50,7 +50,7 @@ class Leadership:
         self._looked_at: float | None = None
 
     def await_lead(self, meanwhile: Callable[[], object] = lambda: None) -> None:
-        """Return when this daemon leads; raises KeyboardInterrupt when it is told to stop."""
+        """Return when this daemon leads; raises KeyboardInterrupt when it is told to stop. `meanwhile` may fail."""
         is_told = False
         while not self._take():
             if not is_told:
@@ -58,7 +58,12 @@ class Leadership:
                 is_told = True
             with raise_interrupts_as(KeyboardInterrupt):
                 time.sleep(LOOK_SECS)
-            meanwhile()
+            try:
+                meanwhile()
+            except Exception as error:
+                logger.warning(
+                    "the code could not be loaded anew: %s", error, extra={"action": "definitions.old"}
+                )
 
     def _take(self) -> bool:
         try:

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from dagster import DagsterInstance
+from dagster._daemon import controller
 from dagster._daemon.types import DaemonHeartbeat
 from dagster_shared.error import SerializableErrorInfo
 
-from dagster_stack.services.daemon import daemon_complaint
+from dagster_stack.services.daemon import daemon_complaint, leadership_of, start_as_leader
 
 
 @pytest.fixture
@@ -53,3 +56,23 @@ def test_a_users_failed_sensor_does_not_make_the_daemon_unwell(instance: Dagster
     beat(instance, error=True)
 
     assert daemon_complaint(instance) is None
+
+
+# --- several daemons ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_daemon_does_begins_when_it_leads_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dagster's constructor starts the threads; the code is loaded by then."""
+    done: list[str] = []
+    daemon: Any = controller.DagsterDaemonController
+    monkeypatch.setattr(daemon, "__init__", lambda *_, **__: done.append("threads"))
+    leadership: Any = SimpleNamespace(await_lead=lambda _: done.append("waited"))
+
+    start_as_leader(leadership, lambda: done.append("leads"))
+    daemon("context", [], grpc_server_registry=None)
+
+    assert done == ["waited", "leads", "threads"]
+
+
+def test_one_daemon_on_other_storage_than_the_stacks_knows_no_lead(instance: DagsterInstance) -> None:
+    assert leadership_of(instance) is None

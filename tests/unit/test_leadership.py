@@ -299,3 +299,18 @@ def test_one_that_can_not_ask_who_leads_is_unwell(daemons: Daemons, monkeypatch:
     monkeypatch.setattr("dagster_stack.services.leadership.time.monotonic", lambda: now + SILENCE_SECS + 1)
 
     assert "is not known" in (standing_by.complaint() or "")
+
+
+def test_one_whose_code_can_not_be_loaded_anew_stands_by_all_the_same(daemons: Daemons) -> None:
+    first, second = daemons.leading("a"), daemons.make("b")
+    tries: list[int] = []
+
+    def fail() -> None:
+        tries.append(1)
+        first.release()
+        raise ValueError("a module is broken")
+
+    second.await_lead(fail)
+
+    assert tries == [1]
+    assert second.leads
