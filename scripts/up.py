@@ -29,6 +29,7 @@ from scripts import (
     turns,
     unfinished,
     variables,
+    worker_limits,
 )
 from scripts import project as user_project
 from scripts.connections import require_connections
@@ -251,7 +252,9 @@ def is_up(with_images: bool = True) -> bool:
     """Whether every container runs well with the settings and image, or with the settings alone, that it would get now."""
     hashes = compose.config_hashes()
     found = compose.containers()
-    if started_services() - {container.service for container in found}:
+    wanted = wanted_scales()
+    missing = started_services() - {container.service for container in found}
+    if any(wanted.get(service, 1) for service in missing):
         return False
     if not all(container.is_well for container in found):
         return False
@@ -265,7 +268,7 @@ def is_up(with_images: bool = True) -> bool:
     return (
         len(lines) == len(found)
         and all(is_current(line.split(), hashes, with_images) for line in lines)
-        and all(scales.get(service, number) == number for service, number in wanted_scales().items())
+        and all(scales.get(service, number) == number for service, number in wanted.items())
     )
 
 
@@ -280,7 +283,9 @@ def started_services() -> set[str]:
 
 
 def wanted_scales() -> dict[str, int]:
+    scaled = worker_limits.parsed(env_file.settings().get(worker_limits.SETTING, ""))
     return {
+        **{limits.service: env_file.number(limits.variable, 1) for limits in scaled},
         "daemon": env_file.number("DAEMONS", 1),
         "runner": env_file.number("RUNNERS", 2),
         "worker": env_file.number("WORKERS", 2),

@@ -111,6 +111,8 @@ def test_workers_as_json_hold_whole_run_ids(found: list[Worker]) -> None:
             "done": 3,
             "code": "abc",
             "busy": 1,
+            "held": None,
+            "rests": 0,
         }
     ]
 

@@ -73,6 +73,31 @@ def test_another_number_of_workers_is_not_up(stack: list[Container], env: Path, 
 
 
 @pytest.mark.parametrize(
+    ("service", "settings"),
+    [("worker-heavy", "HEAVY_WORKERS=0\n"), ("worker-heavy", "HEAVY_WORKERS=0\nAUTOSCALE=worker:1..8\n")],
+)
+def test_a_service_that_is_to_have_no_worker_is_not_missing(
+    stack: list[Container], env: Path, service: str, settings: str
+) -> None:
+    stack.remove(container(service))
+    assert not up.is_up()
+    env.write_text(f"WORKERS=2\n{settings}")
+
+    assert up.is_up()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_worker_service_of_your_own_is_as_many_as_make_autoscale_left(
+    stack: list[Container], env: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    env.write_text(f"WORKERS=2\nAUTOSCALE=worker-extra:0..2\nEXTRA_WORKERS={number}\n")
+    monkeypatch.setattr(up, "started_services", lambda: {*SERVICES, "worker-extra"})
+    assert stack
+
+    assert up.is_up() == (number == 0)
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         ["dagit", "another-hash", "sha256:1", "image"],
