@@ -82,6 +82,7 @@ def test_what_to_do_next_is_said_once_the_code_is_loaded(
     ):
         monkeypatch.setattr(owner, name, lambda: None)
     monkeypatch.setattr(base_image, "image_id", lambda _: "")
+    monkeypatch.setattr(compose, "containers", list)
     monkeypatch.setattr(up, "is_up", lambda: False)
     monkeypatch.setattr(up, "start", lambda: started.append(True))
     if fails_at == "before the swap":
