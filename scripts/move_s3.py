@@ -381,4 +381,4 @@ def tell(source: Store, target: Store) -> None:
 
 
 if __name__ == "__main__":
-    main(turns.alone(move))
+    main(turns.alone(move, "move-s3"))
