@@ -414,4 +414,4 @@ def tell(source: Store, target: Store, secs: float) -> None:
 
 
 if __name__ == "__main__":
-    main(turns.alone(move))
+    main(turns.alone(move, "move-s3"))

@@ -7,7 +7,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 
@@ -22,12 +22,12 @@ def file(name: str) -> Path:
     return BUILD_FOLDER / compose.project() / name
 
 
-def alone(entry: Callable[[], None]) -> Callable[[], None]:
-    """A make target that changes containers, once no other one does."""
+def alone(entry: Callable[[], None], name: str = "") -> Callable[[], None]:
+    """A make target that changes containers, once no other one does; its name, where the function has another one."""
 
     @wraps(entry)
     def act() -> None:
-        with turn(f"make {entry.__name__.replace('_', '-')}"):
+        with turn(f"make {name or entry.__name__}"):
             entry()
 
     return act
@@ -36,16 +36,27 @@ def alone(entry: Callable[[], None]) -> Callable[[], None]:
 @contextmanager
 def turn(holder: str) -> Iterator[None]:
     """Wait until no other command changes containers; in here none does."""
+    try:
+        lock = awaited(holder)
+    except OSError:
+        # A folder that is closed to this user, or can only be read: the command itself says so, with what else is wrong.
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def awaited(holder: str) -> int:
+    """The lock once it is free; says who is waited for."""
     began, is_told = time.monotonic(), False
     while (lock := taken(file("turn"), holder)) is None:
         if not is_told and time.monotonic() - began > TELL_SECS:
             say(f"Waiting until `{held_by(file('turn'))}` ends")
             is_told = True
         time.sleep(TRY_SECS)
-    try:
-        yield
-    finally:
-        os.close(lock)
+    return lock
 
 
 @contextmanager
@@ -67,9 +78,8 @@ def hold(name: str, holder: str, refusal: str) -> None:
 
 def keep_for_successor(holder: str) -> None:
     """Wait for the turn and keep it: a program that takes this process's place has it until it ends."""
-    while (lock := taken(file("turn"), holder)) is None:
-        time.sleep(TRY_SECS)
-    os.set_inheritable(lock, True)
+    with suppress(OSError):
+        os.set_inheritable(awaited(holder), True)
 
 
 def taken(path: Path, holder: str) -> int | None:

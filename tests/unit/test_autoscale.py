@@ -168,6 +168,18 @@ def test_a_command_waits_for_its_turn_and_says_for_whom(
         assert "Waiting until `make deploy` ends" in capsys.readouterr().out
 
 
+def test_where_no_lock_can_be_made_the_command_itself_says_what_is_wrong(
+    env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(turns, "BUILD_FOLDER", tmp_path / "file")
+    done: list[str] = []
+
+    turns.alone(lambda: done.append("up"))()
+
+    assert done == ["up"]
+
+
 def test_a_second_controller_is_refused(env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "BUILD_FOLDER", tmp_path)
     turns.hold("autoscale", "process 1", "runs already ({holder})")
