@@ -18,6 +18,8 @@ FOLDER = "tests/faults"
 #: A line for each drill, as it ends; and the table, for docs/reliability.md.
 LEDGER = BUILD_FOLDER / "drills.jsonl"
 PAGE = BUILD_FOLDER / "drills.md"
+#: The mark of what `make test` leaves out, though its subject is no fault.
+LONG = "long"
 #: How long `make soak` goes on, unless MINUTES says otherwise.
 MINUTES = 10
 
@@ -67,7 +69,10 @@ def drills() -> int:
         "Drills: a copy of the stack gets work, one thing is broken while it is under way, and everything that was\n"
         "promised is counted afterwards. Each line below is a promise; all of them take about 40 minutes.\n"
     )
-    return hold("-m", "not soak")
+    code = hold("-m", "not soak")
+    say("\nTests of the stack that take minutes each, which `make test` leaves out")
+    command = [str(venv.ensure("dev")), "-m", "pytest", "tests/stack", "-m", LONG, "-v", "--no-header"]
+    return max(map(abs, (code, subprocess.run(command, cwd=ROOT, check=False).returncode)))
 
 
 def soak() -> int:

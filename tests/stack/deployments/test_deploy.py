@@ -242,6 +242,7 @@ def two_daemons(stack: Stack) -> Iterator[None]:
         stack.make("up")
 
 
+@pytest.mark.long
 def test_with_two_daemons_schedules_and_sensors_go_on_and_the_new_code_leads(
     stack: Stack, edited: Stack, tmp_path: Path
 ) -> None:
