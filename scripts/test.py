@@ -68,7 +68,7 @@ def unit_tests_meanwhile() -> Iterator[subprocess.Popen[bytes]]:
     LOG_FOLDER.mkdir(parents=True, exist_ok=True)
     log = LOG_FOLDER / "unit-tests.log"
     say(f"The unit tests go on meanwhile ({log})")
-    command = ["nice", "-n", "19", sys.executable, "-m", "scripts.test", "unit"]
+    command = ["nice", "-n", "10", sys.executable, "-m", "scripts.test", "unit"]
     with (
         log.open("wb") as output,
         # In a process group of its own: of Ctrl-C it hears once, from here.
