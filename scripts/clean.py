@@ -5,6 +5,7 @@ import os
 from scripts import backups, certificates, compose, data_folder, engine, env_file, unfinished, variables
 from scripts import project as user_project
 from scripts.console import attended, confirm, done, main, run_logged, say
+from scripts.hosts import host, services
 
 
 def clean() -> None:
@@ -22,6 +23,10 @@ def clean() -> None:
         say("  nothing was deleted")
         return
     engine.ensure()
+    services.stop_all(with_data=True)
+    for each in host.joined():
+        each.file.unlink()
+    env_file.set_values({host.SETTING: "", "RUNNERS_IN_ALL": ""})
     run_logged(
         f"Removing {project}",
         [

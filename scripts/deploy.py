@@ -26,6 +26,7 @@ from scripts import (
     up,
 )
 from scripts.console import Failure, Progress, done, main, run_logged, say, warn
+from scripts.hosts import services as hosts
 
 #: What to do with runs under way; and the minutes after which those that are waited for are handed over.
 HOW = ("wait", "hand-over")
@@ -75,6 +76,7 @@ def deploy() -> None:
         say("Building images")
         images.ensure()
         certificates.issue()
+        hosts.bring()
         if up.is_up():
             code_versions.forget_rollback()
             up.close_former_logins()
@@ -207,17 +209,18 @@ def swap() -> None:
     """All services with the new image and settings.
 
     `init` first: it gives runs under way the new code, while the old services go on. Then all others at once, each
-    container once: old runners hand their runs over, old workers end their steps within their grace period or give
-    them back.
+    container once, those of further hosts beside them: old runners hand their runs over, old workers end their steps within
+    their grace period or give them back.
     """
     up.remove_unwanted()
     up.remove_abandoned()
     try:
         up.run("Preparing stores and runs for the new code", PREPARE)
         up.wait_until_healthy("init")
-        up.run("Swapping the services", SWAP)
-        up.start_made()
-        up.wait_until_healthy()
+        with hosts.swapping():
+            up.run("Swapping the services", SWAP)
+            up.start_made()
+            up.wait_until_healthy()
     except KeyboardInterrupt:
         raise Failure(
             "Interrupted while services were swapped: `make deploy` or `make up` completes it."

@@ -31,6 +31,7 @@ from scripts import (
 from scripts import project as user_project
 from scripts.connections import require_connections
 from scripts.console import ROOT, Failure, Progress, attended, confirm, done, main, run_logged, say, warn
+from scripts.hosts import services as hosts
 
 #: Seconds until every service must be healthy; 20 is usual with warm images.
 HEALTHY_TIMEOUT_SECS = 240
@@ -54,6 +55,7 @@ def up() -> None:
         say("Building images")
         images.ensure()
         certificates.issue()
+        hosts.bring()
         code = "" if is_up() else code_check.check()
         if code:
             agree_to_leave_rollback(code)
@@ -102,6 +104,7 @@ def prepare() -> None:
     preflight.report([*preflight.stack_name(), *login.findings(), *certificates.findings()])
     login.derive()
     compose.require_own_project()
+    hosts.prepare()
     certificates.record()
     proxies.record()
     variables.record()
@@ -151,6 +154,7 @@ def start() -> None:
     remove_abandoned()
     run("Starting the services", UP)
     wait_until_healthy()
+    hosts.start()
     done(f"all services are healthy ({time.monotonic() - started:.0f} s)")
 
 
@@ -247,7 +251,9 @@ def is_up(with_images: bool = True) -> bool:
     """Whether every container runs well with the settings and image, or with the settings alone, that it would get now."""
     hashes = compose.config_hashes()
     found = compose.containers()
-    if started_services() - {container.service for container in found}:
+    wanted = wanted_scales()
+    missing = started_services() - {container.service for container in found}
+    if any(wanted.get(service, 1) for service in missing):
         return False
     if not all(container.is_well for container in found):
         return False
@@ -261,7 +267,8 @@ def is_up(with_images: bool = True) -> bool:
     return (
         len(lines) == len(found)
         and all(is_current(line.split(), hashes, with_images) for line in lines)
-        and all(scales.get(service, number) == number for service, number in wanted_scales().items())
+        and all(scales.get(service, number) == number for service, number in wanted.items())
+        and hosts.are_up(with_images)
     )
 
 

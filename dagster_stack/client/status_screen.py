@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dagster_stack.client.display import one_line, printable
-from dagster_stack.monitoring.formatting import number, percent, seconds, size
+from dagster_stack.monitoring.formatting import counted, number, percent, seconds, size
 from dagster_stack.monitoring.snapshot import DAEMON_SILENCE_SECS, Alerting, Queue, Snapshot, Verdict
 
 STYLES = {Verdict.WELL: "bold green", Verdict.UNWELL: "bold red", Verdict.UNKNOWN: "bold yellow"}
@@ -124,6 +124,9 @@ def facts(snapshot: Snapshot) -> Table:
     waiting = f", the oldest for {seconds(runs.queue_oldest_seconds)}" if runs.queue_length else ""
     content.add_row("RUN QUEUE", f"{number(runs.queue_length)}{waiting}")
     content.add_row("DAEMONS", daemons(snapshot))
+    if snapshot.hosts:
+        told = ", ".join(f"{host} {counted(count, 'worker')}" for host, count in snapshot.hosts.items())
+        content.add_row("HOSTS", Text(printable(told)))
     content.add_row("POSTGRES", connections(snapshot))
     content.add_row("EVENT LOG", f"{number(stores.event_log_rows)} rows, {size(stores.event_log_bytes)}")
     content.add_row("BUCKET", f"{size(stores.bucket_bytes)} in {number(stores.bucket_objects)} objects")

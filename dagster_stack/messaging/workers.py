@@ -11,6 +11,8 @@ from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.messaging.publishing import confirmed_producer
 from dagster_stack.messaging.run_connection import ANSWER_SECS
 
+#: Names the further host that a worker is on; nothing on the first one.
+HOST_VARIABLE = "DAGSTER_STACK_HOST"
 #: The command's name on the wire.
 ROLL_CALL = "roll_call"
 #: Further seconds for a worker that answered the last time: it may be slow on a busy machine.
@@ -40,6 +42,8 @@ class Worker:
     done: int
     code: str = UNKNOWN
     busy: int = 0
+    #: Empty on the first host.
+    host: str = ""
 
     @classmethod
     def of(cls, name: str, answer: Mapping[str, Any]) -> "Worker":
@@ -53,6 +57,7 @@ class Worker:
             done=answer.get("done", 0),
             code=answer.get("code") or UNKNOWN,
             busy=answer.get("busy", 0),
+            host=answer.get("host", ""),
         )
 
 

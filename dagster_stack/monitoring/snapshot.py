@@ -135,6 +135,8 @@ class Snapshot:
     stores: Stores
     alerts: Alerts
     away: str | None = None
+    #: Workers that answer, by further host; None on one host.
+    hosts: dict[str, float] | None = None
 
     @staticmethod
     def of(families: Iterable[Metric], at: float, alerts: Alerts, away: str | None = None) -> "Snapshot":
@@ -167,6 +169,7 @@ class Snapshot:
             ),
             alerts=alerts,
             away=away,
+            hosts=found.by("dagster_host_workers", "host"),
         )
 
     @staticmethod
@@ -201,6 +204,9 @@ class Snapshot:
             )
             if foreign:
                 found.append(f"{counted(foreign, 'worker')} on {queue.name} with other code: `make deploy`.")
+        for host, count in (self.hosts or {}).items():
+            if not count:
+                found.append(f"No worker of host {host} answers: `make hosts`.")
         used, limit = self.stores.database_connections, self.stores.database_connections_limit
         if used is not None and limit and used >= FULL * limit:
             found.append(
