@@ -202,9 +202,9 @@ def engines(*names: str, keep: bool = False) -> Iterator[Sequence[Engine]]:
 
 
 def mounted_below(folder: Path) -> list[str]:
-    """What an engine that was killed has left, the inner ones first."""
+    """What an engine that was killed has left there, the inner ones first, and its data root itself."""
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    return [mount for mount in reversed(mounts) if mount.startswith(f"{folder}/")]
+    return [mount for mount in reversed(mounts) if f"{mount}/".startswith(f"{folder}/")]
 
 
 def _lives(pid: int) -> bool:
