@@ -1,5 +1,5 @@
 # What people do with the stack. A target is a line or two; what is longer lives in scripts/.
-# Variables: JOB, CONFIG, TAGS, N, UNIT, OFF, NAME, ROLE, PASSWORD, REMOVE, JSON, DEPLOY, BACKED_UP, WHAT, RUN, SERVICE, SINCE, FOLLOW, USER, FULL, TO, FROM, RUNS, SCHEDULES, BACKUP_KEY, ROUNDS, WORK, MINUTES, SEED, FORCE, DRY_RUN, UPGRADE, SETS, TESTS, STACK (below), PYTHON,
+# Variables: JOB, CONFIG, TAGS, N, ON, UNIT, OFF, ADD, SKIP, NAME, ROLE, PASSWORD, REMOVE, JSON, DEPLOY, BACKED_UP, WHAT, RUN, SERVICE, SINCE, FOLLOW, USER, FULL, TO, FROM, RUNS, SCHEDULES, BACKUP_KEY, ROUNDS, WORK, MINUTES, SEED, FORCE, DRY_RUN, UPGRADE, SETS, TESTS, STACK (below), PYTHON,
 # LOCATION, STACK_ENV_FILE (another .env: a second copy of the stack), INSTALL_DOCKER, REQUIRED_DISK_GB, TAKE_OVER (docs/operations.md).
 # make hands them on by itself; an `export` here would set the absent ones to nothing, above what .env says.
 
@@ -13,7 +13,7 @@ MAKEFLAGS += --no-print-directory
 unexport PYTHONSAFEPATH PYTHONHOME DOCKER_BUILDKIT DOCKER_DEFAULT_PLATFORM
 unexport COMPOSE_ENV_FILES COMPOSE_DISABLE_ENV_FILE COMPOSE_IGNORE_ORPHANS COMPOSE_REMOVE_ORPHANS
 
-.PHONY: help up deploy versions rollback upgrade rotate check-s3 move-s3 reload project down demo run scale autoscale monitoring user users status workers dead-letters audit retention compact logs ps shell backup backups restore restore-drill dev test test-unit test-versions lint lock dashboards bench drills soak clean
+.PHONY: help up deploy versions rollback upgrade rotate check-s3 move-s3 reload project down demo run scale autoscale host hosts monitoring user users status workers dead-letters audit retention compact logs ps shell backup backups restore restore-drill dev test test-unit test-versions lint lock dashboards bench drills soak clean
 
 ##@ Every day
 up: ## Build what is missing, start all, wait until healthy, print the addresses
@@ -38,10 +38,14 @@ demo: ## Start all and run a year of flights through it
 	@$(PYTHON) -m scripts.demo
 run: ## Run a job with its progress: JOB=name [CONFIG=file.yaml] [TAGS=k=v,...] [LOCATION=name]
 	@$(PYTHON) -m scripts.run
-scale: ## As many workers: N=8
+scale: ## As many workers: N=8 [ON=box2]
 	@$(PYTHON) -m scripts.scale
 autoscale: ## As many workers as there is work, until Ctrl-C (AUTOSCALE in .env); [UNIT=1] writes a unit of systemd
 	@$(PYTHON) -m scripts.autoscale
+host: ## Another machine's workers join: ADD=ssh://user@box2 [NAME=box2]; or it is shut out: REMOVE=box2 [FORCE=1]
+	@$(PYTHON) -m scripts.hosts.membership
+hosts: ## The machines of the stack, whether they answer, and what runs there
+	@$(PYTHON) -m scripts.hosts.listing
 
 monitoring: ## Figures, Flower and Prometheus beside the stack; OFF=1 takes them away
 	@$(PYTHON) -m scripts.monitoring

@@ -178,6 +178,33 @@ def close_key(key: str) -> None:
     close_former_key(key)
 
 
+@cli.command("host-keys")
+@click.option(
+    "--make",
+    "makes",
+    is_flag=True,
+    help="Make those that standard input has, a JSON object of key and secret.",
+)
+@click.option("--remove", metavar="KEY", help="Remove one, and with it the links that it has signed.")
+def host_keys(makes: bool, remove: str | None) -> None:
+    """List the keys of further hosts in the stack's own S3 store, make some or remove one: for `make host`."""
+    import json
+
+    with uncollected():
+        from dagster_stack.logs.service import configure
+        from dagster_stack.services import host_keys as keys
+        from dagster_stack.services.provision import own_administration
+
+    configure("init")
+    admin = own_administration()
+    if makes:
+        keys.make(admin, json.load(sys.stdin))
+    elif remove:
+        keys.remove(admin, remove)
+    else:
+        click.echo("\n".join(keys.present(admin)))
+
+
 @cli.command("check-s3")
 def check_s3() -> ExitCode:
     """Try whether the S3 store does all that the stack needs; what it tries is gone afterwards."""

@@ -15,6 +15,7 @@ from scripts import (
 )
 from scripts import project as user_project
 from scripts.console import attended, confirm, done, main, run_logged, say
+from scripts.hosts import host, services
 
 #: Where an outside store is, whose data stays.
 OUTSIDE = {"Postgres": "POSTGRES_HOST", "S3": "S3_ENDPOINT_URL"}
@@ -42,6 +43,10 @@ def clean() -> None:
         say("  nothing was deleted")
         return
     engine.ensure()
+    services.stop_all(with_data=True)
+    for each in host.joined():
+        each.file.unlink()
+    env_file.set_values({host.SETTING: "", "RUNNERS_IN_ALL": ""})
     run_logged(
         f"Removing {project}",
         [

@@ -91,8 +91,13 @@ def config_hashes() -> dict[str, str]:
 
 def containers() -> list[Container]:
     """The project's containers, ended ones too; not those of `docker compose run`, which come and go."""
+    return parsed(listed())
+
+
+def parsed(listed: str) -> list[Container]:
+    """The lines of `docker compose ps --format json`."""
     found = []
-    for line in listed().splitlines():
+    for line in listed.splitlines():
         entry = json.loads(line)
         if "com.docker.compose.oneoff=True" in entry["Labels"].split(","):
             continue

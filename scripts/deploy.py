@@ -29,6 +29,7 @@ from scripts import (
     up,
 )
 from scripts.console import Failure, Progress, done, main, run_logged, say, warn
+from scripts.hosts import services as hosts
 
 #: What to do with runs under way; and the minutes after which those that are waited for are handed over.
 HOW = ("wait", "hand-over")
@@ -78,6 +79,7 @@ def deploy() -> None:
         say("Building images")
         images.ensure()
         certificates.issue()
+        hosts.bring()
         if up.is_up():
             code_versions.forget_rollback()
             up.close_former_logins()
@@ -214,7 +216,7 @@ def swap() -> None:
     """All services with the new image and settings.
 
     `init` first: it gives runs under way the new code, while the old services go on. Then one of several daemons. Then all
-    others at once, each container once: old runners hand their runs over, old workers end their steps within their grace
+    others at once, each container once, those of further hosts beside them: old runners hand their runs over, old workers end their steps within their grace
     period or give them back.
     """
     up.remove_unwanted()
@@ -226,9 +228,10 @@ def swap() -> None:
             up.wait_until_healthy("init")
             if several:
                 daemons.hand_over()
-            up.run("Swapping the services", SWAP)
-            up.start_made()
-            up.wait_until_healthy()
+            with hosts.swapping():
+                up.run("Swapping the services", SWAP)
+                up.start_made()
+                up.wait_until_healthy()
         if several:
             daemons.tell(daemons.GO_ON)
     except KeyboardInterrupt:

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 
 from scripts import compose
 from scripts.console import ROOT, Failure, main, say
+from scripts.hosts import logs as hosts
+from scripts.hosts.host import Host
 
 #: Lines of each container that `make logs` begins with.
 TAIL = "100"
@@ -98,7 +100,10 @@ def logs() -> int:
     services = os.environ.get("SERVICE", "").replace(",", " ").split()
     if not os.environ.get("RUN"):
         follow = ["--follow"] if os.environ.get("FOLLOW") != "no" else []
-        compose.become("logs", *follow, *(options or ["--tail", TAIL]), *services)
+        options = [*follow, *(options or ["--tail", TAIL]), *services]
+        if not (further := hosts.reachable()):
+            compose.become("logs", *options)
+        return show(further, options)
     wanted = os.environ["RUN"].strip().lower()
     if not re.fullmatch(rf"[0-9a-f-]{{{SHORTEST},{LONGEST}}}", wanted):
         raise Failure(
@@ -120,8 +125,21 @@ def logs() -> int:
     return 0
 
 
+def show(further: Sequence[Host], options: Sequence[str]) -> int:
+    """The lines of all hosts, as they come."""
+    try:
+        for line in hosts.printed_lines(further, options):
+            say(line.rstrip())
+    except KeyboardInterrupt:
+        say("")
+    return 0
+
+
 def printed_lines(options: Sequence[str]) -> Iterator[str]:
-    """What `docker compose logs` prints, line by line; raises Failure with its own words."""
+    """What `docker compose logs` prints, line by line, of all hosts; raises Failure with its own words."""
+    if further := hosts.reachable():
+        yield from hosts.printed_lines(further, ["--timestamps", *options])
+        return
     command = [*compose.compose(), "--progress", "quiet", "logs", "--no-color", "--timestamps", *options]
     process = subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -192,8 +192,9 @@ def compose_files() -> list[Finding]:
     return [Finding("Compose files", "compose.yaml among them", named, cure)]
 
 
-def versions() -> list[Finding]:
-    tls = env_file.has_internal_tls()
+def versions(tls: bool = False) -> list[Finding]:
+    """Of engine and Compose; `tls` where INTERNAL_TLS is about to be on."""
+    tls = tls or env_file.has_internal_tls()
     found = [
         ("Docker engine", TLS_ENGINE_VERSION if tls else ENGINE_VERSION, engine.version()),
         ("Docker Compose", TLS_COMPOSE_VERSION if tls else COMPOSE_VERSION, engine.compose_version()),
@@ -326,7 +327,9 @@ def is_outside(variable: str, settings: dict[str, str]) -> bool:
     return bool(store and settings.get(store))
 
 
-def report(findings: list[Finding]) -> None:
+def report(
+    findings: list[Finding], unready: str = "This machine is not ready, and nothing was started"
+) -> None:
     """Print required and found; raises Failure that names every cure when one is fatal."""
     for finding in findings:
         line = f"{finding.subject}: required {finding.required}, found {finding.found}"
@@ -337,7 +340,7 @@ def report(findings: list[Finding]) -> None:
     fatal = [finding for finding in findings if finding.cure and finding.fatal]
     if fatal:
         reasons = "\n".join(f"    {finding.subject}: {finding.cure}" for finding in fatal)
-        raise Failure(f"This machine is not ready, and nothing was started:\n{reasons}")
+        raise Failure(f"{unready}:\n{reasons}")
 
 
 def bind_problem(address: str, port: int) -> str | None:

@@ -10,6 +10,7 @@ import signal
 from scripts import certificates, code_check, code_versions, compose, deploy, images, schema, turns, up
 from scripts.code_versions import Version
 from scripts.console import Failure, attended, confirm, done, main, say, warn
+from scripts.hosts import services as hosts
 
 UNTOUCHED = "Nothing was rolled back: the stack goes on as it was."
 ANY_OTHER = "\n\n  Any other one: check it out with git, then `make deploy`."
@@ -26,6 +27,7 @@ def rollback() -> None:
     with images.kept_on_failure(UNTOUCHED):
         images.give_back(target.image_id)
         certificates.issue()
+        hosts.bring()
         if up.is_up():
             up.close_former_logins()
             done(f"all services run with {target.described}: nothing to roll back")

@@ -10,12 +10,15 @@ import signal
 
 from scripts import backups, compose, deploy, env_file, login, store_logins, turns, unfinished, up
 from scripts.console import Failure, done, main, say
+from scripts.hosts import logins as hosts_logins
+from scripts.hosts import services as hosts
 
 
 def rotate() -> None:
     compose.require_env_file()
     unfinished.require_none()
     env_file.require_clear()
+    hosts.prepare()
     how, minutes = deploy.wanted()
     # `kill` ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -33,6 +36,7 @@ def rotate() -> None:
             if how == "wait":
                 deploy.wait_for_runs(minutes)
             env_file.set_values(store_logins.renewed(what))
+            hosts_logins.renew(store_logins.chosen(what))
             done(
                 f"new passwords are in {env_file.env_path().name}: keep it with your backups, unless BACKUP=daily does"
             )

@@ -5,6 +5,7 @@ import os
 from scripts import compose, env_file, turns, unfinished
 from scripts.connections import require_connections
 from scripts.console import Failure, done, main, run_logged
+from scripts.hosts import scaling
 from scripts.up import start_made, wait_until_healthy
 
 #: More is a slip of the finger on one host.
@@ -18,6 +19,9 @@ def scale() -> None:
     text = os.environ.get("N", "")
     if not (text.isascii() and text.isdecimal()) or int(text) > MOST:
         raise Failure(f"How many workers? make scale N=8 (a whole number; found {text or 'nothing'})")
+    if host := os.environ.get("ON"):
+        scaling.scale(host, int(text))
+        return
     require_connections(int(text))
     running = compose.containers()
     env_file.set_value("WORKERS", text)

@@ -34,6 +34,7 @@ from scripts import (
 from scripts import project as user_project
 from scripts.connections import require_connections
 from scripts.console import ROOT, Failure, Progress, attended, confirm, done, main, run_logged, say, warn
+from scripts.hosts import services as hosts
 
 #: Seconds until every service must be healthy; 20 is usual with warm images.
 HEALTHY_TIMEOUT_SECS = 240
@@ -57,6 +58,7 @@ def up() -> None:
         say("Building images")
         images.ensure()
         certificates.issue()
+        hosts.bring()
         code = "" if is_up() else code_check.check()
         if code:
             agree_to_leave_rollback(code)
@@ -106,6 +108,7 @@ def prepare() -> None:
     preflight.report([*preflight.stack_name(), *login.findings(), *certificates.findings()])
     login.derive()
     compose.require_own_project()
+    hosts.prepare()
     certificates.record()
     proxies.record()
     variables.record()
@@ -156,6 +159,7 @@ def start() -> None:
     remove_abandoned()
     run("Starting the services", UP)
     wait_until_healthy()
+    hosts.start()
     done(f"all services are healthy ({time.monotonic() - started:.0f} s)")
 
 
@@ -269,6 +273,7 @@ def is_up(with_images: bool = True) -> bool:
         len(lines) == len(found)
         and all(is_current(line.split(), hashes, with_images) for line in lines)
         and all(scales.get(service, number) == number for service, number in wanted.items())
+        and hosts.are_up(with_images)
     )
 
 

@@ -10,7 +10,7 @@ from scripts.console import ROOT
 
 FOLDER = ROOT / "compose"
 #: What services extend.
-SHAPES = ("compose/shapes.yaml", "compose/pages.yaml")
+SHAPES = ("compose/shapes.yaml", "compose/pages.yaml", "compose/workers.yaml")
 
 
 class Strict(yaml.SafeLoader):
@@ -71,6 +71,10 @@ def whole(service: dict[str, Any], login: str = "off", file: str = SHAPES[0]) ->
 
 
 def chosen(text: str, login: str) -> str:
-    """A name of a file or shape, as it is with LOGIN and INTERNAL_TLS on or off and the stack's own store."""
-    text = text.replace("${LOGIN:-off}", login).replace("${INTERNAL_TLS:-off}", login)
+    """A name of a file or shape, as it is with LOGIN and INTERNAL_TLS on or off, the stack's own store and no further host."""
+    text = (
+        text.replace("${HOSTS:+-shared}", "")
+        .replace("${LOGIN:-off}", login)
+        .replace("${INTERNAL_TLS:-off}", login)
+    )
     return text.replace("${S3_ENDPOINT_URL:+-s3-is-outside}${OIDC_ISSUER:+-oidc}", "")

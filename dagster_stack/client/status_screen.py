@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dagster_stack.client.display import one_line, printable
-from dagster_stack.monitoring.formatting import number, percent, seconds, size
+from dagster_stack.monitoring.formatting import counted, number, percent, seconds, size
 from dagster_stack.monitoring.snapshot import DAEMON_SILENCE_SECS, Alerting, Queue, Snapshot, Verdict
 from dagster_stack.timing import STALE_SECS
 
@@ -127,6 +127,9 @@ def facts(snapshot: Snapshot) -> Table:
     content.add_row("DAEMONS", daemons(snapshot))
     if snapshot.autoscale:
         content.add_row("AUTOSCALE", Text(printable(autoscale(snapshot))))
+    if snapshot.hosts:
+        told = ", ".join(f"{host} {counted(count, 'worker')}" for host, count in snapshot.hosts.items())
+        content.add_row("HOSTS", Text(printable(told)))
     content.add_row("POSTGRES", connections(snapshot))
     content.add_row("EVENT LOG", f"{number(stores.event_log_rows)} rows, {size(stores.event_log_bytes)}")
     content.add_row("BUCKET", f"{size(stores.bucket_bytes)} in {number(stores.bucket_objects)} objects")

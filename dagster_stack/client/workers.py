@@ -19,6 +19,8 @@ from dagster_stack.settings import broker_address
 
 #: Seconds for the answers. Their number is not known, so it waits in full. A busy worker's takes some 50 ms.
 ANSWER_TIMEOUT_SECS = 1.5
+#: How the host with the stores is named among several.
+FIRST_HOST = "first"
 #: Characters of a run's id: as Dagit shows it.
 SHORT_RUN_ID = 8
 #: Columns of a table that goes into a file or pipe: wide enough that no cell is cut.
@@ -57,7 +59,8 @@ def described(activity: Activity) -> str:
 def table(workers: Sequence[Worker]) -> Table:
     """The workers for people."""
     content = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("WORKER", "QUEUES"):
+    several_hosts = any(worker.host for worker in workers)
+    for title in ("WORKER", *(["HOST"] if several_hosts else []), "QUEUES"):
         content.add_column(title, overflow="fold")
     for title in ("PROCESSES", "UPTIME", "DONE"):
         content.add_column(title, justify="right", no_wrap=True)
@@ -65,6 +68,7 @@ def table(workers: Sequence[Worker]) -> Table:
     for worker in workers:
         content.add_row(
             Text(printable(worker.name)),
+            *([Text(printable(worker.host or FIRST_HOST))] if several_hosts else []),
             Text(", ".join(worker.queues) or "?"),
             Text("?" if worker.processes is None else str(worker.processes)),
             Text(seconds(worker.uptime)),

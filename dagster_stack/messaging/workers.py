@@ -11,6 +11,8 @@ from dagster_stack.errors import BrokerUnreachable
 from dagster_stack.messaging.publishing import confirmed_producer
 from dagster_stack.messaging.run_connection import ANSWER_SECS
 
+#: Names the further host that a worker is on; nothing on the first one.
+HOST_VARIABLE = "DAGSTER_STACK_HOST"
 #: The commands' names on the wire.
 ROLL_CALL, REST = "roll_call", "rest"
 #: Further seconds for a worker that answered the last time: it may be slow on a busy machine.
@@ -43,6 +45,8 @@ class Worker:
     busy: int = 0
     held: int | None = None
     rests: float = 0
+    #: Empty on the first host.
+    host: str = ""
 
     @classmethod
     def of(cls, name: str, answer: Mapping[str, Any]) -> "Worker":
@@ -58,6 +62,7 @@ class Worker:
             busy=answer.get("busy", 0),
             held=answer.get("held"),
             rests=answer.get("rests", 0),
+            host=answer.get("host", ""),
         )
 
 

@@ -151,6 +151,8 @@ class Snapshot:
     away: str | None = None
     #: Empty while `make autoscale` does not run.
     autoscale: tuple[Scaled, ...] = ()
+    #: Workers that answer, by further host; None on one host.
+    hosts: dict[str, float] | None = None
 
     @staticmethod
     def of(families: Iterable[Metric], at: float, alerts: Alerts, away: str | None = None) -> "Snapshot":
@@ -188,6 +190,7 @@ class Snapshot:
                 read_scaled(found, name)
                 for name in sorted(found.labels("dagster_autoscale_workers", "service"))
             ),
+            hosts=found.by("dagster_host_workers", "host"),
         )
 
     @staticmethod
@@ -222,6 +225,9 @@ class Snapshot:
             )
             if foreign:
                 found.append(f"{counted(foreign, 'worker')} on {queue.name} with other code: `make deploy`.")
+        for host, count in (self.hosts or {}).items():
+            if not count:
+                found.append(f"No worker of host {host} answers: `make hosts`.")
         used, limit = self.stores.database_connections, self.stores.database_connections_limit
         if used is not None and limit and used >= FULL * limit:
             found.append(

@@ -4,6 +4,7 @@ A scrape must not wait for the last worker's answer, so it gets what the last ro
 """
 
 import logging
+import os
 import threading
 import time
 from collections import Counter as Tally
@@ -17,6 +18,8 @@ from dagster_stack.messaging.workers import UNKNOWN, Worker, ask
 
 logger = logging.getLogger(__name__)
 
+#: Names the further hosts that have joined, parted by commas.
+HOSTS_VARIABLE = "DAGSTER_STACK_HOSTS"
 #: Seconds between two roll calls.
 INTERVAL_SECS = 4
 #: Seconds without a roll call after which its figures are none. Above a few failed ones.
@@ -35,11 +38,14 @@ class Workers:
         self._asked_at = clock()
         #: A queue whose last worker went has 0 processes; nobody would see a figure that just ends.
         self._queues: set[str] = set()
+        #: Likewise each further host.
+        self._hosts = {name for name in os.environ.get(HOSTS_VARIABLE, "").split(",") if name}
 
     def update(self, present: Sequence[Worker]) -> None:
         """Keep the answers to a roll call."""
         self._present, self._asked_at = present, self._clock()
         self._queues.update(queue for worker in present for queue in worker.queues)
+        self._hosts.update(worker.host for worker in present if worker.host)
         self._asked.set()
 
     def figures(self) -> Iterator[Metric]:
@@ -79,6 +85,14 @@ class Workers:
             pool.add_metric([queue, "idle"], processes[queue] - busy[queue])
             utilisation.add_metric([queue], busy[queue] / processes[queue] if processes[queue] else 0)
         yield from (workers, pool, utilisation)
+        if self._hosts:
+            answering = Tally(worker.host for worker in present)
+            of_hosts = GaugeMetricFamily(
+                "dagster_host_workers", "Workers and runners of a further host that answer.", labels=["host"]
+            )
+            for host in sorted(self._hosts):
+                of_hosts.add_metric([host], answering[host])
+            yield of_hosts
 
 
 class RollCall(threading.Thread):

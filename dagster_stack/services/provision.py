@@ -290,6 +290,14 @@ def administration(root: MinioRoot, endpoint_url: str) -> MinioAdmin:
     )
 
 
+def own_administration() -> MinioAdmin:
+    """Of the stack's own store; raises ProvisionError where that is an outside one."""
+    settings, root = Settings.from_environment(), minio_root()
+    if not (root and settings.s3 and settings.s3.endpoint_url):
+        raise ProvisionError("There is no S3 store of the stack's own.")
+    return administration(root, settings.s3.endpoint_url)
+
+
 def attach_policy(admin: MinioAdmin, user: str, policy: str) -> None:
     if policy in str(json.loads(admin.user_info(user)).get("policyName", "")).split(","):
         return

@@ -1,5 +1,6 @@
 """A worker's answer about itself, by Celery's remote control: its code, its queues, its tasks."""
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -8,7 +9,7 @@ from celery.worker import state as worker_state
 from celery.worker.control import inspect_command
 
 from dagster_stack.code_version import code_version
-from dagster_stack.messaging.workers import ROLL_CALL
+from dagster_stack.messaging.workers import HOST_VARIABLE, ROLL_CALL
 from dagster_stack.worker import respite
 from dagster_stack.worker.subscription import held
 
@@ -18,6 +19,7 @@ def roll_call(state: Any, **_: Any) -> dict[str, Any]:
     active = list(worker_state.active_requests)
     return {
         "code": code_version(),
+        "host": os.environ.get(HOST_VARIABLE, ""),
         "queues": sorted(state.app.amqp.queues.consume_from),
         "processes": state.consumer.pool.num_processes,
         "busy": len(active),

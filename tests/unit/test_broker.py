@@ -88,6 +88,20 @@ def test_workers_are_shown_as_a_table_without_control_characters_in_a_pipe(found
     assert "\x1b" not in out.getvalue()
 
 
+def test_workers_of_several_hosts_are_shown_with_theirs(found: list[Worker]) -> None:
+    found += [
+        Worker("celery@a", ("dagster",), 1, 1, (), 0),
+        Worker("celery@b", ("dagster",), 1, 1, (), 0, host="box2"),
+    ]
+    out = io.StringIO()
+
+    show_workers(out, as_json=False, environment=BROKER)
+
+    header, *rows = out.getvalue().splitlines()
+    assert header.split()[:3] == ["WORKER", "HOST", "QUEUES"]
+    assert [row.split()[1] for row in rows] == ["first", "box2"]
+
+
 def test_a_worker_that_says_nothing_of_itself_is_shown_all_the_same() -> None:
     worker = Worker.of("celery@a", {"error": "KeyError: 'roll_call'"})
 
@@ -113,6 +127,7 @@ def test_workers_as_json_hold_whole_run_ids(found: list[Worker]) -> None:
             "busy": 1,
             "held": None,
             "rests": 0,
+            "host": "",
         }
     ]
 

@@ -19,7 +19,7 @@ TYPES = {"counter": "_total"}
 def test_every_figure_is_explained_and_no_other_one(database_url: str) -> None:
     # Given all figures of all sources
     workers, bucket = Workers(), Bucket()
-    workers.update([Worker.of("a@1", {"code": "abc", "queues": ["dagster"], "processes": 1})])
+    workers.update([Worker.of("a@1", {"code": "abc", "queues": ["dagster"], "processes": 1, "host": "box2"})])
     bucket.update({"storage": (1, 1)})
     depths = [QueueDepth("dagster", 1, 1, 1)]
     sources = [

@@ -1,6 +1,7 @@
 """Workers as figures: what the last roll call said, and for how long that counts."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from celery import Celery
 from prometheus_client.core import Metric
 
 from dagster_stack.messaging.workers import Worker, ask
-from dagster_stack.monitoring.workers import STALE_SECS, Workers, roll_calls
+from dagster_stack.monitoring.workers import HOSTS_VARIABLE, STALE_SECS, Workers, roll_calls
 from tests.unit.clock import Clock
 
 
@@ -37,6 +38,19 @@ def test_workers_are_counted_by_queue_and_code() -> None:
     assert found["dagster_worker_processes", "dagster", "busy"] == 6
     assert found["dagster_worker_processes", "dagster", "idle"] == 3
     assert found["dagster_queue_utilisation", "dagster"] == pytest.approx(6 / 9)
+
+
+def test_a_further_host_whose_workers_are_gone_has_none_and_one_host_has_no_such_figure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workers = Workers()
+    workers.update([ONE])
+    assert not [name for name, *_ in samples(workers.figures()) if name == "dagster_host_workers"]
+    monkeypatch.setenv(HOSTS_VARIABLE, "box2,box3")
+    workers = Workers()
+    workers.update([ONE, replace(ONE, host="box2"), replace(ONE, host="by-hand")])
+    found = samples(workers.figures())
+    assert [found["dagster_host_workers", host] for host in ("box2", "box3", "by-hand")] == [1, 0, 1]
 
 
 def test_a_worker_that_is_gone_is_forgotten_and_its_queue_has_no_process() -> None:

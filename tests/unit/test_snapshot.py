@@ -64,6 +64,10 @@ def test_a_stack_at_work_is_well_and_says_what_it_does() -> None:
             {"dagster_broker_alarm": [({"kind": "memory"}, 0), ({"kind": "disk"}, 1)]},
             "RabbitMQ is short of disk and takes no messages: docs/runbooks/broker-alarm.md.",
         ),
+        (
+            {"dagster_host_workers": [({"host": "box2"}, 2), ({"host": "box3"}, 0)]},
+            "No worker of host box3 answers: `make hosts`.",
+        ),
     ],
 )  # fmt: skip
 def test_what_the_figures_show_as_wrong_is_said_with_the_cure(changed: dict[str, Rows], problem: str) -> None:
@@ -116,7 +120,7 @@ def test_the_json_has_stable_keys() -> None:
 
     assert list(document) == [
         "verdict", "headline", "problems", "at", "runs", "queues", "code", "daemons", "leader", "stores", "alerts", "away",
-        "autoscale",
+        "autoscale", "hosts",
     ]  # fmt: skip
     assert list(document["queues"][0]) == [
         "name", "waiting", "running", "oldest_wait_seconds", "ready", "in_flight", "consumers", "utilisation",

@@ -1,0 +1,237 @@
+"""Further hosts: their files, their names, what is sent to them, and what is required of them."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts import compose, connections, engine, env_file
+from scripts.console import Failure, Progress
+from scripts.hosts import file, host, images, logins, logs, membership, preflight
+from scripts.hosts.host import Host
+
+SETTINGS = """\
+COMPOSE_PROJECT_NAME=mine
+INTERNAL_TLS=on
+CLUSTER_ADDRESS=10.0.0.1
+POSTGRES_PASSWORD=of-the-first
+POSTGRES_SUPERUSER_PASSWORD=root-of-postgres
+WORKER_MEMORY=3g
+HOSTS=box2
+"""
+STORES = ("postgres", "rabbitmq", "s3")
+
+
+@pytest.fixture(autouse=True)
+def env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The stack's .env, with one host."""
+    path = tmp_path / ".env"
+    path.write_text(SETTINGS)
+    monkeypatch.setenv("STACK_ENV_FILE", str(path))
+    monkeypatch.delenv("SKIP", raising=False)
+    monkeypatch.setattr(compose, "output", lambda *_: "CERTIFICATE\n")
+    return path
+
+
+@pytest.fixture
+def box2() -> Host:
+    made = Host("box2")
+    file.write(made, "ssh://me@box2")
+    return made
+
+
+# --- the file ------------------------------------------------------------------------------------------
+
+
+def test_a_host_s_file_has_what_its_workers_need_and_no_password_of_the_first(box2: Host) -> None:
+    found = box2.settings
+    assert found["HOST_ENGINE"] == box2.engine == "ssh://me@box2"
+    assert found["POSTGRES_SSLMODE"] == "verify-full"
+    assert found["RABBITMQ_SCHEME"] == "amqps"
+    assert found["S3_ENDPOINT_URL"] == "https://minio:9443"
+    assert found["WORKER_MEMORY"] == "3g"
+    assert not {"of-the-first", "root-of-postgres"} & set(found.values())
+    assert box2.file.stat().st_mode & 0o077 == 0
+
+
+def test_what_its_owner_decided_and_its_logins_stay_when_it_is_written_anew(box2: Host) -> None:
+    before = box2.settings
+    env_file.set_values({"WORKERS": "7", "DATA_DIR": "/srv/data"}, box2.file)
+    file.write(box2)
+    assert box2.settings == before | {"WORKERS": "7", "DATA_DIR": "/srv/data"}
+
+
+def test_new_logins_have_new_names_so_that_former_ones_can_be_told_and_closed(box2: Host) -> None:
+    before = box2.settings
+    file.write(box2, renewed=("postgres",))
+    after = box2.settings
+    assert after["POSTGRES_USER"] != before["POSTGRES_USER"]
+    assert after["POSTGRES_PASSWORD"] != before["POSTGRES_PASSWORD"]
+    assert after["S3_ACCESS_KEY"] == before["S3_ACCESS_KEY"]
+    assert all(
+        logins.LOGIN.fullmatch(after[name]) for name in ("POSTGRES_USER", "RABBITMQ_USER", "S3_ACCESS_KEY")
+    )
+
+
+def test_an_outside_store_is_reached_as_the_first_host_does(env: Path, box2: Host) -> None:
+    odd = "a$b#c'd"
+    env_file.set_values({"POSTGRES_HOST": "db.test", "POSTGRES_PASSWORD": "'a$b#c\\'d'"}, env)
+    file.write(box2)
+    assert box2.settings["POSTGRES_HOST"] == "db.test"
+    assert box2.settings["POSTGRES_PASSWORD"] == odd
+    assert logins.own_stores() == ["rabbitmq", "s3"]
+
+
+# --- names and reach -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "name", "chosen"),
+    [
+        ("ssh://me@box2", "", "box2"),
+        ("ssh://me@box2.lan:2222", "box2", "box2"),
+        ("box3", "", "box3"),
+        ("by-hand", "box4", "box4"),
+    ],
+)
+def test_a_host_is_named_by_its_address_or_by_name(
+    monkeypatch: pytest.MonkeyPatch, address: str, name: str, chosen: str
+) -> None:
+    monkeypatch.setenv("NAME", name)
+    assert membership.chosen_name(address) == chosen
+
+
+@pytest.mark.parametrize(
+    "address", ["ssh://me@10.0.0.2", "by-hand", "unix:///run/docker.sock", "ssh://me@example", "Box"]
+)
+def test_what_can_t_be_a_name_is_refused_with_the_cure(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.delenv("NAME", raising=False)
+    with pytest.raises(Failure, match="NAME=box2"):
+        membership.chosen_name(address)
+
+
+def test_a_host_that_does_not_answer_is_named_with_the_cure(
+    monkeypatch: pytest.MonkeyPatch, box2: Host
+) -> None:
+    monkeypatch.setattr(host, "unreachable", lambda address: f"no route to {address}")
+    with pytest.raises(Failure, match=r"box2: no route to ssh://me@box2(.|\n)*SKIP=box2 goes on without"):
+        host.require_reachable()
+    monkeypatch.setenv("SKIP", "box2")
+    assert host.require_reachable() == []
+
+
+def test_a_name_in_skip_that_no_host_has_is_refused(monkeypatch: pytest.MonkeyPatch, box2: Host) -> None:
+    monkeypatch.setenv("SKIP", "box3")
+    with pytest.raises(Failure, match="no such host"):
+        host.wanted()
+
+
+def test_a_host_whose_file_is_gone_is_named() -> None:
+    with pytest.raises(Failure, match=r"\.env\.box2 is not there"):
+        host.joined()
+
+
+def test_the_shell_does_not_win_over_a_host_s_file(monkeypatch: pytest.MonkeyPatch, box2: Host) -> None:
+    monkeypatch.setenv("WORKERS", "99")
+    monkeypatch.setenv("DOCKER_HOST", "tcp://elsewhere")
+    assert not {"WORKERS", "DOCKER_HOST"} & box2.environment.keys()
+
+
+# --- connections ---------------------------------------------------------------------------------------
+
+
+def test_connections_count_the_workers_and_runners_of_all_hosts(box2: Host) -> None:
+    connections.require_connections(2)
+    env_file.set_values({"WORKERS": "60"}, box2.file)
+    with pytest.raises(Failure, match="2 workers and those of 1 hosts need up to"):
+        connections.require_connections(2)
+
+
+# --- the image -----------------------------------------------------------------------------------------
+
+
+def archive(files: dict[str, bytes]) -> io.BytesIO:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    made.seek(0)
+    return made
+
+
+class Target(io.BytesIO):
+    """Keeps what was written when it is closed."""
+
+    def close(self) -> None:
+        self.kept = self.getvalue()
+        super().close()
+
+
+def test_layers_that_are_there_are_left_out_of_what_is_sent() -> None:
+    source = archive({"blobs/sha256/aa": b"x" * 50_000, "blobs/sha256/bb": b"new", "manifest.json": b"[]"})
+    target = Target()
+    with Progress("Sending") as progress:
+        sent = images.pass_on(source, target, {"aa"}, progress)
+    with tarfile.open(fileobj=io.BytesIO(target.kept)) as found:
+        assert found.getnames() == ["blobs/sha256/bb", "manifest.json"]
+    assert sent == len(target.kept) < 50_000
+
+
+def test_a_layer_counts_as_there_only_with_all_that_are_below_it(
+    monkeypatch: pytest.MonkeyPatch, box2: Host
+) -> None:
+    def image(*layers: str) -> dict[str, Any]:
+        return {"RootFS": {"Layers": [f"sha256:{each}" for each in layers]}}
+
+    monkeypatch.setattr(engine, "ask", lambda *_: json.dumps([image("a", "b", "c", "b")]))
+    there = iter(["id1 id2", json.dumps([image("b", "c"), image("a", "b", "x")])])
+    monkeypatch.setattr(Host, "output", lambda *_, **__: next(there))
+    monkeypatch.setattr(Host, "docker", lambda *_: [])
+    # `b` comes once more, above `c`, and there it is missing.
+    assert images.layers_there(box2, "mine") == {"a"}
+
+
+# --- what is required ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("off", "is_told", "is_fatal"), [(0, False, False), (10, True, False), (400, True, True)]
+)
+def test_a_clock_may_be_off_by_so_much(off: int, is_told: bool, is_fatal: bool) -> None:
+    info = {"SystemTime": "2026-11-30T08:00:00.123456789Z"}
+    at = preflight.parsed(info["SystemTime"])
+    assert at
+    (found,) = preflight.clock(info, at + off, at + off + 0.5)
+    assert bool(found.cure) == is_told
+    assert (bool(found.cure) and found.fatal) == is_fatal
+
+
+@pytest.mark.parametrize("address", ["", "0.0.0.0", "127.0.0.1", "box1"])
+def test_stores_are_published_at_one_address_that_others_reach(env: Path, address: str) -> None:
+    env_file.set_value("CLUSTER_ADDRESS", address, env)
+    (found,) = preflight.cluster(set())
+    assert "CLUSTER_ADDRESS" in found.cure
+
+
+def test_a_machine_of_another_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "info", lambda: {"Architecture": "x86_64"})
+    told = preflight.kind({"ServerVersion": "24.0.1", "OSType": "linux", "Architecture": "aarch64"})
+    assert [bool(each.cure) for each in told] == [True, True, False]
+
+
+# --- logs ----------------------------------------------------------------------------------------------
+
+
+def test_lines_of_a_further_host_begin_with_its_name(monkeypatch: pytest.MonkeyPatch, box2: Host) -> None:
+    def echo(container: str) -> list[str]:
+        return ["sh", "-c", f"printf '\\033[2K{container}  | 2026-11-30T08:00:00Z said\\n'"]
+
+    monkeypatch.setattr(compose, "compose", lambda: echo("worker-1"))
+    monkeypatch.setattr(Host, "compose", lambda *_: echo("worker-1"))
+    printed = sorted(line.strip() for line in logs.printed_lines([box2], []))
+    assert printed == [f"{start}worker-1  | 2026-11-30T08:00:00Z said" for start in ("box2/", "")]
