@@ -241,7 +241,7 @@ def test_a_drill_says_what_it_has_restored_and_not_what_the_copy_has_meanwhile(
         "compare": {"count": 501, "bytes": 4_200_000_000},
     }
     for owner, name in ((backups, "require_service"), (restore, "start_postgres"), (backups, "ask"),
-                        (restore_drill.up, "run"), (restore_drill.up, "wait_until_healthy")):  # fmt: skip
+                        (up, "run"), (up, "wait_until_healthy")):  # fmt: skip
         monkeypatch.setattr(owner, name, lambda *_: None)
     monkeypatch.setattr(restore, "ask", lambda what: json.dumps(answers.get(what)))
     monkeypatch.setattr(restore_drill, "scratch_copy", lambda *_: nullcontext())
