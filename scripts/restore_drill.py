@@ -43,7 +43,7 @@ def drill() -> None:
             restore.ask("bucket")
         seconds = time.monotonic() - began
         with Progress("Comparing the bucket with its copy, byte by byte"):
-            restore.ask("compare")
+            bucket = json.loads(restore.ask("compare"))
         database = env_file.settings().get("POSTGRES_DB") or "dagster"
         counts = compose.output(
             "exec",
@@ -60,10 +60,10 @@ def drill() -> None:
             COUNTS,
         )
     runs, events = counts.strip().split("|")
-    restored = plan["base"]["size"] + plan["bucket"]["bytes"]
+    restored = plan["base"]["size"] + bucket["bytes"]
     backups.ask("drilled", "--seconds", f"{seconds:.0f}")
     done(
-        f"{int(runs):,} runs, {int(events):,} events, {plan['bucket']['objects']:,} objects: {size(restored)} in {seconds:.0f} s,"
+        f"{int(runs):,} runs, {int(events):,} events, {bucket['count']:,} objects: {size(restored)} in {seconds:.0f} s,"
         f" {restored / 1e9 / seconds * 60:.2f} GB/min"
     )
 

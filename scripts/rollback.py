@@ -7,11 +7,26 @@ command again ends where the first one would have.
 import os
 import signal
 
-from scripts import certificates, code_check, code_versions, compose, deploy, images, schema, turns, up
+from scripts import (
+    certificates,
+    code_check,
+    code_versions,
+    compose,
+    daemons,
+    deploy,
+    engine,
+    env_file,
+    images,
+    schema,
+    turns,
+    up,
+)
 from scripts.code_versions import Version
 from scripts.console import Failure, attended, confirm, done, main, say, warn
 from scripts.hosts import services as hosts
 
+#: By which one of several daemons leads, in an image.
+LEADERSHIP = "/opt/dagster/dagster_stack/services/leadership.py"
 UNTOUCHED = "Nothing was rolled back: the stack goes on as it was."
 ANY_OTHER = "\n\n  Any other one: check it out with git, then `make deploy`."
 
@@ -36,6 +51,7 @@ def rollback() -> None:
             return
         old = deploy.running_code()
         agree(target, old, deploy.WAYS[how].format(minutes=minutes))
+        require_lease(target)
         code_check.check()
         require_schema()
         with deploy.queue_held():
@@ -75,6 +91,16 @@ def agree(target: Version, old: str, way: str) -> None:
     say("  `make deploy` brings the checkout's code again.")
     if attended() and not os.environ.get("FORCE") and not confirm("Roll back?"):
         raise Failure("Not wanted.")
+
+
+def require_lease(target: Version) -> None:
+    """Raises Failure where there are to be several daemons, and those of this version all launch what schedules ask for."""
+    look = ("run", "--rm", "--network", "none", "--entrypoint", "ls", target.image_id, LEADERSHIP)
+    if daemons.wanted() > 1 and engine.ask(*look) != LEADERSHIP:
+        raise Failure(
+            f"Daemons of code {target.code} know no lease, so two would each launch what schedules and sensors ask for. Set"
+            f" DAEMONS=1 in {env_file.env_path().name} and `make up`, then roll back."
+        )
 
 
 def require_schema() -> None:

@@ -5,8 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from scripts import apt, engine, env_file, halves, images, venv
 from scripts.console import BUILD_FOLDER, LOG_FOLDER, ROOT, Failure, Progress, done, main, say, warn
@@ -65,36 +66,21 @@ def test() -> int:
 @contextmanager
 def unit_tests_meanwhile() -> Iterator[subprocess.Popen[bytes]]:
     """They take the time that the body leaves: the stack's tests wait as long as they work. Printed in one piece behind it."""
-    LOG_FOLDER.mkdir(parents=True, exist_ok=True)
     log = LOG_FOLDER / "unit-tests.log"
-    say(f"The unit tests go on meanwhile ({log})")
-    command = ["nice", "-n", "10", sys.executable, "-m", "scripts.test", "unit"]
-    with (
-        log.open("wb") as output,
-        # In a process group of its own: of Ctrl-C it hears once, from here.
-        subprocess.Popen(
-            command, cwd=ROOT, process_group=0, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        ) as tests,
-    ):  # fmt: skip
-        try:
+    command = ("nice", "-n", "10", sys.executable, "-m", "scripts.test", "unit")
+    try:
+        with beside("The unit tests", log, command) as tests:
             yield tests
-            with Progress("The unit tests"):
-                tests.wait()
-        except BaseException:
-            tests.send_signal(signal.SIGINT)
-            raise
-        finally:
-            tests.wait()
-            sys.stdout.flush()
-            with log.open("rb") as printed:
-                shutil.copyfileobj(printed, sys.stdout.buffer)
-            sys.stdout.flush()
+    finally:
+        sys.stdout.flush()
+        with log.open("rb") as printed:
+            shutil.copyfileobj(printed, sys.stdout.buffer)
+        sys.stdout.flush()
 
 
 @contextmanager
 def images_meanwhile() -> Iterator[None]:
     """The images of the tests' stack are built beside the body, which needs none; `make up` repeats what fails."""
-    LOG_FOLDER.mkdir(parents=True, exist_ok=True)
     log = LOG_FOLDER / "images-of-the-tests.log"
     base = env_file.read(ROOT / ".env").get("BASE_IMAGE")
     environment = {
@@ -103,23 +89,35 @@ def images_meanwhile() -> Iterator[None]:
         "COMPOSE_PROFILES": ",".join([*env_file.STORES, images.MONITORING]),
         **({"BASE_IMAGE": base} if base else {}),
     }
-    say(f"Building the stack's images meanwhile ({log})")
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(
-            [sys.executable, "-m", "scripts.images"], cwd=ROOT, env=os.environ | environment,
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-        ) as build,
-    ):  # fmt: skip
-        try:
-            yield
-            with Progress("Building the stack's images"):
-                build.wait()
-        except BaseException:
-            build.send_signal(signal.SIGINT)
-            raise
+    command = (sys.executable, "-m", "scripts.images")
+    with beside("Building the stack's images", log, command, **environment) as build:
+        yield
     if build.returncode:
         warn(f"The images could not be built: see {log}.")
+
+
+@contextmanager
+def beside(
+    title: str, log: Path, command: Sequence[str], **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A command that goes on beside the body, and has ended behind it. What interrupts the body interrupts it."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    say(f"{title}, meanwhile ({log})")
+    with (
+        log.open("wb") as output,
+        # In a process group of its own: of Ctrl-C it hears once, from here.
+        subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | environment, process_group=0, stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT,
+        ) as process,
+    ):  # fmt: skip
+        try:
+            yield process
+            with Progress(title):
+                process.wait()
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            raise
 
 
 def unit() -> int:

@@ -25,8 +25,6 @@ POLICY = "dagster-stack"
 SEEN_SECS = 60
 #: Bytes that a disk is filled by at a time: a page.
 PIECE = 4096
-#: More than any disk has.
-NO_DISK_FREE = "100000GB"
 #: The begin of a program that connects to Postgres as the stack does.
 CONNECT = """
 import os, sys, time, psycopg2
@@ -211,17 +209,8 @@ def cut_off(service: str, network: str, seconds: float, container: str | None = 
 def disk_alarm(seconds: float) -> Fault:
     """RabbitMQ's disk counts as full: it takes no message any more."""
 
-    @contextmanager
-    def inject(stack: Stack) -> Iterator[None]:
-        before = str(stack.broker("nodes")[0]["disk_free_limit"])
-        try:
-            stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", NO_DISK_FREE)
-            wait_until(
-                lambda: stack.broker("nodes")[0]["disk_free_alarm"], SEEN_SECS, "the broker's disk alarm"
-            )
-            yield
-        finally:
-            stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", before)
+    def inject(stack: Stack) -> AbstractContextManager[None]:
+        return processes.disk_alarm(stack, SEEN_SECS)
 
     return Fault(f"rabbitmq disk alarm {seconds:.0f} s", "rabbitmq", inject, seconds, of_broker=True)
 

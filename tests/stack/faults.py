@@ -10,6 +10,8 @@ from tests.waiting import wait_until
 
 #: Stands in the command of the program that brings a worker's output into files: no process of the pool.
 PUMP = "objects/pump.py"
+#: More than any disk has; and what docker/rabbitmq/rabbitmq.conf says. The broker's management may say what was there before.
+NO_DISK_FREE, DISK_FREE = "100000GB", "512MB"
 
 
 def children(stack: Stack, container: str, pid: int) -> list[int]:
@@ -87,3 +89,20 @@ def worker_with_other_code(stack: Stack, queue: str) -> Iterator[str]:
         yield code
     finally:
         stack.docker("rm", "-f", name, check=False)
+
+
+@contextmanager
+def disk_alarm(stack: Stack, timeout: float = 60) -> Iterator[None]:
+    """RabbitMQ's disk counts as full: it takes no message any more."""
+
+    def has_alarm() -> bool:
+        return bool(stack.broker("nodes")[0]["disk_free_alarm"])
+
+    # Management says for some seconds what it said of an alarm before.
+    wait_until(lambda: not has_alarm(), timeout, "no alarm from before")
+    try:
+        stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", NO_DISK_FREE)
+        wait_until(has_alarm, timeout, "the broker's disk alarm")
+        yield
+    finally:
+        stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", DISK_FREE)

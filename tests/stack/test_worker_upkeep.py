@@ -4,7 +4,6 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 from uuid import uuid4
@@ -19,8 +18,6 @@ from tests.waiting import wait_until
 QUEUES = ("dagster", "heavy")
 #: Seconds in which a deaf worker must hear again.
 HEARING_SECS = 60
-#: More than any disk has.
-NO_DISK_FREE = "100000GB"
 #: Seconds between the ends of two steps that do nothing, and wait for the same process.
 NEXT_SECS = 3
 #: Seconds in which a worker has another process in the place of one that died.
@@ -124,22 +121,10 @@ def test_workers_whose_subscriptions_the_broker_forgot_hear_again(stack: Stack) 
     stack.succeed("queues")
 
 
-@contextmanager
-def alarm(stack: Stack) -> Iterator[None]:
-    """The broker's disk counts as full."""
-    free = int(stack.broker("nodes")[0]["disk_free_limit"])
-    stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", NO_DISK_FREE)
-    try:
-        wait_until(lambda: stack.broker("nodes")[0]["disk_free_alarm"], 30, "the broker's alarm")
-        yield
-    finally:
-        stack.exec("rabbitmq", "rabbitmqctl", "set_disk_free_limit", str(free))
-
-
 def test_a_lost_process_is_replaced_while_the_broker_has_an_alarm(stack: Stack) -> None:
     worker = stack.container("worker")
     lost = faults.pool_process(stack, worker)
-    with alarm(stack):
+    with faults.disk_alarm(stack):
         # Given a broker that reads no events of the worker any more
         wait_until(
             lambda: [each.get("state") for each in stack.broker("connections")], 30, "a blocked connection",
@@ -160,7 +145,7 @@ def test_steps_that_wait_follow_each_other_at_once_while_the_broker_has_an_alarm
     config = {"ops": {step: {"config": {"seconds": secs}} for step, secs in seconds.items()}}
     run_id = runs.launch(stack, "queues", solidSelection=heavy, config=config)
     runs.wait_for_event(stack, run_id, "STEP_START", heavy[0])
-    with alarm(stack):
+    with faults.disk_alarm(stack):
         # When they are executed one after the other
         wait_until(lambda: runs.count_events(stack, run_id, "STEP_SUCCESS"), 60, "all have ended",
                    until=lambda ended: len(ended) == len(heavy))  # fmt: skip

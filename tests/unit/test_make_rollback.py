@@ -125,6 +125,29 @@ def test_where_dagit_is_what_is_broken_runs_are_handed_over(
     assert told(docker, "create")
 
 
+@pytest.mark.parametrize("daemons", [1, 2])
+@pytest.mark.parametrize("has_lease", [True, False])
+def test_several_daemons_that_know_no_lease_are_refused_before_anything_stops(
+    docker: Path, env: Path, monkeypatch: pytest.MonkeyPatch, daemons: int, has_lease: bool
+) -> None:
+    """Each would launch what schedules and sensors ask for."""
+    env.write_text(f"BASE_IMAGE=base\nDAEMONS={daemons}\n")
+    ask = engine.ask
+    file = rollback.LEADERSHIP
+
+    def answer(*arguments: str) -> str:
+        return (file if has_lease else "") if arguments[-1] == file else ask(*arguments)
+
+    monkeypatch.setattr(engine, "ask", answer)
+
+    if daemons == 1 or has_lease:
+        rollback.rollback()
+    else:
+        with pytest.raises(Failure, match=r"(?s)no lease.*DAEMONS=1.*make up.*Nothing was rolled back"):
+            rollback.rollback()
+        assert not told(docker, "stop", "daemon")
+
+
 def test_a_stack_that_is_there_already_is_left_alone(
     docker: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -225,6 +226,30 @@ def test_a_drill_touches_no_store_of_the_stack_whatever_the_shell_names(
     }
     assert not {"https://s3.example.com", "mq.example.com", "real"} & set(found.values())
     assert env_file.settings()["COMPOSE_PROJECT_NAME"] == "one"
+
+
+def test_a_drill_says_what_it_has_restored_and_not_what_the_copy_has_meanwhile(
+    env: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The copy was being made anew, after a restore: 344 of 501 objects were said."""
+    answers = {
+        "plan": {
+            "to": 1.0,
+            "base": {"size": 7_000_000_000},
+            "bucket": {"objects": 344, "bytes": 2_500_000_000},
+        },
+        "compare": {"count": 501, "bytes": 4_200_000_000},
+    }
+    for owner, name in ((backups, "require_service"), (restore, "start_postgres"), (backups, "ask"),
+                        (up, "run"), (up, "wait_until_healthy")):  # fmt: skip
+        monkeypatch.setattr(owner, name, lambda *_: None)
+    monkeypatch.setattr(restore, "ask", lambda what: json.dumps(answers.get(what)))
+    monkeypatch.setattr(restore_drill, "scratch_copy", lambda *_: nullcontext())
+    monkeypatch.setattr(compose, "output", lambda *_: "1|4299471\n")
+
+    restore_drill.drill()
+
+    assert "1 runs, 4,299,471 events, 501 objects: 11.2 GB in" in capsys.readouterr().out
 
 
 def test_there_is_no_drill_of_an_outside_postgres(env: Path, monkeypatch: pytest.MonkeyPatch) -> None:

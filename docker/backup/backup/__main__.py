@@ -26,7 +26,10 @@ def main() -> int:
     commands.add_parser("verify", help="read all that is in the repository")
     commands.add_parser("settings", help="print .env as it was kept")
     commands.add_parser("users", help="print who may log in, as it was kept")
-    commands.add_parser("compare", help="whether the bucket has what its copy has, byte by byte")
+    commands.add_parser(
+        "compare",
+        help="whether the bucket has what its copy has, byte by byte; and how much that is, as JSON",
+    )
     commands.add_parser("fetch", help="bring the repository here from its copy")
     for name in ("plan", "database", "bucket"):
         command = commands.add_parser(name, help="of a restore")
@@ -89,7 +92,7 @@ def read_or_restore(arguments: argparse.Namespace, settings: Settings) -> None:
         case "bucket":
             bucket.restore(settings, points.choose(points.read()[0], arguments.to).stamp)
         case "compare":
-            bucket.compare(settings)
+            print(bucket.compare(settings))
         case "restored":
             points.add(points.Restore(time.time(), arguments.to))
 

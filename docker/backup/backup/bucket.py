@@ -97,10 +97,12 @@ def is_there(name: str) -> bool:
     return (KEPT / f"{name}.bin").exists()
 
 
-def compare(settings: Settings) -> None:
-    """Raises Failure where the bucket lacks something that the copy had a minute ago, or has other bytes."""
+def compare(settings: Settings) -> str:
+    """Raises Failure where the bucket lacks something that the copy had a minute ago, or has other bytes. Gives `count` and
+    `bytes` of its objects, as JSON."""
     options = ("--one-way", "--download", "--min-age", "5m", "--use-server-modtime=false", "--combined", "-")
     rclone(settings, "check", CURRENT, settings.bucket, *options)
+    return rclone(settings, "size", settings.bucket, "--json")
 
 
 def size() -> tuple[int, int]:

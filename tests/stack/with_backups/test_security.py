@@ -17,7 +17,6 @@ from minio.error import MinioAdminException
 from scripts.images import CERTIFICATES_FILE
 from tests.conftest import free_ports
 from tests.stack.monitoring import SERVICES as MONITORING
-from tests.stack.monitoring import Monitoring
 from tests.stack.stack import Stack
 
 STORES = ("postgres", "rabbitmq", "minio")
@@ -75,9 +74,10 @@ OUTSIDE = "198.51.100.1"
 
 
 @pytest.fixture(scope="module")
-def stack(stack: Stack, monitoring: Monitoring) -> Iterator[Stack]:
+def stack(stack: Stack) -> Iterator[Stack]:
     """The session's stack with all services: those of monitoring too, and the door of LOGIN=on, at other ports beside a Dagit
     that has its own."""
+    print(stack.make("monitoring", timeout=1800).stdout)
     pages, links = free_ports(2)
     found = replace(stack, shell={**stack.shell, "LOGIN": "on", "DAGIT_PORT": pages, "MINIO_PORT": links})
     try:
