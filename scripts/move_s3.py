@@ -40,7 +40,8 @@ WAYS = {
 STAY = {"postgres", "rabbitmq", "minio", "dagit", "door", "metrics", "flower", "prometheus", "postgres-exporter",
         "grafana", "backup", *compose.ONE_SHOTS}  # fmt: skip
 RCLONE = (
-    "--config", "/dev/null", "--contimeout", "15s", "--timeout", "60s", "--transfers", "8", "--checkers", "16",
+    "--config", "/dev/null", "--contimeout", "15s", "--timeout", "60s", "--retries", "2", "--low-level-retries", "3",
+    "--transfers", "8", "--checkers", "16",
     "--fast-list", "--metadata", "--no-unicode-normalization", "--stats", "2s", "--stats-one-line", "--stats-log-level", "NOTICE",
 )  # fmt: skip
 FROM, TO = "FROM", "TO"
@@ -52,6 +53,8 @@ MARGIN_SECS = 60
 #: What rclone says of an object that it has listed, and that was gone when it came to copy it; and what it says of itself then.
 VANISHED = re.compile(r"NoSuchKey|object not found")
 SUMMED_UP = re.compile(r"ERROR : (Attempt \d|.*: not deleting )")
+#: A store that is full or refuses would be asked for each object, again and again: 250 objects took more than 10 minutes.
+MOST_ERRORS = 10
 SKEW = re.compile(r"clocks differ by (\d+) s")
 UNTOUCHED = "Nothing was moved: the stack goes on with the store that it had."
 
@@ -208,7 +211,7 @@ def copied(
     options: Sequence[str] = (),
     forgives: Callable[[Sequence[str]], bool] = lambda _: False,
 ) -> None:
-    """Let rclone do it; it does not outlive this. Raises Failure, unless what went wrong is forgiven."""
+    """Let rclone do it; it does not outlive this. Raises Failure, unless what went wrong is forgiven; after MOST_ERRORS at once."""
     variables = {**remote(FROM, source), **remote(TO, target)}
     named = [part for name in variables for part in ("--env", name)]
     start = (
@@ -229,6 +232,8 @@ def copied(
     def seen(line: str) -> str | None:
         if " ERROR : " in line and not SUMMED_UP.search(line):
             errors.append(line)
+            if not forgives(errors) and len(errors) >= MOST_ERRORS:
+                raise Failure(f"{title}: {len(errors)} objects could not be copied. The last of them:\n\n{line}")
         return progress(line)
 
     try:

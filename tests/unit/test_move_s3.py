@@ -204,6 +204,27 @@ def test_what_vanishes_while_all_goes_on_is_no_failure(
     assert (said[-1] == "swap (theirs)") is is_forgiven
 
 
+def test_a_target_that_refuses_one_object_after_the_other_is_not_asked_for_each(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full one cost more than 10 minutes, in which nothing said why."""
+    full = "2026/11/30 08:21:30 ERROR : storage/b: Failed to copy: InternalError: We encountered an internal error."
+    asked = []
+
+    def refused(title: str, command: list[str], **options: Any) -> None:
+        while title.startswith("Copying"):
+            asked.append(title)
+            options["detail"](full)
+
+    monkeypatch.setattr(move_s3, "run_logged", refused)
+    monkeypatch.setattr(move_s3, "in_container", lambda *_: "clocks differ by 3 s")
+
+    with pytest.raises(Failure, match="objects could not be copied. The last of them:\n\n.*InternalError"):
+        move_s3.move()
+
+    assert len(asked) == move_s3.MOST_ERRORS
+
+
 def test_one_that_was_killed_after_the_switch_is_completed(
     env: Path, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
