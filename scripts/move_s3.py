@@ -233,7 +233,9 @@ def copied(
         if " ERROR : " in line and not SUMMED_UP.search(line):
             errors.append(line)
             if not forgives(errors) and len(errors) >= MOST_ERRORS:
-                raise Failure(f"{title}: {len(errors)} objects could not be copied. The last of them:\n\n{line}")
+                raise Failure(
+                    f"{title}: {len(errors)} objects could not be copied. The last of them:\n\n{line}"
+                )
         return progress(line)
 
     try:

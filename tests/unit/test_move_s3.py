@@ -219,7 +219,7 @@ def test_a_target_that_refuses_one_object_after_the_other_is_not_asked_for_each(
     monkeypatch.setattr(move_s3, "run_logged", refused)
     monkeypatch.setattr(move_s3, "in_container", lambda *_: "clocks differ by 3 s")
 
-    with pytest.raises(Failure, match="objects could not be copied. The last of them:\n\n.*InternalError"):
+    with pytest.raises(Failure, match=r"objects could not be copied\. The last of them:\n\n.*InternalError"):
         move_s3.move()
 
     assert len(asked) == move_s3.MOST_ERRORS
