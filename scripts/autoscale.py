@@ -114,9 +114,7 @@ class Controller:
         for service in services:
             decision = self._decide(seen, service)
             rest |= decision.rest
-            note[service.name] = {"wish": decision.wish.number, "running": len(seen.crew(service)),
-                                  "reason": decision.wish.reason, "least": service.limits.least,
-                                  "most": service.limits.most}  # fmt: skip
+            note[service.name] = self._note(seen, service, decision.wish)
         if note != self._noted[1] or now - self._noted[0] > NOTE_SECS:
             self._noted = (now, note)
             self.feed.ask({"rest": rest, "note": note})
@@ -140,6 +138,15 @@ class Controller:
         else:
             self._take_away(seen, service, decision)
         return decision
+
+    def _note(self, seen: "Sight", service: Service, wanted: Wish) -> dict[str, Any]:
+        """For the figures; of further hosts only where some answer."""
+        crew, limits = seen.crew(service), service.limits
+        able = Counter(each.host for each in crew if not each.is_beginning)
+        hosts = {host: able[host] for host in self.hosts.present}
+        note = {"wish": wanted.number, "running": len(crew), "reason": wanted.reason, "least": limits.least,
+                "most": limits.most}  # fmt: skip
+        return {**note, "hosts": hosts} if hosts else note
 
     def _rooms(self, seen: "Sight", service: Service) -> dict[str, Room]:
         """The room for new workers by host; that of further hosts only where one is needed."""

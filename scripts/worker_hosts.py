@@ -103,6 +103,11 @@ class Hosts:
             if not known.is_left_out or now - at < LOST_SECS
         ]
 
+    @property
+    def present(self) -> list[str]:
+        """Those that answer."""
+        return [name for name, known in self._known.items() if not known.is_left_out]
+
     def can_end(self, member: Member) -> bool:
         """Whether its container could be stopped now."""
         return not member.host or not self._known[member.host].is_left_out

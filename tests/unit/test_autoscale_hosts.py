@@ -218,7 +218,8 @@ def test_room_is_that_of_all_hosts_together(cluster: Cluster) -> None:
     cluster.messages["dagster"] = 8
 
     assert cluster.look() == [2, 2, 0]
-    assert cluster.notes[-1]["worker"] == {"wish": 4, "running": 1, "reason": "memory", "least": 1, "most": 8}
+    assert cluster.notes[-1]["worker"] == {"wish": 4, "running": 1, "reason": "memory", "least": 1, "most": 8,
+                                           "hosts": {"box2": 0, "box3": 0}}  # fmt: skip
     # What has begun counts with all its memory, whatever the host says
     assert cluster.look(ROOM_SECS) == [2, 2, 0]
 
@@ -229,13 +230,12 @@ def test_the_limits_are_those_of_all_hosts(cluster: Cluster) -> None:
     cluster.messages["dagster"] = 20
 
     assert cluster.look(times=3) == [1, 4, 3]
-    assert cluster.notes[-1]["worker"] == {
-        "wish": 8,
-        "running": 8,
-        "reason": "maximum",
-        "least": 1,
-        "most": 8,
-    }
+    assert cluster.notes[-1]["worker"] == {"wish": 8, "running": 8, "reason": "maximum", "least": 1, "most": 8,
+                                           "hosts": {"box2": 4, "box3": 3}}  # fmt: skip
+    # One that begins does not answer yet
+    cluster.box2.change(cluster.box2.running()[0].id, status="Up (health: starting)")
+    cluster.look(CREW_SECS)
+    assert cluster.notes[-1]["worker"]["hosts"] == {"box2": 3, "box3": 3}
 
 
 def test_room_of_others_is_asked_for_when_a_worker_is_needed_and_kept_for_a_while(cluster: Cluster) -> None:
@@ -427,6 +427,8 @@ def settle(happened: Callable[[], bool]) -> None:
 def test_its_workers_count_as_long_as_they_answer_the_roll_call(away: Cluster) -> None:
     assert away.look(times=2 * LOST_SECS) == [2, 3, 0]
     assert away.notes[-1]["worker"]["running"] == 5
+    # Whether it has none is not for the controller to say
+    assert away.notes[-1]["worker"]["hosts"] == {"box3": 0}
 
 
 def test_one_answer_that_is_missed_changes_nothing(away: Cluster) -> None:
