@@ -226,7 +226,8 @@ class Snapshot:
             if foreign:
                 found.append(f"{counted(foreign, 'worker')} on {queue.name} with other code: `make deploy`.")
         for host, count in (self.hosts or {}).items():
-            if not count:
+            # `make autoscale` may leave it without.
+            if not count and not self.autoscale:
                 found.append(f"No worker of host {host} answers: `make hosts`.")
         used, limit = self.stores.database_connections, self.stores.database_connections_limit
         if used is not None and limit and used >= FULL * limit:

@@ -82,6 +82,14 @@ def test_a_queue_whose_workers_are_busy_since_before_they_lost_the_broker_is_no_
     assert snapshot(dagster_queue_consumers=[({"queue": "dagster"}, 0)]).problems == ()
 
 
+def test_a_host_that_autoscale_left_without_workers_is_no_problem() -> None:
+    numbers: Rows = [({"service": "worker", "number": number}, 1) for number in ("wish", "running")]
+    without = snapshot(dagster_host_workers=[({"host": "box2"}, 0)], dagster_autoscale_workers=numbers)
+
+    assert without.problems == ()
+    assert without.hosts == {"box2": 0}
+
+
 def test_a_queue_without_workers_and_without_work_is_no_problem() -> None:
     assert (
         snapshot(dagster_queue_consumers=[({"queue": "dagster"}, 8), ({"queue": "heavy"}, 0)]).problems == ()
