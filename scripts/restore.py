@@ -45,6 +45,7 @@ from scripts.console import (
     say,
     warn,
 )
+from scripts.hosts import host, logins, services
 
 #: What becomes of runs under way, and of the times of schedules that have passed; the first is what happens by itself.
 RUNS, SCHEDULES = ("resume", "cancel"), ("catch-up", "skip")
@@ -175,6 +176,11 @@ def bring_settings(source: str) -> None:
     env_file.write(file, text)
     env_file.set_value("BASE_IMAGE", base)
     done(f"{file.name} is as it was when the last backup was made")
+    if left := host.names():
+        env_file.set_value(host.SETTING, "")
+        warn(
+            f"{', '.join(left)} must join again: set CLUSTER_ADDRESS to this machine's, then `make host ADD=…`"
+        )
 
 
 @contextmanager
@@ -243,6 +249,7 @@ def announce(plan: dict[str, Any]) -> None:
 
 def carry_out(plan: dict[str, Any], to: float | None) -> None:
     """Everything down, the stores as they were, Dagit up."""
+    services.stop_all()
     run_logged("Stopping all services", [*compose.compose(), *DOWN])
     engine.ask("volume", "rm", "--force", f"{compose.project()}_rabbitmq")
     outside = env_file.settings()
@@ -255,6 +262,7 @@ def carry_out(plan: dict[str, Any], to: float | None) -> None:
     if not outside.get("POSTGRES_HOST"):
         start_postgres()
         store_logins.close_restored()
+        logins.close_restored()
     done(f"database ({time.monotonic() - began:.0f} s)")
     stores = sorted({"minio", "rabbitmq"} & up.started_services())
     up.run("Starting the other stores", (*up.UP, *stores, "init"))

@@ -151,6 +151,11 @@ def by_engine() -> list[Host]:
     return [host for host in joined() if host.engine]
 
 
+def by_hand() -> list[Host]:
+    """Those that only their own people reach."""
+    return [host for host in joined() if not host.engine]
+
+
 def skipped() -> set[str]:
     """Those that the user goes on without; raises Failure for a name that no host has."""
     wanted = {name for name in os.environ.get(SKIP, "").replace(",", " ").split() if name}

@@ -71,6 +71,12 @@ def close_unnamed() -> None:
             done(f"{store_logins.STORES[store].title}: {login} is closed, and its connections are cut")
 
 
+def close_restored() -> None:
+    """Close all of a restored Postgres: a host that could not be stopped writes nothing before it is chosen what goes on."""
+    for login in roles():
+        remove_role(login)
+
+
 # --- Postgres ------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ from scripts import (
 )
 from scripts.compose import Container
 from scripts.console import Failure
+from scripts.hosts import services as hosts
 from scripts.image_packages import DEBIAN, PYTHON, STATUS
 
 POSTGRES = "dagster-celery-stack/postgres"
@@ -118,6 +119,16 @@ def stack(env: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
     monkeypatch.setattr(deploy, "settle_runs", lambda *_: stack.did.append("settle runs"))
     monkeypatch.setattr(deploy, "swap", stack.does("swap Dagster"))
     return stack
+
+
+def test_further_hosts_get_the_new_image_while_all_goes_on(
+    stack: Stack, env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "bring", stack.does("bring it to the hosts"))
+
+    upgrade.upgrade()
+
+    assert stack.did.index("bring it to the hosts") < stack.did.index("stop the queue")
 
 
 def test_stores_come_after_a_backup_and_before_dagster(
