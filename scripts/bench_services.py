@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from scripts import compose, env_file
 from scripts.console import ROOT, run_logged
+from scripts.hosts import services as hosts
 from scripts.scale import make
 from scripts.up import start_made, wait_until_healthy
 
@@ -46,12 +47,15 @@ class Services:
 
     @contextmanager
     def launching(self) -> Iterator[None]:
-        """Dagit, daemon and runners with the benchmark's jobs as well; afterwards without."""
+        """Dagit, daemon and runners with the benchmark's jobs as well, and no daemon elsewhere that would lead without them;
+        afterwards without."""
+        elsewhere = hosts.stop_services("daemon")
         try:
             self._mount("Adding the jobs to Dagit", LAUNCH_RUNS)
             yield
         finally:
             self._unmount("Taking the jobs out of Dagit", LAUNCH_RUNS)
+            hosts.go_on(elsewhere)
 
     def restore(self) -> None:
         """As many workers as before, and no service with the benchmark's code."""

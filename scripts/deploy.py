@@ -131,7 +131,14 @@ def change(old: str, new: str) -> str:
 
 @contextmanager
 def queue_stopped() -> Iterator[None]:
-    """No queued run starts in here, and schedules and sensors pause; after a failure they go on as before."""
+    """No queued run starts in here, and schedules and sensors pause, on all hosts; after a failure they go on as before."""
+    with hosts.stopped("daemon"), daemon_stopped():
+        yield
+
+
+@contextmanager
+def daemon_stopped() -> Iterator[None]:
+    """That of this host, or those."""
     stop = [*compose.compose(), "--progress", "plain", "stop", "daemon"]
     start = [*compose.compose(), "--progress", "plain", "start", "daemon"]
     was_running = any(each.service == "daemon" and each.state == "running" for each in compose.containers())
@@ -215,8 +222,9 @@ def described(runs: list[dict[str, Any]]) -> str:
 def swap() -> None:
     """All services with the new image and settings.
 
-    `init` first: it gives runs under way the new code, while the old services go on. Then one of several daemons. Then all
-    others at once, each container once, those of further hosts beside them: old runners hand their runs over, old workers end their steps within their grace
+    `init` first: it gives runs under way the new code, while the old services go on. Then, where there are several daemons on
+    whatever hosts, a new one on this host, which takes over from all of them. Then all others at once, each container once,
+    those of further hosts beside them: old runners hand their runs over, old workers end their steps within their grace
     period or give them back.
     """
     up.remove_unwanted()
@@ -228,6 +236,8 @@ def swap() -> None:
             up.wait_until_healthy("init")
             if several:
                 daemons.hand_over()
+            else:
+                hosts.stop_services("daemon")
             with hosts.swapping():
                 up.run("Swapping the services", SWAP)
                 up.start_made()

@@ -30,6 +30,8 @@ from scripts import (
     up,
 )
 from scripts.console import BUILD_FOLDER, ROOT, Failure, attended, confirm, done, main, run_logged, say, warn
+from scripts.hosts import host
+from scripts.hosts import services as hosts
 from scripts.s3_store import Store
 
 WAYS = {
@@ -75,6 +77,7 @@ def move() -> None:
         if attended() and not os.environ.get("FORCE") and not confirm("Move it?"):
             say("  nothing was changed")
             return
+        require_hosts()
         with untouched_on_failure():
             skew = fill(source, target)
             since = copy_while_all_goes_on(source, target) - skew - MARGIN_SECS
@@ -104,6 +107,15 @@ def wanted() -> Store:
     # Said before anything begins, where a value can't be written down.
     s3_store.statements(target)
     return target
+
+
+def require_hosts() -> None:
+    """Raises Failure where workers of a further host would go on with the store of before, which no code's hash tells."""
+    hosts.prepare()
+    if left := [each.name for each in host.joined() if each not in host.wanted()]:
+        raise Failure(
+            f"Workers on {', '.join(left)} would go on writing to the store of before: `make host REMOVE={left[0]}`, then move."
+        )
 
 
 @contextmanager
@@ -367,6 +379,12 @@ def writers_stopped() -> Iterator[None]:
     """Nobody writes objects in here; after a failure all go on as before."""
     found = {each.service for each in compose.containers() if each.state == "running"} - STAY
     names = sorted(found)
+    with hosts.stopped(*hosts.SCALES), services_stopped(names):
+        yield
+
+
+@contextmanager
+def services_stopped(names: Sequence[str]) -> Iterator[None]:
     try:
         if names:
             run_logged(
@@ -392,6 +410,7 @@ def keep(source: Store) -> None:
 
 def swap() -> None:
     login.derive()
+    hosts.bring()
     deploy.swap()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from scripts import code_versions, compose, engine, env_file, images, restore_point
 from scripts.console import ROOT, Failure, Progress, run_logged, say, warn
+from scripts.hosts import services as hosts
 
 #: Read on standard input, so that older images answer too.
 ASK = ROOT / "dagster_stack" / "store" / "schema.py"
@@ -39,6 +40,10 @@ class Migration:
         say(
             f"Migrating the database's schema from {self.found} to {self.wanted}. The way back: {self.way_back}"
         )
+        with hosts.stopped(*hosts.SCALES):
+            self._run(code)
+
+    def _run(self, code: str) -> None:
         stopped = sorted({service for services in code_versions.running().values() for service in services})
         try:
             if stopped:

@@ -31,6 +31,7 @@ from scripts import (
     up,
 )
 from scripts.console import Failure, Progress, attended, confirm, done, main, say, warn
+from scripts.hosts import services as hosts
 from scripts.image_packages import DEBIAN, PYTHON, STATUS, Change, Packages
 
 #: What WHAT may be: which packages get newer.
@@ -70,6 +71,7 @@ def upgrade() -> None:
             base_image.renew()
         images.ensure(behind)
         certificates.issue()
+        hosts.bring()
         if up.is_up():
             code_versions.forget_rollback()
             up.close_former_logins()

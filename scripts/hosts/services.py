@@ -1,8 +1,8 @@
-"""Workers and runners of further hosts: brought to the first host's image and settings, beside its own services."""
+"""What runs on further hosts: brought to the first host's image and settings, beside its own services."""
 
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from scripts import base_image, env_file, images
@@ -13,6 +13,8 @@ from scripts.hosts.host import (
     SETTING,
     Host,
     by_engine,
+    elsewhere,
+    in_all,
     joined,
     number,
     require_reachable,
@@ -22,16 +24,20 @@ from scripts.hosts.host import (
 )
 
 #: Services there, and the setting of a host's file that says how many.
-SCALES = {"worker": "WORKERS", "worker-heavy": "HEAVY_WORKERS", "runner": "RUNNERS"}
+SCALES = {"worker": "WORKERS", "worker-heavy": "HEAVY_WORKERS", "runner": "RUNNERS", "daemon": "DAEMONS"}
+#: Settings that count those of all hosts, and where `.env` has the sum while further hosts have any.
+IN_ALL = {"RUNNERS": "RUNNERS_IN_ALL", "DAEMONS": "DAEMONS_IN_ALL"}
 UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
 #: Seconds until all of a host must be healthy.
 HEALTHY_SECS = 240
 LOG_LINES = 25
+#: States of a container that does nothing.
+ENDED = ("created", "exited", "dead")
 
 
 def prepare() -> None:
     """Raises Failure where a host that is to be looked after can't be reached."""
-    count_runners()
+    count()
     if not joined():
         return
     if not env_file.has_internal_tls():
@@ -47,12 +53,12 @@ def prepare() -> None:
         )
 
 
-def count_runners() -> None:
-    """Tell the run queue how many there are in all."""
-    runners = sum(number(host, "RUNNERS", 0) for host in joined())
-    in_all = str(env_file.number("RUNNERS", 2) + runners) if runners else ""
-    if env_file.settings().get("RUNNERS_IN_ALL", "") != in_all:
-        env_file.set_value("RUNNERS_IN_ALL", in_all)
+def count() -> None:
+    """Tell the run queue how many runners there are in all, and daemons whether one of several leads."""
+    for setting, noted in IN_ALL.items():
+        number_in_all = str(in_all(setting)) if elsewhere(setting) else ""
+        if env_file.settings().get(noted, "") != number_in_all:
+            env_file.set_value(noted, number_in_all)
 
 
 def bring() -> None:
@@ -163,6 +169,52 @@ def wait_until_healthy(host: Host) -> None:
         raise Failure(
             f"{service} on {host.name} is not well ({unwell[0].condition}). The end of its log:\n\n{log}"
         )
+
+
+@contextmanager
+def stopped(*services: str) -> Iterator[None]:
+    """None of these runs on a further host in here. Afterwards a swap starts them; after a failure they go on as before."""
+    found = stop_services(*services)
+    try:
+        yield
+    except BaseException:
+        go_on(found)
+        raise
+
+
+def stop_services(*services: str, hosts: Sequence[Host] | None = None) -> dict[Host, list[str]]:
+    """Stop these on all hosts that a command looks after, or on so many; returns the containers that ran."""
+    listed = {host: host.containers() for host in (wanted() if hosts is None else hosts)}
+    found = {
+        host: names
+        for host, containers in listed.items()
+        if (
+            names := [
+                each.name for each in containers if each.service in services and each.state not in ENDED
+            ]
+        )
+    }
+    try:
+        for host, names in found.items():
+            with Progress(f"Stopping {', '.join(services)} on {host.name}"):
+                host.output(*host.docker("stop", *names))
+    except BaseException:
+        go_on(found)
+        raise
+    return found
+
+
+def go_on(found: Mapping[Host, Sequence[str]]) -> None:
+    """Start again what was stopped. In a session of its own: a second Ctrl-C must not end it."""
+    for host, names in found.items():
+        start = host.docker("start", *names)
+        if subprocess.run(start, capture_output=True, start_new_session=True, check=False).returncode:
+            warn(f"what was stopped on {host.name} could not be started again: `make up` does")
+
+
+def stop_old_daemons() -> None:
+    """Stop those of hosts that are to get another image or other settings: else they lead while the first host's are swapped."""
+    stop_services("daemon", hosts=[host for host in wanted() if not is_up(host)])
 
 
 def stop(host: Host, with_data: bool = False) -> None:

@@ -28,6 +28,7 @@ from scripts import (
 )
 from scripts.compose import Container
 from scripts.console import Failure
+from scripts.hosts import services as hosts
 from scripts.image_packages import DEBIAN, PYTHON, STATUS
 
 POSTGRES = "dagster-celery-stack/postgres"
@@ -146,6 +147,15 @@ def test_stores_come_after_a_backup_and_before_dagster(
         said.index("1.0 → 2.0") < said.index("Upgrading") < said.index("code new in place of old: upgraded")
     )
     assert "`make rollback` goes back to the code" in said
+
+
+def test_further_hosts_have_the_image_before_the_swap(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a daemon there would lead with the code of before, and workers refuse all."""
+    monkeypatch.setattr(hosts, "bring", stack.does("bring"))
+
+    upgrade.upgrade()
+
+    assert stack.did.index(f"build {POSTGRES}") < stack.did.index("bring") < stack.did.index("stop the queue")
 
 
 def test_a_dry_run_shows_the_table_and_changes_nothing(
