@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 
 from scripts import compose, engine, up
 from scripts.console import Failure, run_logged
-from scripts.hosts.host import Host, in_all
-from scripts.hosts.host import wanted as hosts
+from scripts.hosts import host as hosts
+from scripts.hosts.host import Host
 
 #: What a daemon does at these signals (dagster_stack/services/daemon.py).
 REST, GO_ON = "USR1", "USR2"
@@ -22,7 +22,7 @@ ADD = ("--progress", "plain", "create", "--no-recreate")
 
 
 def wanted() -> int:
-    return in_all("DAEMONS")
+    return hosts.in_all("DAEMONS")
 
 
 def are_several() -> bool:
@@ -39,12 +39,12 @@ def running(host: Host | None = None) -> list[str]:
 
 def elsewhere() -> dict[Host, list[str]]:
     """Those of further hosts that have any."""
-    return {host: names for host in hosts() if (names := running(host))}
+    return {host: names for host in hosts.wanted() if (names := running(host))}
 
 
 def tell(signal: str) -> None:
     """A host that does not answer now is left out: it is asked again, and the swap says why it does not."""
-    for host in (None, *hosts()):
+    for host in (None, *hosts.wanted()):
         with suppress(Failure):
             for name in running(host):
                 # One that has just ended needs not be told.
