@@ -46,7 +46,7 @@ def clean() -> None:
     services.stop_all(with_data=True)
     for each in host.joined():
         each.file.unlink()
-    env_file.set_values({host.SETTING: "", "RUNNERS_IN_ALL": ""})
+    env_file.set_values({host.SETTING: "", **dict.fromkeys(services.IN_ALL.values(), "")})
     run_logged(
         f"Removing {project}",
         [

@@ -2,7 +2,7 @@
 
 from scripts import env_file
 from scripts.console import Failure
-from scripts.hosts.host import Host, joined, number
+from scripts.hosts.host import Host, in_all, joined, number
 
 #: The setting that raises the limit, and its default in compose.yaml.
 LIMIT_VARIABLE = "POSTGRES_MAX_CONNECTIONS"
@@ -39,12 +39,11 @@ def needed(processes: int) -> int:
 
 def runs() -> int:
     """How many runs are driven at once, by the runners of all hosts."""
-    runners = env_file.number("RUNNERS", 2) + sum(number(host, "RUNNERS", 0) for host in joined())
-    return runners * env_file.number("RUNNER_CONCURRENCY", 4)
+    return in_all("RUNNERS") * env_file.number("RUNNER_CONCURRENCY", 4)
 
 
 def rest() -> int:
-    return RESERVED + DAEMON * max(env_file.number("DAEMONS", 1) - 1, 0)
+    return RESERVED + DAEMON * max(in_all("DAEMONS") - 1, 0)
 
 
 def processes_elsewhere() -> int:

@@ -21,6 +21,7 @@ from scripts import (
     env_file,
     images,
     schema,
+    standstill,
     store_volumes,
     turns,
     unfinished,
@@ -28,7 +29,7 @@ from scripts import (
 )
 from scripts.console import Failure, Progress, done, main, say, warn
 from scripts.hosts import services as hosts
-from scripts.standstill import standing_still
+from scripts.hosts.host import wanted as wanted_hosts
 
 #: What to do with runs under way; and the minutes after which those that are waited for are handed over.
 HOW = ("wait", "hand-over")
@@ -130,7 +131,7 @@ def change(old: str, new: str) -> str:
 
 def queue_stopped() -> AbstractContextManager[None]:
     """No queued run starts in here, and schedules and sensors pause; after a failure they go on as before."""
-    return standing_still("daemon".__eq__, "Stopping the run queue, schedules and sensors")
+    return standstill.standing_still("daemon".__eq__, "Stopping the run queue, schedules and sensors")
 
 
 def queue_held() -> AbstractContextManager[None]:
@@ -200,8 +201,9 @@ def described(runs: list[dict[str, Any]]) -> str:
 def swap() -> None:
     """All services with the new image and settings.
 
-    `init` first: it gives runs under way the new code, while the old services go on. Then one of several daemons. Then all
-    others at once, each container once, those of further hosts beside them: old runners hand their runs over, old workers end their steps within their grace
+    `init` first: it gives runs under way the new code, while the old services go on. Then, where there are several daemons on
+    whatever hosts, a new one on this host, which takes over from all of them. Then all others at once, each container once,
+    those of further hosts beside them: old runners hand their runs over, old workers end their steps within their grace
     period or give them back.
     """
     up.remove_unwanted()
@@ -213,6 +215,8 @@ def swap() -> None:
             up.wait_until_healthy("init")
             if several:
                 daemons.hand_over()
+            else:
+                standstill.begin("daemon".__eq__, wanted_hosts())
             with hosts.swapping():
                 up.run("Swapping the services", SWAP)
                 up.start_made()

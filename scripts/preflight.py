@@ -15,6 +15,7 @@ from dagster_stack.own_names import OwnNames, bound_host
 from dagster_stack.retention.periods import Periods
 from scripts import compose, engine, env_file, images
 from scripts.console import ROOT, Failure, done, warn
+from scripts.hosts.host import elsewhere, in_all
 
 #: Fewer work, slowly: the tests and figures of this project are from 2.
 CORES = 2
@@ -215,7 +216,7 @@ def versions(tls: bool = False) -> list[Finding]:
 
 def runs_at_once() -> list[Finding]:
     """MAX_CONCURRENT_RUNS against the places of runners: with more, the daemon would not start."""
-    runners, each = env_file.number("RUNNERS", 2), env_file.number("RUNNER_CONCURRENCY", 4)
+    runners, each = in_all("RUNNERS"), env_file.number("RUNNER_CONCURRENCY", 4)
     places, wanted = runners * each, env_file.number("MAX_CONCURRENT_RUNS", 0)
     file = env_file.env_path().name
     cure = (
@@ -228,10 +229,11 @@ def runs_at_once() -> list[Finding]:
 
 
 def daemons() -> list[Finding]:
-    """DAEMONS: without one no run starts."""
-    found = env_file.number("DAEMONS", 1)
+    """DAEMONS: without one no run starts. Those of further hosts stand by for one here."""
+    found, others = env_file.number("DAEMONS", 1), elsewhere("DAEMONS")
     cure = "" if found else f"set DAEMONS=1 in {env_file.env_path().name}: without a daemon no run starts"
-    return [Finding("daemons", "1, or more of which one leads", str(found), cure)]
+    words = f"{found}, and {others} on further hosts" if others else str(found)
+    return [Finding("daemons", "1, or more of which one leads", words, cure)]
 
 
 def kept() -> list[Finding]:

@@ -45,7 +45,8 @@ from scripts.console import (
     say,
     warn,
 )
-from scripts.hosts import host, logins, services
+from scripts.hosts import host, logins
+from scripts.hosts import services as hosts
 
 #: What becomes of runs under way, and of the times of schedules that have passed; the first is what happens by itself.
 RUNS, SCHEDULES = ("resume", "cancel"), ("catch-up", "skip")
@@ -82,6 +83,7 @@ def restore() -> None:
     if not backups.is_on():
         images.ensure_only("backup")
     certificates.issue()
+    hosts.bring()
     if source:
         fetch(source)
     plan = json.loads(ask("plan", *moment_option(to)))
@@ -249,7 +251,7 @@ def announce(plan: dict[str, Any]) -> None:
 
 def carry_out(plan: dict[str, Any], to: float | None) -> None:
     """Everything down, the stores as they were, Dagit up."""
-    services.stop_all()
+    hosts.stop_all()
     run_logged("Stopping all services", [*compose.compose(), *DOWN])
     engine.ask("volume", "rm", "--force", f"{compose.project()}_rabbitmq")
     outside = env_file.settings()

@@ -24,6 +24,7 @@ from scripts import (
 from scripts.code_versions import Version
 from scripts.console import Failure, attended, confirm, done, main, say, warn
 from scripts.hosts import services as hosts
+from scripts.hosts.host import joined, number
 
 #: By which one of several daemons leads, in an image.
 LEADERSHIP = "/opt/dagster/dagster_stack/services/leadership.py"
@@ -96,10 +97,11 @@ def agree(target: Version, old: str, way: str) -> None:
 def require_lease(target: Version) -> None:
     """Raises Failure where there are to be several daemons, and those of this version all launch what schedules ask for."""
     look = ("run", "--rm", "--network", "none", "--entrypoint", "ls", target.image_id, LEADERSHIP)
+    elsewhere = "".join(f", DAEMONS=0 in {each.file.name}" for each in joined() if number(each, "DAEMONS", 0))
     if daemons.wanted() > 1 and engine.ask(*look) != LEADERSHIP:
         raise Failure(
             f"Daemons of code {target.code} know no lease, so two would each launch what schedules and sensors ask for. Set"
-            f" DAEMONS=1 in {env_file.env_path().name} and `make up`, then roll back."
+            f" DAEMONS=1 in {env_file.env_path().name}{elsewhere} and `make up`, then roll back."
         )
 
 

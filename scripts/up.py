@@ -157,6 +157,7 @@ def start() -> None:
     started = time.monotonic()
     remove_unwanted()
     remove_abandoned()
+    hosts.stop_old_daemons()
     run("Starting the services", UP)
     wait_until_healthy()
     hosts.start()

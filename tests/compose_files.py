@@ -10,7 +10,7 @@ from scripts.console import ROOT
 
 FOLDER = ROOT / "compose"
 #: What services extend.
-SHAPES = ("compose/shapes.yaml", "compose/pages.yaml", "compose/workers.yaml")
+SHAPES = ("compose/shapes.yaml", "compose/pages.yaml", "compose/workers.yaml", "compose/daemon.yaml")
 
 
 class Strict(yaml.SafeLoader):

@@ -17,6 +17,7 @@ from dagster._utils.interrupts import raise_interrupts_as
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from dagster_stack.messaging.workers import HOST_VARIABLE
 from dagster_stack.services.health import EXIT_CODE
 from dagster_stack.store import connections
 from dagster_stack.store.lease_renewal import LeaseRenewal
@@ -43,7 +44,7 @@ class Leadership:
         exit_process: Callable[[int], Any] = os._exit,
     ) -> None:
         self._leases, self._last_sign = leases, last_sign
-        self._holder = holder or f"daemon@{socket.gethostname()}"
+        self._holder = holder or own_name()
         self._exit_process = exit_process
         self._lease: Lease | None = None
         self._renewal: LeaseRenewal | None = None
@@ -128,6 +129,12 @@ class Leadership:
             if silence > SILENCE_SECS
             else None
         )
+
+
+def own_name() -> str:
+    """This daemon's container, and on a further host that one's name."""
+    host = os.environ.get(HOST_VARIABLE)
+    return f"daemon@{socket.gethostname()}{f' on {host}' if host else ''}"
 
 
 def hold(lease: Lease, connection: Connection) -> None:

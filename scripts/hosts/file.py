@@ -1,4 +1,4 @@
-"""A host's file of settings: how many workers it has, which is its owner's choice; and what they need to reach the stores."""
+"""A host's file of settings: how much runs there, which is its owner's choice; and what that needs to reach the stores."""
 
 import base64
 import re
@@ -6,10 +6,10 @@ import secrets
 from collections.abc import Mapping
 
 from scripts import certificates, compose, env_file, store_logins
-from scripts.hosts.host import ENGINE, Host
+from scripts.hosts.host import ENGINE, HERE, Host
 
 #: What the host's owner decides, and its values at first; the rest is as in `.env`.
-OWN = {"WORKERS": "2", "HEAVY_WORKERS": "0", "RUNNERS": "0"}
+OWN = {"WORKERS": "2", "HEAVY_WORKERS": "0", "RUNNERS": "0", "DAEMONS": "0"}
 OF_HOST = (
     "WORKER_CONCURRENCY",
     "WORKER_MEMORY",
@@ -17,11 +17,13 @@ OF_HOST = (
     "WORKER_SHM",
     "WORKER_PIDS",
     "RUNNER_MEMORY",
+    "DAEMON_MEMORY",
     "DATA_DIR",
 )
 #: What must be the same everywhere.
 SHARED = ("COMPOSE_PROJECT_NAME", "CLUSTER_ADDRESS", "POSTGRES_DB", "RABBITMQ_VHOST", "S3_BUCKET", "S3_PREFIX", "S3_REGION",
-          "RUNNER_CONCURRENCY", "MAX_CONCURRENT_RUNS", "MAX_DELIVERIES", "LOG_FORMAT", "EXECUTOR")  # fmt: skip
+          "RUNNER_CONCURRENCY", "MAX_CONCURRENT_RUNS", "MAX_DELIVERIES", "LOG_FORMAT", "EXECUTOR",
+          "KEEP_DETAILS_DAYS", "KEEP_RUNS_DAYS", "AUDIT_DAYS")  # fmt: skip
 #: Of an outside store, which has no logins that this stack could make.
 OF_OUTSIDE = {
     "postgres": ("POSTGRES_HOST", "POSTGRES_PORT", "POSTGRES_SSLMODE", "POSTGRES_USER", "POSTGRES_PASSWORD"),
@@ -59,6 +61,9 @@ def write(host: Host, engine: str | None = None, renewed: tuple[str, ...] = ()) 
         ENGINE: former.get(ENGINE, "") if engine is None else engine,
         **{name: settings.get(name, "") for name in SHARED},
         "COMPOSE_PROJECT_NAME": compose.project(),
+        # For a run queue there.
+        "RUNNERS_IN_ALL": settings.get("RUNNERS_IN_ALL") or settings.get("RUNNERS") or str(HERE["RUNNERS"]),
+        "DAEMONS_IN_ALL": settings.get("DAEMONS_IN_ALL", ""),
         "HOST_CA": authorities(settings),
         "S3_PUBLIC_URL": public_url(settings),
     }

@@ -23,6 +23,8 @@ RESERVED = {"example", "new", "s3"}
 SERVICES_FILE = "compose.worker.yaml"
 #: Seconds that an engine has to say that it is there.
 ANSWER_SECS = 20
+#: How many there are on the first host where `.env` does not say.
+HERE = {"RUNNERS": 2, "DAEMONS": 1}
 #: Of the shell, which would win over a host's file.
 OF_OTHERS = {"DOCKER_HOST", "DOCKER_CONTEXT", "COMPOSE_FILE", "COMPOSE_PROFILES", "COMPOSE_ENV_FILES"}
 
@@ -173,14 +175,28 @@ def wanted() -> list[Host]:
 def require_reachable() -> list[Host]:
     """Those that a command looks after; raises Failure that names each one that does not answer, with the cure."""
     found = wanted()
-    problems = {host.name: problem for host in found if (problem := host.problem())}
+    problems = {host: problem for host in found if (problem := host.problem())}
+    lines = "".join(f"\n    {host.name}: {problem}" for host, problem in problems.items())
+    # Its code is not asked for, as a worker's is: it would launch what schedules and sensors of before ask for.
+    for each in joined():
+        if number(each, "DAEMONS", 0) and (each not in found or each in problems):
+            raise Failure(daemon_out_of_reach(each) + lines)
     if problems:
-        lines = "\n".join(f"    {name}: {problem}" for name, problem in problems.items())
         raise Failure(
-            f"Not all hosts can be reached, and nothing was changed:\n{lines}\n"
-            f"  {SKIP}={','.join(problems)} goes on without. Workers there refuse other code until `make up` finds them again."
+            f"Not all hosts can be reached, and nothing was changed:{lines}\n"
+            f"  {SKIP}={together(list(problems), ',')} goes on without. Workers there refuse other code until `make up` finds"
+            " them again."
         )
     return found
+
+
+def daemon_out_of_reach(host: Host) -> str:
+    if not host.engine:
+        return f"{host.name} is looked after by hand, so no command can stop its daemon: DAEMONS=0 in {host.file.name}, here and there."
+    return (
+        f"{host.name} has a daemon (DAEMONS in {host.file.name}), and can't be reached: it may lead, with the code of before. Nothing"
+        f" was changed. `make host REMOVE={host.name}` shuts it out, `make host ADD={host.engine} NAME={host.name}` brings it back."
+    )
 
 
 def named(name: str) -> Host:
@@ -198,5 +214,14 @@ def number(host: Host, setting: str, default: int) -> int:
     return int(text)
 
 
-def together(hosts: Sequence[Host]) -> str:
-    return ", ".join(host.name for host in hosts)
+def in_all(setting: str) -> int:
+    """How many there are on this host, as `.env` says, and on all further ones: of RUNNERS, DAEMONS."""
+    return env_file.number(setting, HERE[setting]) + elsewhere(setting)
+
+
+def elsewhere(setting: str) -> int:
+    return sum(number(host, setting, 0) for host in joined())
+
+
+def together(hosts: Sequence[Host], between: str = ", ") -> str:
+    return between.join(host.name for host in hosts)

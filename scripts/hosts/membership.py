@@ -24,7 +24,17 @@ from scripts.console import Failure, attended, confirm, done, main, say, warn
 from scripts.hosts import file, logins, services
 from scripts.hosts import images as transfer
 from scripts.hosts import preflight as host_preflight
-from scripts.hosts.host import NAME, RESERVED, SETTING, SKIP, Host, named, names, unreachable
+from scripts.hosts.host import (
+    NAME,
+    RESERVED,
+    SETTING,
+    SKIP,
+    Host,
+    named,
+    names,
+    require_reachable,
+    unreachable,
+)
 
 USAGE = "make host ADD=ssh://user@box2 [NAME=box2], or make host REMOVE=box2 (`make hosts` lists them)"
 #: In place of an address: people there start its workers.
@@ -52,6 +62,7 @@ def membership() -> None:
 def add(address: str) -> None:
     by_hand = address == BY_HAND
     host = Host(chosen_name(address), "" if by_hand else address)
+    require_reachable()
     say(f"Looking at {host.name}")
     ports = compose.published_ports()
     findings = [*preflight.versions(tls=True), *host_preflight.cluster(ports)]
@@ -125,7 +136,7 @@ def join(host: Host) -> None:
 def publish(host: Host) -> None:
     """Have the first host's services as `.env` has them now: with the first host that joins the stores are published."""
     os.environ[SKIP] = ",".join({*filter(None, os.environ.get(SKIP, "").split(",")), host.name})
-    services.count_runners()
+    services.count()
     if up.is_up(with_images=False):
         return
     how, minutes = deploy.wanted()
@@ -176,9 +187,10 @@ def remove(host: Host) -> None:
     env_file.set_value(SETTING, ",".join(name for name in names() if name != host.name))
     host.file.unlink(missing_ok=True)
     logins.close_unnamed()
-    services.count_runners()
+    services.count()
     if not up.is_up(with_images=False):
-        say("It was the last one: all services are swapped once, and the stores are published no more")
+        why = "there are fewer runners or daemons" if names() else "the stores are published no more"
+        say(f"All services are swapped once, since {why}")
         how, minutes = deploy.wanted()
         with deploy.queue_stopped():
             deploy.settle_runs(how, minutes)

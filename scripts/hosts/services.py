@@ -1,11 +1,11 @@
-"""Workers and runners of further hosts: brought to the first host's image and settings, beside its own services."""
+"""What runs on further hosts: brought to the first host's image and settings, beside its own services."""
 
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from scripts import base_image, env_file, images
+from scripts import base_image, env_file, images, standstill
 from scripts.console import ROOT, Failure, Progress, done, warn
 from scripts.hosts import file, logins
 from scripts.hosts import images as transfer
@@ -13,6 +13,8 @@ from scripts.hosts.host import (
     SETTING,
     Host,
     by_engine,
+    elsewhere,
+    in_all,
     joined,
     number,
     require_reachable,
@@ -22,7 +24,9 @@ from scripts.hosts.host import (
 )
 
 #: Services there, and the setting of a host's file that says how many.
-SCALES = {"worker": "WORKERS", "worker-heavy": "HEAVY_WORKERS", "runner": "RUNNERS"}
+SCALES = {"worker": "WORKERS", "worker-heavy": "HEAVY_WORKERS", "runner": "RUNNERS", "daemon": "DAEMONS"}
+#: Settings that count those of all hosts, and where `.env` has the sum while further hosts have any.
+IN_ALL = {"RUNNERS": "RUNNERS_IN_ALL", "DAEMONS": "DAEMONS_IN_ALL"}
 UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
 #: Seconds until all of a host must be healthy.
 HEALTHY_SECS = 240
@@ -31,7 +35,7 @@ LOG_LINES = 25
 
 def prepare() -> None:
     """Raises Failure where a host that is to be looked after can't be reached."""
-    count_runners()
+    count()
     if not joined():
         return
     if not env_file.has_internal_tls():
@@ -47,12 +51,12 @@ def prepare() -> None:
         )
 
 
-def count_runners() -> None:
-    """Tell the run queue how many there are in all."""
-    runners = sum(number(host, "RUNNERS", 0) for host in joined())
-    in_all = str(env_file.number("RUNNERS", 2) + runners) if runners else ""
-    if env_file.settings().get("RUNNERS_IN_ALL", "") != in_all:
-        env_file.set_value("RUNNERS_IN_ALL", in_all)
+def count() -> None:
+    """Tell the run queue how many runners there are in all, and daemons whether one of several leads."""
+    for setting, noted in IN_ALL.items():
+        number_in_all = str(in_all(setting)) if elsewhere(setting) else ""
+        if env_file.settings().get(noted, "") != number_in_all:
+            env_file.set_value(noted, number_in_all)
 
 
 def bring() -> None:
@@ -163,6 +167,11 @@ def wait_until_healthy(host: Host) -> None:
         raise Failure(
             f"{service} on {host.name} is not well ({unwell[0].condition}). The end of its log:\n\n{log}"
         )
+
+
+def stop_old_daemons() -> None:
+    """Stop those of hosts that are to get another image or other settings: else they lead while the first host's are swapped."""
+    standstill.begin("daemon".__eq__, [host for host in wanted() if not is_up(host)])
 
 
 def stop(host: Host, with_data: bool = False) -> None:

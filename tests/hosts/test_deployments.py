@@ -8,11 +8,6 @@ from tests.waiting import wait_until
 STEPS, SECONDS = 40, 0.5
 
 
-def edit(cluster: Cluster, text: str) -> None:
-    file = cluster.code / "src" / "hosts_project" / "definitions.py"
-    file.write_text(f"{file.read_text()}\n# {text}\n")
-
-
 def begun(cluster: Cluster) -> str:
     """A run of which steps are being executed."""
     run_id = cluster.launch(STEPS, SECONDS)
@@ -35,7 +30,7 @@ def one_code(cluster: Cluster) -> str:
 
 def test_a_deployment_and_a_rollback_reach_all_hosts_and_no_run_fails(cluster: Cluster) -> None:
     former = one_code(cluster)
-    edit(cluster, "Edited.")
+    cluster.edit("Edited.")
     run_id = begun(cluster)
     print(cluster.stack.make("deploy", "DEPLOY=hand-over").stdout)
     cluster.require_success(run_id, STEPS)
@@ -63,7 +58,7 @@ def test_new_passwords_reach_all_hosts_and_former_ones_are_refused(cluster: Clus
 def test_a_host_that_can_t_be_reached_is_named_and_skipped(cluster: Cluster) -> None:
     name = HOSTS[0]
     former = one_code(cluster)
-    edit(cluster, "Edited while a host is away.")
+    cluster.edit("Edited while a host is away.")
     cluster.boxes[name].stop()
     refused = cluster.stack.make("deploy", "DEPLOY=hand-over", check=False)
     assert refused.returncode

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -11,6 +10,7 @@ from scripts import bench_services, compose
 from scripts.bench_services import MOUNT, Services
 from scripts.compose import Container
 from scripts.console import ROOT
+from tests import compose_files
 from tests.unit.machines import FakeDocker, calls
 
 BEFORE = Counter({"dagit": 1, "daemon": 1, "runner": 2, "worker": 2, "worker-heavy": 1})
@@ -91,13 +91,10 @@ def test_the_code_comes_on_top_of_all_files_that_compose_reads(
 
 
 def test_dagit_and_daemon_load_the_benchmarks_jobs_beside_the_users() -> None:
-    def command(file: Path, service: str) -> list[Any]:
-        found: list[Any] = yaml.safe_load(file.read_text())["services"][service]["command"]
-        return found
-
+    mounted, services = yaml.safe_load(MOUNT.read_text())["services"], compose_files.services()
     for service in ("dagit", "daemon"):
         more = ["--workspace", "/opt/dagster/bench/workspace.yaml"]
-        assert command(MOUNT, service) == [*command(ROOT / "compose.yaml", service), *more]
+        assert mounted[service]["command"] == [*services[service]["command"], *more]
 
 
 def test_the_code_that_measures_is_in_no_image() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from scripts import compose, connections, engine, env_file
 from scripts.console import Failure, Progress
-from scripts.hosts import file, host, images, logins, logs, membership, preflight
+from scripts.hosts import file, host, images, logins, logs, membership, preflight, services
 from scripts.hosts.host import Host
 
 SETTINGS = """\
@@ -83,6 +83,20 @@ def test_an_outside_store_is_reached_as_the_first_host_does(env: Path, box2: Hos
     assert box2.settings["POSTGRES_HOST"] == "db.test"
     assert box2.settings["POSTGRES_PASSWORD"] == odd
     assert logins.own_stores() == ["rabbitmq", "s3"]
+
+
+def test_a_host_s_run_queue_knows_the_runners_of_all(env: Path, box2: Host) -> None:
+    assert box2.settings["RUNNERS_IN_ALL"] == "2"
+    assert box2.settings["RUNNERS"] == box2.settings["DAEMONS"] == "0"
+    env_file.set_values({"RUNNERS": "3", "KEEP_RUNS_DAYS": "30", "DAEMON_MEMORY": "1g"}, env)
+    env_file.set_values({"RUNNERS": "1", "DAEMONS": "1", "DAEMON_MEMORY": "4g"}, box2.file)
+    services.count()
+    file.write(box2)
+    found = box2.settings
+    assert (found["RUNNERS_IN_ALL"], found["RUNNERS"]) == ("4", "1")
+    assert (found["DAEMONS_IN_ALL"], found["DAEMONS"]) == ("2", "1")
+    # What is kept is decided once, what a daemon may have by each host.
+    assert (found["KEEP_RUNS_DAYS"], found["DAEMON_MEMORY"]) == ("30", "4g")
 
 
 # --- names and reach -----------------------------------------------------------------------------------

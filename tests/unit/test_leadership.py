@@ -1,5 +1,6 @@
 """Several daemons: one leads, the next one takes over, and nothing that a former one writes is stored."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -314,3 +315,12 @@ def test_one_whose_code_can_not_be_loaded_anew_stands_by_all_the_same(daemons: D
 
     assert tries == [1]
     assert second.leads
+
+
+@pytest.mark.parametrize(("host", "end"), [("", ""), ("box2", " on box2")])
+def test_a_daemon_of_a_further_host_says_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, host: str, end: str
+) -> None:
+    monkeypatch.setenv("DAGSTER_STACK_HOST", host)
+
+    assert module.own_name() == f"daemon@{socket.gethostname()}{end}"

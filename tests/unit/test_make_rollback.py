@@ -202,3 +202,12 @@ def test_make_deploy_says_it_too(
     # And from now on the stack is not rolled back
     assert told(docker, "image", "rm", f"{IMAGE}:{code_versions.ROLLED_BACK}")
     assert calls(docker)
+
+
+def test_one_here_and_one_on_a_further_host_are_several(env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env.write_text("BASE_IMAGE=base\nHOSTS=box2\n")
+    env.with_name(".env.box2").write_text("HOST_ENGINE=ssh://me@box2\nDAEMONS=1\n")
+    monkeypatch.setattr(engine, "ask", lambda *_: "")
+
+    with pytest.raises(Failure, match=r"DAEMONS=1 in \.env, DAEMONS=0 in \.env\.box2 and `make up`"):
+        rollback.require_lease(OLD)

@@ -159,6 +159,15 @@ def test_stores_come_after_a_backup_and_before_dagster(
     assert "`make rollback` goes back to the code" in said
 
 
+def test_further_hosts_have_the_image_before_the_swap(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a daemon there would lead with the code of before, and workers refuse all."""
+    monkeypatch.setattr(hosts, "bring", stack.does("bring"))
+
+    upgrade.upgrade()
+
+    assert stack.did.index(f"build {POSTGRES}") < stack.did.index("bring") < stack.did.index("stop the queue")
+
+
 def test_a_dry_run_shows_the_table_and_changes_nothing(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

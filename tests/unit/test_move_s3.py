@@ -9,6 +9,7 @@ import pytest
 
 from scripts import compose, deploy, engine, env_file, images, move_s3, s3_store, standstill, up
 from scripts.console import Failure
+from scripts.hosts.host import Host
 
 TEXT = """\
 # mine
@@ -158,6 +159,46 @@ def test_until_env_names_the_target_a_failure_leaves_all_as_it_was_with_services
     assert started == (
         [] if "pass" in step else ["start daemon mine runner worker (dagster)", "start daemon (dagster)"]
     )
+
+
+@pytest.fixture
+def box2(env: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host whose workers write to the store, and read of it in its file."""
+    env.write_text(f"{TEXT}HOSTS=box2\nINTERNAL_TLS=on\n")
+    host = Host("box2")
+    host.file.write_text("HOST_ENGINE=ssh://me@box2\n")
+    there = [compose.Container("x-worker-1", "worker", "running", "healthy", 0)]
+    monkeypatch.delenv("SKIP", raising=False)
+    monkeypatch.setattr(compose, "output", lambda *_: "CERTIFICATE")
+    monkeypatch.setattr("scripts.hosts.host.unreachable", lambda _: "")
+    monkeypatch.setattr("scripts.hosts.images.ship", lambda *_: None)
+    monkeypatch.setattr(Host, "containers", lambda _: there)
+    monkeypatch.setattr(Host, "output", lambda _, *command: said.append(" ".join(command[-2:])))
+    return host
+
+
+def test_workers_of_further_hosts_stop_too_and_come_back_with_the_target(said: list[str], box2: Host) -> None:
+    move_s3.move()
+
+    assert (
+        said.index("wait (dagster)")
+        < said.index("stop x-worker-1")
+        < said.index("Copying what has changed (dagster)")
+    )
+    assert box2.settings["S3_ENDPOINT_URL"] == "http://s3.example.com:8333"
+
+
+@pytest.mark.parametrize(("skip", "engine"), [("box2", "ssh://me@box2"), ("", "")])
+def test_a_host_that_would_go_on_with_the_store_of_before_is_refused(
+    said: list[str], box2: Host, monkeypatch: pytest.MonkeyPatch, skip: str, engine: str
+) -> None:
+    monkeypatch.setenv("SKIP", skip)
+    env_file.set_value("HOST_ENGINE", engine, box2.file)
+
+    with pytest.raises(Failure, match=r"former store\. Shut them out first: `make host REMOVE=box2`"):
+        move_s3.move()
+
+    assert not said
 
 
 VANISHED = """\

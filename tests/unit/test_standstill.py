@@ -30,7 +30,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def running(*services: str) -> list[Container]:
-    return [Container(f"mine-{service}-1", service, "running", "healthy", 0) for service in services]
+    return [Container(f"{service}-1", service, "running", "healthy", 0) for service in services]
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str]]:
 
     def tell(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
         place = next((word.partition("@")[2] for word in command if "@" in word), "here")
-        words = command[command.index("plain") + 1 :]
+        words = command[command.index("plain") + 1 :] if "plain" in command else command[3:]
         found.append((place, words[0], " ".join(words[1:])))
         return subprocess.CompletedProcess(command, 0, "", "")
 
@@ -59,8 +59,8 @@ def test_they_stop_on_all_hosts_and_stay_so_for_the_swap(told: list[tuple[str, s
     with standing_still(writes):
         stopped = sorted(told)
     assert stopped == [
-        ("box2", "stop", "runner worker"),
-        ("box3", "stop", "runner worker"),
+        ("box2", "stop", "runner-1 worker-1"),
+        ("box3", "stop", "runner-1 worker-1"),
         ("here", "stop", "worker"),
     ]
     assert sorted(told) == stopped
@@ -75,7 +75,7 @@ def test_they_go_on_everywhere_after_a_failure(
     told.clear()
     assert not stopping.__exit__(type(error), error, None)
     assert sorted(told) == [
-        ("box2", "start", "runner worker"), ("box3", "start", "runner worker"), ("here", "start", "worker"),
+        ("box2", "start", "runner-1 worker-1"), ("box3", "start", "runner-1 worker-1"), ("here", "start", "worker"),
     ]  # fmt: skip
 
 

@@ -5,7 +5,20 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 
-from dagster import Config, Definitions, DynamicOut, DynamicOutput, OpExecutionContext, job, op
+from dagster import (
+    Config,
+    Definitions,
+    DynamicOut,
+    DynamicOutput,
+    OpExecutionContext,
+    RunRequest,
+    SensorEvaluationContext,
+    in_process_executor,
+    job,
+    op,
+    schedule,
+    sensor,
+)
 
 
 class Work(Config):
@@ -40,4 +53,31 @@ def spread() -> None:
     count(split().map(nap).collect())
 
 
-definitions = Definitions(jobs=[spread])
+# --- a sensor and a schedule: off until a test switches them on ----------------------------------------------
+
+
+@op
+def ticked_step() -> None:
+    pass
+
+
+@job(executor_def=in_process_executor)
+def ticked() -> None:
+    """What is launched by a tick."""
+    ticked_step()
+
+
+@sensor(job=ticked, minimum_interval_seconds=4)
+def counting(context: SensorEvaluationContext) -> RunRequest:
+    """One run a tick, with the next number as its key."""
+    number = int(context.cursor or 0) + 1
+    context.update_cursor(str(number))
+    return RunRequest(run_key=str(number))
+
+
+@schedule(job=ticked, cron_schedule="* * * * *")
+def minutely() -> RunRequest:
+    return RunRequest()
+
+
+definitions = Definitions(jobs=[spread, ticked], sensors=[counting], schedules=[minutely])
