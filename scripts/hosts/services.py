@@ -18,6 +18,7 @@ from scripts.hosts.host import (
     joined,
     number,
     require_reachable,
+    shut_out,
     skipped,
     together,
     wanted,
@@ -76,8 +77,8 @@ def image() -> str:
 
 
 def are_up(with_images: bool = True) -> bool:
-    """Whether all that a command looks after have what they should have, and it is well."""
-    return all(is_up(host, with_images) for host in wanted())
+    """Whether all that a command looks after have what they should have, and it is well; and no other one has logins."""
+    return not shut_out() and all(is_up(host, with_images) for host in wanted())
 
 
 def is_up(host: Host, with_images: bool = True) -> bool:
@@ -111,8 +112,8 @@ def swapping() -> Iterator[None]:
             process.communicate()
         raise
     end(started)
-    if joined():
-        logins.close_unnamed()
+    if joined() or shut_out():
+        logins.close_shut_out()
 
 
 def start() -> None:
