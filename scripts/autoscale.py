@@ -1,7 +1,8 @@
 """`make autoscale`: as many workers as there is work, between the numbers of AUTOSCALE in `.env`, until Ctrl-C.
 
-The numbers are those of all hosts together. It runs on the first one, which alone may start containers. All that it knows it asks again each second, and what it tells a worker
-lapses by itself: killed at any moment it leaves a stack that works on with the workers that it has.
+The numbers are those of all hosts together. It runs on the first one, which alone may start containers. All that it knows it asks
+again each second, and what it tells a worker lapses by itself: killed at any moment it leaves a stack that works on with the
+workers that it has.
 """
 
 import os
