@@ -15,7 +15,7 @@ SERVICES = compose_files.services()
 DAGSTER = yaml.safe_load(Path(ROOT, "dagster.yaml").read_text())
 CELERY = yaml.safe_load(Path(ROOT, "celery.yaml").read_text())["execution"]["config"]["config_source"]
 MONITORING = DAGSTER["run_monitoring"]
-#: Seconds after which compose.yaml's health check takes a heartbeat for old.
+#: Seconds after which the health check of compose/shapes.yaml takes a heartbeat for old.
 OLD_HEARTBEAT_SECS = 30
 
 HOLDS = {
@@ -46,7 +46,7 @@ HOLDS = {
     ),
     "a look or two may be late before a heartbeat is old": 3 * t.PROBE_INTERVAL_SECS <= OLD_HEARTBEAT_SECS,
     "the health check takes a heartbeat for old when this test does": (
-        f"-newermt '{OLD_HEARTBEAT_SECS} seconds ago'" in Path(ROOT, "compose.yaml").read_text()
+        f"-newermt '{OLD_HEARTBEAT_SECS} seconds ago'" in Path(ROOT, "compose/shapes.yaml").read_text()
     ),
     "an interrupted step is killed before its worker's time is over": t.GRACE_SECS < t.DRAIN_SECS,
     "whoever launches waits longer than the launch does": t.WRITE_PATIENCE_SECS < t.PATIENCE_SECS,
