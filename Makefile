@@ -108,7 +108,7 @@ lint: ## Lint and types alone
 	@$(PYTHON) -m scripts.test lint
 bench: ## Executors side by side, half an hour: [ROUNDS=5] [WORK=chain_21,parallel_50]
 	@$(PYTHON) -m scripts.bench
-drills: ## Break everything once, on a stack of their own, 40 minutes: what it cost is a table
+drills: ## Break everything once, on a stack of their own, more than an hour: what it cost is a table
 	@$(PYTHON) -m scripts.drills
 soak: ## Break two things at once, at random: [MINUTES=10] [SEED=7]
 	@$(PYTHON) -m scripts.drills soak

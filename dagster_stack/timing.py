@@ -53,6 +53,9 @@ GRACE_SECS = 4
 
 #: The time that a caller waits while Postgres is away. A restart takes seconds, crash recovery minutes.
 PATIENCE_SECS = 180
+#: Without an acknowledgement of what was sent, after which a connection's other side counts as gone: after a cut cable nobody
+#: says so, and Linux would go on for a quarter of an hour. docker/postgres/postgresql.conf has the same.
+UNACKNOWLEDGED_SECS = 20
 #: The time that a launch waits for a Postgres that takes no write: shorter than callers wait for the answer. A run that
 #: starts when its caller has given up would be worse than an error.
 WRITE_PATIENCE_SECS = 20

@@ -1,13 +1,16 @@
 """`make autoscale`: as many workers as there is work, between the numbers of AUTOSCALE in `.env`, until Ctrl-C.
 
-It runs on the host, which alone may start containers. All that it knows it asks again each second, and what it tells a worker
-lapses by itself: killed at any moment it leaves a stack that works on with the workers that it has.
+The numbers are those of all hosts together. It runs on the first one, which alone may start containers. All that it knows it asks
+again each second, and what it tells a worker lapses by itself: killed at any moment it leaves a stack that works on with the
+workers that it has.
 """
 
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from scripts import (
@@ -21,10 +24,12 @@ from scripts import (
     worker_limits,
 )
 from scripts.console import Failure, main, say, warn
+from scripts.hosts.host import by_engine, together
 from scripts.worker_crew import Member
 from scripts.worker_feed import Feed
+from scripts.worker_hosts import Capacity, Hosts
 from scripts.worker_limits import Service
-from scripts.worker_wish import Course, Decision, Seen, Wish, begin_at_once, needed, wish
+from scripts.worker_wish import Course, Decision, Room, Seen, Wish, begin_at_once, needed, placed, wish
 
 NAME = "make autoscale"
 COOLDOWN, COOLDOWN_SECS = "AUTOSCALE_COOLDOWN", 300
@@ -48,6 +53,8 @@ def autoscale() -> None:
     for service in services:
         limits = service.limits
         say(f"  {service.name}: {limits.least} to {limits.most}, for the work in {', '.join(service.queues)}")
+    if others := together(by_engine()):
+        say(f"  on this host and {others}")
     controller = Controller(Feed())
     try:
         while True:
@@ -56,6 +63,7 @@ def autoscale() -> None:
         say("\n  ended: the workers stay as they are")
     finally:
         controller.feed.close()
+        controller.hosts.close()
 
 
 class Controller:
@@ -63,9 +71,11 @@ class Controller:
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
+        self.hosts = Hosts()
         self._courses: dict[str, Course] = {}
         self._noted: tuple[float, dict[str, Any]] = (0.0, {})
-        self._fresh: list[tuple[float, int]] = []
+        #: New workers: since when, on which host, with how many bytes.
+        self._fresh: list[tuple[float, str, int]] = []
         self._said = ""
 
     def look(self, now: float) -> float:
@@ -84,8 +94,8 @@ class Controller:
         return LOOK_SECS
 
     def _act(self, now: float) -> None:
-        found = worker_crew.members()
-        if not worker_crew.is_up(found):
+        here = worker_crew.members()
+        if not worker_crew.is_up(here):
             self._wait("waits until the stack is up")
             return
         services = worker_limits.services()
@@ -94,65 +104,104 @@ class Controller:
         for course in courses.values():
             course.cooldown = cooldown
         self._courses = courses
-        running = {
-            each.name: [m for m in found if m.service == each.name and m.is_running] for each in services
-        }
-        answer = self.feed.ask({"workers": any(course.needs_answers(now) for course in courses.values())})
+        self.hosts.look(now)
+        is_asked = self.hosts.are_some_left_out or any(each.needs_answers(now) for each in courses.values())
+        answer = self.feed.ask({"workers": is_asked})
         self._say("")
-        begin = begin_at_once(answer["processors"]) - sum(each.is_beginning for each in found)
+        self.hosts.hear(now, answer.get("workers", ()), services)
+        seen = Sight(now, services, [*here, *self.hosts.members(now)], answer)
         note: dict[str, Any] = {}
         rest: dict[str, float] = {}
         for service in services:
-            crew = running[service.name]
-            wanted = self._wish(
-                now, service, answer, services, {name: len(each) for name, each in running.items()}
-            )
-            seen = seen_of(crew, answer["workers"]) if "workers" in answer else None
-            decision = courses[service.name].decide(now, wanted, len(crew), begin, seen)
-            begin -= max(0, (decision.up_to or 0) - len(crew))
+            decision = self._decide(seen, service)
             rest |= decision.rest
-            note[service.name] = {"wish": decision.wish.number, "running": len(crew), "reason": decision.wish.reason,
-                                  "least": service.limits.least, "most": service.limits.most}  # fmt: skip
-            self._carry_out(now, service, decision, crew, found)
+            note[service.name] = self._note(seen, service, decision.wish)
         if note != self._noted[1] or now - self._noted[0] > NOTE_SECS:
             self._noted = (now, note)
             self.feed.ask({"rest": rest, "note": note})
         elif rest:
             self.feed.ask({"rest": rest})
 
-    def _wish(
-        self,
-        now: float,
-        service: Service,
-        answer: Mapping[str, Any],
-        services: Sequence[Service],
-        running: Mapping[str, int],
-    ) -> Wish:
-        depths = [answer["queues"].get(queue, {}) for queue in service.queues]
-        messages = sum(depth.get("ready", 0) + depth.get("in_work", 0) for depth in depths)
-        rooms = {"connections": connections.room(processes(services, running)) // service.concurrency}
-        if service.memory:
-            self._fresh = [(at, size) for at, size in self._fresh if now - at < FRESH_SECS]
-            rooms["memory"] = (answer["memory"] - sum(size for _, size in self._fresh)) // service.memory
-        return wish(service.limits, needed(messages, service.concurrency), running[service.name], rooms)
+    def _decide(self, seen: "Sight", service: Service) -> Decision:
+        """The decision on a service, carried out but for who is to rest."""
+        crew = seen.crew(service)
+        rooms = self._rooms(seen, service)
+        wanted = self._wish(seen, service, rooms)
+        answers = seen.answer.get("workers")
+        able = (
+            None if answers is None else seen_of([each for each in crew if self.hosts.can_end(each)], answers)
+        )
+        begin = sum(max(room.begin, 0) for room in rooms.values())
+        decision = self._courses[service.name].decide(seen.now, wanted, len(crew), begin, able)
+        new = placed((decision.up_to or 0) - len(crew), rooms, service.limits.least - len(crew))
+        if new:
+            self._add(seen, service, new, rooms, wanted)
+        else:
+            self._take_away(seen, service, decision)
+        return decision
 
-    def _carry_out(
-        self, now: float, service: Service, decision: Decision, crew: Sequence[Member], found: list[Member]
+    def _note(self, seen: "Sight", service: Service, wanted: Wish) -> dict[str, Any]:
+        """For the figures; of further hosts only where some answer."""
+        crew, limits = seen.crew(service), service.limits
+        able = Counter(each.host for each in crew if not each.is_beginning)
+        hosts = {host: able[host] for host in self.hosts.present}
+        note = {"wish": wanted.number, "running": len(crew), "reason": wanted.reason, "least": limits.least,
+                "most": limits.most}  # fmt: skip
+        return {**note, "hosts": hosts} if hosts else note
+
+    def _rooms(self, seen: "Sight", service: Service) -> dict[str, Room]:
+        """The room for new workers by host; that of further hosts only where one is needed."""
+        self._fresh = [each for each in self._fresh if seen.now - each[0] < FRESH_SECS]
+        here = Capacity(seen.answer["memory"], seen.answer["processors"])
+        places = {"": (service, here)}
+        limits = service.limits
+        if min(max(seen.needed(service), limits.least), limits.most) > len(seen.crew(service)):
+            places |= self.hosts.capacities(seen.now, limits)
+        rooms = {}
+        for host, (there, capacity) in places.items():
+            free = capacity.memory - sum(size for _, name, size in self._fresh if name == host)
+            begin = begin_at_once(capacity.processors) - seen.beginning[host]
+            rooms[host] = Room(free, there.memory, begin, there.concurrency)
+        return rooms
+
+    def _wish(self, seen: "Sight", service: Service, rooms: Mapping[str, Room]) -> Wish:
+        processes = max(room.processes for room in rooms.values())
+        allowed = {
+            "connections": connections.room(processes_here(seen)) // processes,
+            "memory": sum(room.number for room in rooms.values()),
+        }
+        return wish(service.limits, seen.needed(service), len(seen.crew(service)), allowed)
+
+    def _add(
+        self, seen: "Sight", service: Service, new: Counter[str], rooms: Mapping[str, Room], wanted: Wish
     ) -> None:
-        if decision.up_to:
-            worker_crew.raise_to(service.limits, decision.up_to)
-            self._fresh.append((now, service.memory * (decision.up_to - len(crew))))
-            tell(service, len(crew), decision.up_to, decision.wish)
-            return
-        worker_crew.remove_ended(service.limits, found)
-        if decision.remove:
-            worker_crew.remove(service.limits, decision.remove, len(crew) - 1)
-            tell(service, len(crew), len(crew) - 1, decision.wish)
+        seen.beginning += new
+        others = {host: number for host, number in new.items() if host}
+        with self.hosts.adding(seen.now, service.limits, others) as begun:
+            if new[""]:
+                worker_crew.raise_to(service.limits, seen.number_here(service) + new[""])
+                begun[""] = new[""]
+        self._fresh += [(seen.now, host, rooms[host].size * number) for host, number in begun.items()]
+        if begun:
+            tell(seen, service, wanted, begun)
+
+    def _take_away(self, seen: "Sight", service: Service, decision: Decision) -> None:
+        worker_crew.remove_ended(service.limits, [each for each in seen.found if not each.host])
+        self.hosts.remove_ended(seen.now, service.limits)
+        for member in seen.crew(service):
+            if member.id != decision.remove:
+                continue
+            if not member.host:
+                worker_crew.remove(service.limits, member.name, seen.number_here(service) - 1)
+            elif not self.hosts.remove(seen.now, service.limits, member):
+                return
+            tell(seen, service, decision.wish, {member.host: -1})
 
     def _wait(self, why: str) -> None:
         """Nothing is done meanwhile, and quiet times begin anew."""
         self._courses = {}
         self.feed.close()
+        self.hosts.forget()
         self._say(why)
 
     def _say(self, why: str) -> None:
@@ -161,29 +210,61 @@ class Controller:
         self._said = why
 
 
+@dataclass
+class Sight:
+    """What one look has found: containers of all hosts, and what the stack answered."""
+
+    now: float
+    services: Sequence[Service]
+    found: Sequence[Member]
+    answer: Mapping[str, Any]
+    #: By host.
+    beginning: Counter[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.beginning = Counter(each.host for each in self.found if each.is_beginning)
+
+    def crew(self, service: Service) -> list[Member]:
+        """Its workers that run."""
+        return [each for each in self.found if each.service == service.name and each.is_running]
+
+    def number_here(self, service: Service) -> int:
+        return sum(not each.host for each in self.crew(service))
+
+    def needed(self, service: Service) -> int:
+        depths = [self.answer["queues"].get(queue, {}) for queue in service.queues]
+        messages = sum(depth.get("ready", 0) + depth.get("in_work", 0) for depth in depths)
+        return needed(messages, service.concurrency)
+
+
 def seen_of(crew: Sequence[Member], answers: Sequence[Mapping[str, Any]]) -> list[Seen]:
     """The workers of a service that answered, with their containers."""
     return [
-        Seen(member.name, each["name"], each["held"], each["rests"])
+        Seen(member.id, each["name"], each["held"], each["rests"])
         for member in crew
         for each in answers
         if member.is_of(each["name"])
     ]
 
 
-def processes(services: Sequence[Service], running: Mapping[str, int]) -> int:
-    """Worker processes that there are, and those of services that are not scaled."""
-    found = sum(running[each.name] * each.concurrency for each in services)
-    if "worker" not in running:
+def processes_here(seen: Sight) -> int:
+    """Worker processes of this host, and those of services that are not scaled. Further hosts count by their files."""
+    scaled = {each.name for each in seen.services}
+    found = sum(seen.number_here(each) * each.concurrency for each in seen.services)
+    if "worker" not in scaled:
         found += env_file.number("WORKERS", 2) * env_file.number("WORKER_CONCURRENCY", 1)
-    if "worker-heavy" not in running:
+    if "worker-heavy" not in scaled:
         found += env_file.number("HEAVY_WORKERS", 1)
     return found
 
 
-def tell(service: Service, before: int, after: int, wanted: Wish) -> None:
+def tell(seen: Sight, service: Service, wanted: Wish, change: Mapping[str, int]) -> None:
+    """How many there are now; further hosts are named."""
+    before = len(seen.crew(service))
+    where = "".join(f", {number:+} on {host}" for host, number in change.items() if host)
     say(
-        f"  {time.strftime('%H:%M:%S')}  {service.name} {before} → {after} (wish {wanted.number}: {wanted.reason})"
+        f"  {time.strftime('%H:%M:%S')}  {service.name} {before} → {before + sum(change.values())}"
+        f" (wish {wanted.number}: {wanted.reason}){where}"
     )
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from scripts import compose, env_file
+from scripts import compose, env_file, standstill
 from scripts.console import ROOT, run_logged
-from scripts.hosts import services as hosts
+from scripts.hosts.host import wanted
 from scripts.scale import make
 from scripts.up import start_made, wait_until_healthy
 
@@ -49,13 +49,13 @@ class Services:
     def launching(self) -> Iterator[None]:
         """Dagit, daemon and runners with the benchmark's jobs as well, and no daemon elsewhere that would lead without them;
         afterwards without."""
-        elsewhere = hosts.stop_services("daemon")
+        elsewhere = standstill.begin("daemon".__eq__, wanted())
         try:
             self._mount("Adding the jobs to Dagit", LAUNCH_RUNS)
             yield
         finally:
             self._unmount("Taking the jobs out of Dagit", LAUNCH_RUNS)
-            hosts.go_on(elsewhere)
+            standstill.end(elsewhere)
 
     def restore(self) -> None:
         """As many workers as before, and no service with the benchmark's code."""

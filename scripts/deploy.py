@@ -7,10 +7,8 @@ goes wrong leaves the old stack as it was. With DAEMONS=2 schedules and sensors 
 
 import json
 import signal
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from scripts import (
@@ -23,13 +21,15 @@ from scripts import (
     env_file,
     images,
     schema,
+    standstill,
     store_volumes,
     turns,
     unfinished,
     up,
 )
-from scripts.console import Failure, Progress, done, main, run_logged, say, warn
+from scripts.console import Failure, Progress, done, main, say, warn
 from scripts.hosts import services as hosts
+from scripts.hosts.host import wanted as wanted_hosts
 
 #: What to do with runs under way; and the minutes after which those that are waited for are handed over.
 HOW = ("wait", "hand-over")
@@ -129,30 +129,9 @@ def change(old: str, new: str) -> str:
 # --- runs under way ------------------------------------------------------------------------------------
 
 
-@contextmanager
-def queue_stopped() -> Iterator[None]:
-    """No queued run starts in here, and schedules and sensors pause, on all hosts; after a failure they go on as before."""
-    with hosts.stopped("daemon"), daemon_stopped():
-        yield
-
-
-@contextmanager
-def daemon_stopped() -> Iterator[None]:
-    """That of this host, or those."""
-    stop = [*compose.compose(), "--progress", "plain", "stop", "daemon"]
-    start = [*compose.compose(), "--progress", "plain", "start", "daemon"]
-    was_running = any(each.service == "daemon" and each.state == "running" for each in compose.containers())
-    try:
-        if was_running:
-            run_logged("Stopping the run queue, schedules and sensors", stop)
-        yield
-    except BaseException:
-        if was_running:
-            # In a session of its own: a second Ctrl-C must not end it.
-            result = subprocess.run(start, capture_output=True, start_new_session=True, check=False)
-            if result.returncode:
-                warn("the daemon could not be started again: `make up` or `make deploy` does")
-        raise
+def queue_stopped() -> AbstractContextManager[None]:
+    """No queued run starts in here, and schedules and sensors pause; after a failure they go on as before."""
+    return standstill.standing_still("daemon".__eq__, "Stopping the run queue, schedules and sensors")
 
 
 def queue_held() -> AbstractContextManager[None]:
@@ -237,7 +216,7 @@ def swap() -> None:
             if several:
                 daemons.hand_over()
             else:
-                hosts.stop_services("daemon")
+                standstill.begin("daemon".__eq__, wanted_hosts())
             with hosts.swapping():
                 up.run("Swapping the services", SWAP)
                 up.start_made()

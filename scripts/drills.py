@@ -71,8 +71,15 @@ def drills() -> int:
     )
     code = hold("-m", "not soak")
     say("\nTests of the stack that take minutes each, which `make test` leaves out")
-    command = [str(venv.ensure("dev")), "-m", "pytest", "tests/stack", "-m", LONG, "-v", "--no-header"]
-    return max(map(abs, (code, subprocess.run(command, cwd=ROOT, check=False).returncode)))
+    codes = [code, pytest("tests/stack", "-m", LONG)]
+    say("\nSeveral hosts: engines in network namespaces of this machine, for which it needs root")
+    codes.append(pytest("tests/hosts"))
+    return max(map(abs, codes))
+
+
+def pytest(*arguments: str, **environment: str) -> int:
+    command = [str(venv.ensure("dev")), "-m", "pytest", *arguments, "-v", "--no-header"]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=False).returncode
 
 
 def soak() -> int:
@@ -91,17 +98,15 @@ def soak() -> int:
 
 def hold(*arguments: str, **environment: str) -> int:
     """Hold the drills that pytest selects; print and write the table, also when some failed."""
-    python = str(venv.ensure("dev"))
     engine.ensure()
     LEDGER.unlink(missing_ok=True)
-    command = [python, "-m", "pytest", FOLDER, "-v", "--no-header", *arguments]
-    result = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, check=False)
+    code = pytest(FOLDER, *arguments, **environment)
     rows = read()
     if rows:
         say(f"\n{drill_table(rows)}\n")
         PAGE.write_text(page(rows), encoding="utf-8")
         done(f"{PAGE.relative_to(ROOT)} written")
-    return result.returncode
+    return code
 
 
 def read() -> list[Row]:

@@ -30,9 +30,9 @@ from scripts import (
     up,
 )
 from scripts.console import BUILD_FOLDER, ROOT, Failure, attended, confirm, done, main, run_logged, say, warn
-from scripts.hosts import host
 from scripts.hosts import services as hosts
 from scripts.s3_store import Store
+from scripts.standstill import require_possible, standing_still
 
 WAYS = {
     "wait": "runs under way end first, at most {minutes} min, then",
@@ -68,6 +68,8 @@ def move() -> None:
     # `kill` ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     target = wanted()
+    hosts.prepare()
+    require_possible("they would go on writing to the former store")
     with alone():
         source = s3_store.current()
         if s3_store.is_same(source, target):
@@ -77,7 +79,6 @@ def move() -> None:
         if attended() and not os.environ.get("FORCE") and not confirm("Move it?"):
             say("  nothing was changed")
             return
-        require_hosts()
         with untouched_on_failure():
             skew = fill(source, target)
             since = copy_while_all_goes_on(source, target) - skew - MARGIN_SECS
@@ -107,15 +108,6 @@ def wanted() -> Store:
     # Said before anything begins, where a value can't be written down.
     s3_store.statements(target)
     return target
-
-
-def require_hosts() -> None:
-    """Raises Failure where workers of a further host would go on with the store of before, which no code's hash tells."""
-    hosts.prepare()
-    if left := [each.name for each in host.joined() if each not in host.wanted()]:
-        raise Failure(
-            f"Workers on {', '.join(left)} would go on writing to the store of before: `make host REMOVE={left[0]}`, then move."
-        )
 
 
 @contextmanager
@@ -348,7 +340,7 @@ def hand_over(source: Store, target: Store, since: float, how: str, minutes: int
             if how == "wait":
                 deploy.wait_for_runs(minutes)
             stopped = time.monotonic()
-            with writers_stopped():
+            with standing_still(writes):
                 copy_the_rest(source, target, since)
                 said = in_container("Comparing all objects", source, target, "cli", "compare-s3")
                 keep(source)
@@ -374,31 +366,9 @@ def untouched_on_failure() -> Iterator[None]:
         raise
 
 
-@contextmanager
-def writers_stopped() -> Iterator[None]:
-    """Nobody writes objects in here; after a failure all go on as before."""
-    found = {each.service for each in compose.containers() if each.state == "running"} - STAY
-    names = sorted(found)
-    with hosts.stopped(*hosts.SCALES), services_stopped(names):
-        yield
-
-
-@contextmanager
-def services_stopped(names: Sequence[str]) -> Iterator[None]:
-    try:
-        if names:
-            run_logged(
-                f"Stopping {', '.join(names)}", [*compose.compose(), "--progress", "plain", "stop", *names]
-            )
-        yield
-    except BaseException:
-        if names:
-            # In a session of its own: a second Ctrl-C must not end it.
-            start = [*compose.compose(), "--progress", "plain", "start", *names]
-            result = subprocess.run(start, capture_output=True, start_new_session=True, check=False)
-            if result.returncode:
-                warn(f"{', '.join(names)} could not be started again: `make up` does")
-        raise
+def writes(service: str) -> bool:
+    """Whether it may write objects."""
+    return service not in STAY
 
 
 def keep(source: Store) -> None:
@@ -416,6 +386,7 @@ def swap() -> None:
 
 def complete() -> None:
     """What a killed move has left to be done, where `.env` names the target already."""
+    hosts.bring()
     if up.is_up(with_images=False):
         done("the bucket is there, and all services work with it: nothing to do")
         return

@@ -45,6 +45,7 @@ from scripts.console import (
     say,
     warn,
 )
+from scripts.hosts import host, logins
 from scripts.hosts import services as hosts
 
 #: What becomes of runs under way, and of the times of schedules that have passed; the first is what happens by itself.
@@ -177,6 +178,11 @@ def bring_settings(source: str) -> None:
     env_file.write(file, text)
     env_file.set_value("BASE_IMAGE", base)
     done(f"{file.name} is as it was when the last backup was made")
+    if left := host.names():
+        env_file.set_value(host.SETTING, "")
+        warn(
+            f"{', '.join(left)} must join again: set CLUSTER_ADDRESS to this machine's, then `make host ADD=…`"
+        )
 
 
 @contextmanager
@@ -258,6 +264,7 @@ def carry_out(plan: dict[str, Any], to: float | None) -> None:
     if not outside.get("POSTGRES_HOST"):
         start_postgres()
         store_logins.close_restored()
+        logins.close_restored()
     done(f"database ({time.monotonic() - began:.0f} s)")
     stores = sorted({"minio", "rabbitmq"} & up.started_services())
     up.run("Starting the other stores", (*up.UP, *stores, "init"))

@@ -1,14 +1,14 @@
 """The database's schema and the one that an image wants: ahead of it is refused, behind is migrated with a way back."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from scripts import code_versions, compose, engine, env_file, images, restore_point
-from scripts.console import ROOT, Failure, Progress, run_logged, say, warn
-from scripts.hosts import services as hosts
+from scripts.console import ROOT, Failure, Progress, run_logged, say
+from scripts.hosts.services import SCALES
+from scripts.standstill import standing_still
 
 #: Read on standard input, so that older images answer too.
 ASK = ROOT / "dagster_stack" / "store" / "schema.py"
@@ -18,7 +18,6 @@ EITHER = ("--env", "PGSSLMODE=prefer")
 #: Only this one migrates: `init` of a start refuses. Stores that are down are started for it.
 MIGRATE = ("--progress", "quiet", "run", "--rm", "--no-TTY", "init",
            "python", "-m", "dagster_stack", "init", "--migrate")  # fmt: skip
-STOP = ("--progress", "plain", "stop")
 AHEAD = """\
 The database's schema ({found}) is newer than this code knows ({wanted}): newer code has migrated it. There are two ways out:
 
@@ -40,22 +39,9 @@ class Migration:
         say(
             f"Migrating the database's schema from {self.found} to {self.wanted}. The way back: {self.way_back}"
         )
-        with hosts.stopped(*hosts.SCALES):
-            self._run(code)
-
-    def _run(self, code: str) -> None:
-        stopped = sorted({service for services in code_versions.running().values() for service in services})
-        try:
-            if stopped:
-                run_logged(f"Stopping {', '.join(stopped)}", [*compose.compose(), *STOP, *stopped])
+        old = {service for services in code_versions.running().values() for service in services}
+        with standing_still(lambda service: service in old or service in SCALES):
             run_logged(f"Migrating for code {code}", [*compose.compose(), *MIGRATE])
-        except BaseException:
-            if stopped:
-                again = [*compose.compose(), "--progress", "plain", "start", *stopped]
-                # In a session of its own: a second Ctrl-C must not end it.
-                if subprocess.run(again, capture_output=True, start_new_session=True, check=False).returncode:
-                    warn("what was stopped could not be started again: `make up` does")
-            raise
 
 
 def required(start_postgres: Callable[[], None]) -> Migration | None:

@@ -1,4 +1,4 @@
-"""The containers of a stack's workers on this host's engine: which there are, new ones, and one that goes.
+"""The containers of a stack's workers on an engine, this host's or a further one's: which there are, new ones, and one that goes.
 
 `docker stop` and `docker rm` of the one that was chosen: Compose's own scaling down takes the highest number, perhaps the
 one that works. Later it counts containers, so a hole in their numbers is none.
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from scripts import compose, engine, env_file, up
 from scripts.console import ROOT, Failure
+from scripts.hosts.host import Host
 from scripts.worker_limits import Limits
 
 #: Services without which no step is sent: while none of them runs the stack is down.
@@ -33,6 +34,8 @@ class Member:
     state: str
     #: In words, with its health.
     status: str = ""
+    #: Empty on this host.
+    host: str = ""
 
     @property
     def is_beginning(self) -> bool:
@@ -46,13 +49,13 @@ class Member:
         return worker.rpartition("@")[2] == self.id[:12]
 
 
-def members() -> list[Member]:
-    """All containers of the stack, but those of `docker compose run`. Raises Failure while the engine does not answer."""
+def members(host: Host | None = None, seconds: float = MAKE_SECS) -> list[Member]:
+    """All containers of the stack on an engine, but those of `docker compose run`. Raises Failure while it does not answer."""
     label = f"label=com.docker.compose.project={compose.project()}"
-    lines = command(["ps", "--all", "--filter", label, "--format", FORMAT], MAKE_SECS).splitlines()
+    lines = command(["ps", "--all", "--filter", label, "--format", FORMAT], seconds, host=host).splitlines()
     rows = [line.split("\t") for line in lines]
     return [
-        Member(identity, name, service, state, status)
+        Member(identity, name, service, state, status, host.name if host else "")
         for identity, name, state, status, service, one_off in rows
         if one_off != "True"
     ]
@@ -62,41 +65,48 @@ def is_up(found: list[Member]) -> bool:
     return any(each.service in DRIVERS and each.is_running for each in found)
 
 
-def raise_to(limits: Limits, number: int) -> None:
-    """So many containers, with the present image and settings; those that run are not touched.
+def raise_to(limits: Limits, number: int, host: Host | None = None) -> None:
+    """So many containers on an engine, with the present image and settings; those that run are not touched.
 
-    `.env` first: whoever starts the stack later, or now by hand, has this number too.
+    `.env`, or the host's file, first: whoever starts the stack later, or now by hand, has this number too.
     """
-    env_file.set_value(limits.variable, str(number))
-    create = [*compose.compose(), "--progress", "quiet", "create", "--no-recreate", limits.service]
-    command(create[1:], MAKE_SECS, {limits.variable: str(number)})
+    env_file.set_value(limits.variable, str(number), host.file if host else None)
+    there = host.compose()[len(host.docker()) :] if host else compose.compose()[1:]
+    create = [*there, "--progress", "quiet", "create", "--no-recreate", limits.service]
+    command(create, MAKE_SECS, {limits.variable: str(number)}, host=host)
     standing = [
-        each.name for each in members() if each.service == limits.service and each.state in up.STANDING
+        each.name for each in members(host) if each.service == limits.service and each.state in up.STANDING
     ]
     with ThreadPoolExecutor(max_workers=STARTS) as pool:
-        list(pool.map(lambda name: command(["start", name], MAKE_SECS), standing))
+        list(pool.map(lambda name: command(["start", name], MAKE_SECS, host=host), standing))
 
 
-def remove(limits: Limits, container: str, left: int) -> None:
-    """End a container that rests, and lower the number in `.env`: killed in between, the next start makes one more."""
-    command(["stop", container], STOP_SECS)
-    command(["rm", container], STOP_SECS)
-    env_file.set_value(limits.variable, str(left))
+def remove(limits: Limits, container: str, left: int, host: Host | None = None) -> None:
+    """End a container that rests, and lower the number in the file: killed in between, the next start makes one more."""
+    command(["stop", container], STOP_SECS, host=host)
+    command(["rm", container], STOP_SECS, host=host)
+    env_file.set_value(limits.variable, str(left), host.file if host else None)
 
 
-def remove_ended(limits: Limits, found: list[Member]) -> None:
+def remove_ended(limits: Limits, found: list[Member], host: Host | None = None) -> None:
     """Containers that were stopped and not removed: a former `make autoscale` was killed just then."""
     if ended := [each.name for each in found if each.service == limits.service and each.state == "exited"]:
-        command(["rm", *ended], STOP_SECS)
+        command(["rm", *ended], STOP_SECS, host=host)
 
 
-def command(arguments: list[str], seconds: float, environment: dict[str, str] | None = None) -> str:
+def command(
+    arguments: list[str],
+    seconds: float,
+    environment: dict[str, str] | None = None,
+    host: Host | None = None,
+) -> str:
     """What the client prints; raises Failure with its own words."""
+    where = f"{host.name}: " if host else ""
     try:
         result = subprocess.run(
-            [engine.docker(), *arguments],
+            [*(host.docker() if host else [engine.docker()]), *arguments],
             cwd=ROOT,
-            env={**os.environ, **(environment or {})},
+            env={**(host.environment if host else os.environ), **(environment or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -104,7 +114,7 @@ def command(arguments: list[str], seconds: float, environment: dict[str, str] | 
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Failure(f"the engine does not answer `docker {' '.join(arguments[:2])}`") from None
+        raise Failure(f"{where}the engine does not answer `docker {' '.join(arguments[:2])}`") from None
     if result.returncode:
-        raise Failure(f"`docker {' '.join(arguments)}`: {result.stderr.strip()}")
+        raise Failure(f"{where}`docker {' '.join(arguments)}`: {result.stderr.strip()}")
     return result.stdout

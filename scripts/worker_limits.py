@@ -10,6 +10,8 @@ from typing import Any
 
 from scripts import compose, env_file
 from scripts.console import ROOT, Failure
+from scripts.hosts.host import SERVICES_FILE, Host
+from scripts.hosts.services import SCALES
 
 SETTING = "AUTOSCALE"
 EXAMPLE = "AUTOSCALE=worker:1..8,worker-heavy:0..2"
@@ -68,6 +70,20 @@ def configuration(_: tuple[int, ...]) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(compose.output("--profile", "*", "config", "--format", "json"))[
         "services"
     ]
+    return found
+
+
+def there(limits: Limits, host: Host) -> Service | None:
+    """The same service on a further host, whose file says its memory and processes; None where it can't be on one."""
+    settings = {name: value for name, value in host.settings.items() if name not in SCALES.values()}
+    config = configuration_there(host, (ROOT / SERVICES_FILE).stat().st_mtime_ns, tuple(settings.items()))
+    return described(limits, config) if limits.service in config else None
+
+
+@lru_cache(maxsize=64)
+def configuration_there(host: Host, *_: Any) -> dict[str, Any]:
+    """Its services as Compose reads them, until something but their numbers changes."""
+    found: dict[str, Any] = json.loads(host.output(*host.compose("config", "--format", "json")))["services"]
     return found
 
 

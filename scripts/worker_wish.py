@@ -5,10 +5,11 @@ dagster_stack/worker/respite.py), and goes when it says that it holds nothing an
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scripts.worker_limits import Limits
+from scripts.worker_limits import MOST, Limits
 
 #: Seconds for which a worker is told to rest. It is told again and again; when nobody does it takes work again.
 REST_SECS = 30
@@ -26,7 +27,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Seen:
-    """A worker that answered: its container, the messages that it holds, the seconds for which it gets no other."""
+    """A worker that answered: its container's id, the messages that it holds, the seconds for which it gets no other."""
 
     container: str
     name: str
@@ -35,8 +36,23 @@ class Seen:
 
 
 @dataclass(frozen=True)
+class Room:
+    """What a host has for new workers of a service: free bytes, those that one takes (0: no limit), how many may begin now;
+    and the processes of one."""
+
+    memory: int
+    size: int
+    begin: int
+    processes: int = 1
+
+    @property
+    def number(self) -> int:
+        return max(self.memory // self.size, 0) if self.size else MOST
+
+
+@dataclass(frozen=True)
 class Decision:
-    """What to do now: workers up to a number, rest for some by name (0: no more), or a container that goes."""
+    """What to do now: workers up to a number, rest for some by name (0: no more), or a container that goes, by its id."""
 
     wish: Wish
     up_to: int | None = None
@@ -65,6 +81,21 @@ def begin_at_once(processors: int) -> int:
     """How many workers may begin at the same time. A Python that begins takes a processor for seconds: where too many do,
     all are late, the first one too."""
     return max(1, processors // 2)
+
+
+def placed(number: int, rooms: Mapping[str, Room], missing: int = 0) -> Counter[str]:
+    """How many of these new workers begin on which host: each where most memory is free, of the hosts with a processor for its
+    beginning. Where none has room nothing begins, but what is `missing` of the fewest that there must be."""
+    found: Counter[str] = Counter()
+    for _ in range(number):
+        free = {host: room.memory - room.size * found[host] for host, room in rooms.items()}
+        able = [host for host, room in rooms.items() if found[host] < room.begin]
+        fit = [host for host in able if found[host] < rooms[host].number]
+        candidates = fit or (able if found.total() < missing else [])
+        if not candidates:
+            break
+        found[max(candidates, key=lambda host: free[host])] += 1
+    return found
 
 
 class Course:

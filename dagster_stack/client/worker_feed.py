@@ -56,7 +56,13 @@ def serve(
             }
             if question.get("workers"):
                 answer["workers"] = [
-                    {"name": each.name, "held": each.held, "rests": each.rests}
+                    {
+                        "name": each.name,
+                        "host": each.host,
+                        "queues": each.queues,
+                        "held": each.held,
+                        "rests": each.rests,
+                    }
                     for each in ask(app, connection, timeout=ANSWER_SECS)
                 ]
             if "note" in question:

@@ -153,6 +153,8 @@ class Snapshot:
     autoscale: tuple[Scaled, ...] = ()
     #: Workers that answer, by further host; None on one host.
     hosts: dict[str, float] | None = None
+    #: Those that `make autoscale` has there; None while it does not run.
+    autoscale_hosts: dict[str, float] | None = None
 
     @staticmethod
     def of(families: Iterable[Metric], at: float, alerts: Alerts, away: str | None = None) -> "Snapshot":
@@ -191,6 +193,7 @@ class Snapshot:
                 for name in sorted(found.labels("dagster_autoscale_workers", "service"))
             ),
             hosts=found.by("dagster_host_workers", "host"),
+            autoscale_hosts=found.by("dagster_autoscale_host_workers", "host"),
         )
 
     @staticmethod
@@ -226,7 +229,8 @@ class Snapshot:
             if foreign:
                 found.append(f"{counted(foreign, 'worker')} on {queue.name} with other code: `make deploy`.")
         for host, count in (self.hosts or {}).items():
-            if not count:
+            # Without work there may be none, by will.
+            if not count and (self.autoscale_hosts or {}).get(host) != 0:
                 found.append(f"No worker of host {host} answers: `make hosts`.")
         used, limit = self.stores.database_connections, self.stores.database_connections_limit
         if used is not None and limit and used >= FULL * limit:

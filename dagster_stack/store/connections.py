@@ -17,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, Pool, PoolProxiedConnection, Qu
 from dagster_stack.errors import UsageError
 from dagster_stack.forks import keep_from_children
 from dagster_stack.store.sqlstate import READ_ONLY, Kind, is_undone, kind_of, note
-from dagster_stack.timing import PATIENCE_SECS
+from dagster_stack.timing import PATIENCE_SECS, UNACKNOWLEDGED_SECS
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -34,6 +34,14 @@ write_patience: float = PATIENCE_SECS
 RETRY_SECS = 0.5
 #: Seconds that opening one connection may take.
 CONNECT_TIMEOUT_SECS = 10
+#: What ends a connection whose other side is gone without a word, while it waits for an answer too (libpq's names; seconds, and
+#: milliseconds for the last one).
+END_WHEN_ALONE = {
+    "keepalives_idle": UNACKNOWLEDGED_SECS // 2,
+    "keepalives_interval": UNACKNOWLEDGED_SECS // 4,
+    "keepalives_count": 2,
+    "tcp_user_timeout": UNACKNOWLEDGED_SECS * 1000,
+}
 #: Seconds that a caller waits for a free connection of its own process.
 POOL_TIMEOUT_SECS = 60
 #: Tries when another transaction is in the way, and seconds before the second one; each pause is twice as long.
@@ -85,6 +93,7 @@ def pooled_engine(url: str, connections: int) -> Engine:
         pool_use_lifo=True,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECS,
+            **END_WHEN_ALONE,
             # The server's list of connections shows this name.
             "application_name": f"dagster-stack {os.getpid()}",
         },

@@ -153,6 +153,25 @@ def by_engine() -> list[Host]:
     return [host for host in joined() if host.engine]
 
 
+def shut_out() -> list[Host]:
+    """Those that are no longer named, and whose logins may be open still: their files are there."""
+    path = env_file.env_path()
+    found = [
+        Host(each.name.removeprefix(f"{path.name}.")) for each in sorted(path.parent.glob(f"{path.name}.*"))
+    ]
+    known = {*names(), *RESERVED}
+    return [
+        each
+        for each in found
+        if NAME.fullmatch(each.name) and each.name not in known and each.settings.get("HOST") == each.name
+    ]
+
+
+def by_hand() -> list[Host]:
+    """Those that only their own people reach."""
+    return [host for host in joined() if not host.engine]
+
+
 def skipped() -> set[str]:
     """Those that the user goes on without; raises Failure for a name that no host has."""
     wanted = {name for name in os.environ.get(SKIP, "").replace(",", " ").split() if name}
@@ -196,7 +215,7 @@ def daemon_out_of_reach(host: Host) -> str:
 
 def named(name: str) -> Host:
     """The host of that name; raises Failure."""
-    if name not in names():
+    if name not in {*names(), *(each.name for each in shut_out())}:
         raise Failure(f"There is no host {name}; there are {', '.join(names()) or 'none'} (`make hosts`).")
     return Host(name)
 

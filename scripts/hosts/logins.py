@@ -34,6 +34,8 @@ DROP ROLE :"login";
 #: Adds to what there is. By a file, since rabbitmqctl reads no standard input that is not a terminal.
 IMPORT = "umask 077; cat > /tmp/hosts.json; trap 'rm /tmp/hosts.json' EXIT; rabbitmqctl --quiet import_definitions /tmp/hosts.json"
 HASHING = "rabbit_password_hashing_sha256"
+#: The services that are the stack's own stores.
+SERVICES = {"postgres": "postgres", "rabbitmq": "rabbitmq", "s3": "minio"}
 LIST_ROLES = "SELECT rolname FROM pg_roles WHERE rolname LIKE 'host-%';"
 
 
@@ -69,6 +71,19 @@ def close_unnamed() -> None:
         for login in sorted(present - wanted(store).keys()):
             CLOSERS[store](login)
             done(f"{store_logins.STORES[store].title}: {login} is closed, and its connections are cut")
+
+
+def close_shut_out() -> None:
+    """Close the logins of hosts that have left; then their files go."""
+    close_unnamed()
+    for each in host.shut_out():
+        each.file.unlink()
+
+
+def close_restored() -> None:
+    """Close all of a restored Postgres: a host that could not be stopped writes nothing before it is chosen what goes on."""
+    for login in roles():
+        remove_role(login)
 
 
 # --- Postgres ------------------------------------------------------------------------------------------

@@ -183,11 +183,14 @@ def remove(host: Host) -> None:
         elif host.file.exists():
             services.stop(host)
             done(f"{host.name}: its workers have ended, and given back what they had")
-    os.environ.pop(SKIP, None)
+    os.environ[SKIP] = ",".join(each for each in os.environ.get(SKIP, "").split(",") if each != host.name)
+    # From here on a repetition, or `make up`, completes it: its file goes last.
     env_file.set_value(SETTING, ",".join(name for name in names() if name != host.name))
-    host.file.unlink(missing_ok=True)
-    logins.close_unnamed()
     services.count()
+    if not are_stores_up():
+        warn(f"the stores are down: `make up`, or a restore, closes the logins of {host.name}")
+        return
+    logins.close_shut_out()
     if not up.is_up(with_images=False):
         why = "there are fewer runners or daemons" if names() else "the stores are published no more"
         say(f"All services are swapped once, since {why}")
@@ -196,6 +199,12 @@ def remove(host: Host) -> None:
             deploy.settle_runs(how, minutes)
         deploy.swap()
     done(f"{host.name} is shut out: no store takes its logins")
+
+
+def are_stores_up() -> bool:
+    """Whether all of the stack's own are, so that logins can be closed."""
+    running = {each.service for each in compose.containers() if each.state == "running"}
+    return {logins.SERVICES[store] for store in logins.own_stores()} <= running
 
 
 if __name__ == "__main__":

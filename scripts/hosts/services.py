@@ -2,10 +2,10 @@
 
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from scripts import base_image, env_file, images
+from scripts import base_image, env_file, images, standstill
 from scripts.console import ROOT, Failure, Progress, done, warn
 from scripts.hosts import file, logins
 from scripts.hosts import images as transfer
@@ -18,6 +18,7 @@ from scripts.hosts.host import (
     joined,
     number,
     require_reachable,
+    shut_out,
     skipped,
     together,
     wanted,
@@ -31,8 +32,6 @@ UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
 #: Seconds until all of a host must be healthy.
 HEALTHY_SECS = 240
 LOG_LINES = 25
-#: States of a container that does nothing.
-ENDED = ("created", "exited", "dead")
 
 
 def prepare() -> None:
@@ -78,8 +77,8 @@ def image() -> str:
 
 
 def are_up(with_images: bool = True) -> bool:
-    """Whether all that a command looks after have what they should have, and it is well."""
-    return all(is_up(host, with_images) for host in wanted())
+    """Whether all that a command looks after have what they should have, and it is well; and no other one has logins."""
+    return not shut_out() and all(is_up(host, with_images) for host in wanted())
 
 
 def is_up(host: Host, with_images: bool = True) -> bool:
@@ -113,8 +112,8 @@ def swapping() -> Iterator[None]:
             process.communicate()
         raise
     end(started)
-    if joined():
-        logins.close_unnamed()
+    if joined() or shut_out():
+        logins.close_shut_out()
 
 
 def start() -> None:
@@ -171,50 +170,9 @@ def wait_until_healthy(host: Host) -> None:
         )
 
 
-@contextmanager
-def stopped(*services: str) -> Iterator[None]:
-    """None of these runs on a further host in here. Afterwards a swap starts them; after a failure they go on as before."""
-    found = stop_services(*services)
-    try:
-        yield
-    except BaseException:
-        go_on(found)
-        raise
-
-
-def stop_services(*services: str, hosts: Sequence[Host] | None = None) -> dict[Host, list[str]]:
-    """Stop these on all hosts that a command looks after, or on so many; returns the containers that ran."""
-    listed = {host: host.containers() for host in (wanted() if hosts is None else hosts)}
-    found = {
-        host: names
-        for host, containers in listed.items()
-        if (
-            names := [
-                each.name for each in containers if each.service in services and each.state not in ENDED
-            ]
-        )
-    }
-    try:
-        for host, names in found.items():
-            with Progress(f"Stopping {', '.join(services)} on {host.name}"):
-                host.output(*host.docker("stop", *names))
-    except BaseException:
-        go_on(found)
-        raise
-    return found
-
-
-def go_on(found: Mapping[Host, Sequence[str]]) -> None:
-    """Start again what was stopped. In a session of its own: a second Ctrl-C must not end it."""
-    for host, names in found.items():
-        start = host.docker("start", *names)
-        if subprocess.run(start, capture_output=True, start_new_session=True, check=False).returncode:
-            warn(f"what was stopped on {host.name} could not be started again: `make up` does")
-
-
 def stop_old_daemons() -> None:
     """Stop those of hosts that are to get another image or other settings: else they lead while the first host's are swapped."""
-    stop_services("daemon", hosts=[host for host in wanted() if not is_up(host)])
+    standstill.begin("daemon".__eq__, [host for host in wanted() if not is_up(host)])
 
 
 def stop(host: Host, with_data: bool = False) -> None:

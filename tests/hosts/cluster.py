@@ -10,7 +10,8 @@ from pathlib import Path
 from scripts import env_file
 from tests.hosts.engines import FIRST, Engine
 from tests.stack import runs
-from tests.stack.stack import Stack
+from tests.stack.autoscaling import workers
+from tests.stack.stack import RUN_SECS, Stack
 
 #: The location is called as the copied folder is.
 JOB, LOCATION = "spread", "code"
@@ -75,9 +76,11 @@ class Cluster:
         self.require_success(run_id, steps)
         return run_id
 
-    def require_success(self, run_id: str, steps: int) -> None:
+    def require_success(self, run_id: str, steps: int, timeout: float = RUN_SECS) -> None:
         """It succeeds, and each step records success once."""
-        assert self.stack.wait_for_run(run_id)["status"] == "SUCCESS", self.stack.failure_texts(run_id)
+        assert self.stack.wait_for_run(run_id, timeout)["status"] == "SUCCESS", self.stack.failure_texts(
+            run_id
+        )
         found = runs.count_events(self.stack, run_id, "STEP_SUCCESS")
         assert len(found) == steps + 2
         assert set(found.values()) == {1}
@@ -96,6 +99,19 @@ class Cluster:
     def ids(self, name: str) -> list[str]:
         label = f"label=com.docker.compose.project={self.stack.project}"
         return self.boxes[name].docker("ps", "--no-trunc", "--filter", label, "--format", "{{.ID}}").split()
+
+    def workers(self) -> dict[str, str]:
+        """The workers on the queue `dagster` whose containers run, by name, each with its host."""
+        label = "label=com.docker.compose.service=worker"
+        joined = [name for name in self.boxes if name in self.stack.settings.get("HOSTS", "").split(",")]
+        found = dict.fromkeys(workers(self.stack), "first")
+        for name in joined:
+            ids = self.boxes[name].docker(
+                "ps", "--filter", f"label=com.docker.compose.project={self.stack.project}", "--filter", label,
+                "--format", "{{.ID}}", check=False,
+            ).split()  # fmt: skip
+            found |= {f"dagster@{each}": name for each in ids}
+        return found
 
     def refused(self, name: str, settings: Mapping[str, str]) -> set[str]:
         """The stores that don't take these logins, asked from a container on that host."""

@@ -11,6 +11,8 @@ from tests.waiting import wait_until
 
 #: Seconds after which the steps of a lost host run elsewhere.
 ELSEWHERE_SECS = 30
+#: Seconds after which one that is back has steps again, with the time of some short runs.
+WORKING_SECS = 60
 #: Of one step, longer than that.
 LONG_SECS = 60
 
@@ -66,9 +68,11 @@ def test_a_host_that_is_cut_off_writes_nothing_when_it_is_back(whole: Cluster, w
     with getattr(whole.boxes[name], way)():
         # Others do all of it meanwhile.
         whole.require_success(run_id, 30)
+    back = time.time()
     whole.require_success(run_id, 30)
-    wait_until(whole.codes, 120, f"workers of {name} answer again", until=lambda found: name in found)
-    assert whole.places(whole.succeed(steps=60))[name] > 0
+    # Its processes may still wait for an answer that never comes.
+    wait_until(lambda: whole.places(whole.succeed(steps=20))[name], WORKING_SECS, f"{name} has steps again")
+    print(f"steps again after {time.time() - back:.0f} s")
 
 
 def test_a_host_that_is_shut_out_has_no_login_any_more(whole: Cluster) -> None:

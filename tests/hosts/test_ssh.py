@@ -19,5 +19,5 @@ def test_an_engine_is_reached_and_given_an_image_by_ssh(boxes: Sequence[Engine],
 
 
 def test_a_key_that_is_not_taken_is_said(by_ssh: Access) -> None:
-    wrong = by_ssh.url.replace("root@", "nobody@")
+    wrong = by_ssh.url.replace("root@", "nobody-there@")
     assert "Permission denied" in host.unreachable(wrong)

@@ -371,7 +371,7 @@ def test_workers_are_known_by_their_containers() -> None:
         {"name": "dagster@ffff", "held": 0, "rests": 0},
     ]
 
-    assert autoscale.seen_of(crew, answers) == [Seen("stack-worker-7", "dagster@0123456789ab", 0, 3)]
+    assert autoscale.seen_of(crew, answers) == [Seen("0123456789ab", "dagster@0123456789ab", 0, 3)]
 
 
 # --- engine ----------------------------------------------------------------------------------------------
@@ -383,7 +383,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     states = ["running", "running"]
 
-    def command(arguments: list[str], seconds: float, environment: dict[str, str] | None = None) -> str:
+    def command(arguments: list[str], seconds: float, environment: Any = None, host: Any = None) -> str:
         if arguments[0] == "ps":
             return "".join(
                 f"{n:012}\tw-{n}\t{state}\tUp 2 seconds\tworker\tFalse\n"
@@ -409,9 +409,9 @@ def test_env_has_the_higher_number_before_and_the_lower_one_after(
     seen: list[str] = []
     command = worker_crew.command
 
-    def look_and_do(*words: Any) -> str:
+    def look_and_do(*words: Any, **others: Any) -> str:
         seen.append(env_file.read(env)["WORKERS"])
-        return command(*words)
+        return command(*words, **others)
 
     monkeypatch.setattr(worker_crew, "command", look_and_do)
     monkeypatch.setattr(compose, "compose", lambda: ["docker", "compose"])
@@ -498,7 +498,7 @@ def test_a_question_is_answered_by_a_line(monkeypatch: pytest.MonkeyPatch) -> No
         yield value
 
     broker = type("Broker", (), {"read_all": lambda _: (QueueDepth("dagster", 3, 1, 1),)})()
-    worker = Worker("dagster@1", ("dagster",), 1, 5, (), 0, held=1, rests=12.5)
+    worker = Worker("dagster@1", ("dagster",), 1, 5, (), 0, held=1, rests=12.5, host="box2")
     monkeypatch.setattr(BrokerApi, "from_environment", lambda _: broker)
     monkeypatch.setattr(worker_feed, "connected", lambda _: given(("app", "connection")))
     monkeypatch.setattr(worker_feed, "notes", lambda _: given(noted.append))
@@ -511,6 +511,8 @@ def test_a_question_is_answered_by_a_line(monkeypatch: pytest.MonkeyPatch) -> No
 
     first, second = map(json.loads, answers.getvalue().splitlines())
     assert first["queues"] == {"dagster": {"ready": 3, "in_work": 1}}
-    assert first["workers"] == [{"name": "dagster@1", "held": 1, "rests": 12.5}]
+    assert first["workers"] == [
+        {"name": "dagster@1", "host": "box2", "queues": ["dagster"], "held": 1, "rests": 12.5}
+    ]
     assert second.keys() == {"queues", "memory", "processors"}
     assert (told, noted) == ([{"dagster@1": 30}, {}], [{"a": 1}])

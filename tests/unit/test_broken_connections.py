@@ -14,7 +14,7 @@ from dagster_stack.errors import Fenced, GivenUp
 from dagster_stack.store import connections as database_module
 from dagster_stack.store import leases as leases_module
 from dagster_stack.store import within
-from dagster_stack.store.connections import noting_engine
+from dagster_stack.store.connections import noting_engine, pooled_engine
 from dagster_stack.store.instance_storage import PooledPostgresStorage
 from dagster_stack.store.leases import Work
 from dagster_stack.store.sqlstate import is_away
@@ -154,6 +154,15 @@ def test_tags_of_a_run_that_break_are_set_all_the_same(
     assert breaks.count == 1
     query = "SELECT value FROM run_tags WHERE run_id = :run AND key = 'colour'"
     assert database.execute(query, run=run.run_id) == [("red",)]
+
+
+def test_a_connection_ends_when_the_other_side_is_gone_without_a_word(database: Database) -> None:
+    """A host that was cut off had no step for minutes after it was back: its processes still waited for answers."""
+    with pooled_engine(database.url, 2).connect() as connection:
+        assert connection.connection.dbapi_connection
+        found = connection.connection.dbapi_connection.info.dsn_parameters
+    assert (found["tcp_user_timeout"], found["keepalives_idle"]) == ("20000", "10")
+    assert (found["keepalives_interval"], found["keepalives_count"]) == ("5", "2")
 
 
 def test_a_statement_that_takes_too_long_is_not_the_servers_absence(database: Database) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from scripts import compose, connections, engine, env_file
+from scripts import compose, connections, engine, env_file, up
+from scripts.compose import Container
 from scripts.console import Failure, Progress
 from scripts.hosts import file, host, images, logins, logs, membership, preflight, services
 from scripts.hosts.host import Host
@@ -135,6 +136,62 @@ def test_a_host_that_does_not_answer_is_named_with_the_cure(
         host.require_reachable()
     monkeypatch.setenv("SKIP", "box2")
     assert host.require_reachable() == []
+
+
+@pytest.fixture
+def closed(box2: Host, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A stack that is up while box2 is shut out; which hosts' files there were when logins were closed."""
+    found: list[str] = []
+    running = [
+        Container(f"mine-{name}-1", name, "running", "", 0) for name in ("postgres", "rabbitmq", "minio")
+    ]
+    monkeypatch.setattr(compose, "containers", lambda: running)
+    monkeypatch.setattr(host, "unreachable", lambda _: "no route")
+    monkeypatch.setattr(up, "is_up", lambda **_: True)
+    monkeypatch.setattr(logins, "close_unnamed", lambda: found.extend(each.name for each in host.shut_out()))
+    return found
+
+
+def test_a_host_that_is_shut_out_loses_its_logins_then_its_file(box2: Host, closed: list[str]) -> None:
+    membership.remove(box2)
+    assert closed == ["box2"]
+    assert host.names() == []
+    assert not box2.file.exists()
+
+
+def test_shutting_out_that_was_killed_is_completed_by_the_same_command_or_by_make_up(
+    box2: Host, closed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(logins, "close_unnamed", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            membership.remove(box2)
+    assert not services.are_up()
+    assert host.named("box2") == box2
+    with services.swapping():
+        pass
+    assert closed == ["box2"]
+    assert services.are_up()
+
+
+def test_a_host_is_shut_out_of_a_stack_that_is_down_when_that_comes_up(
+    box2: Host, closed: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the bad day a restore must go on without it."""
+    monkeypatch.setattr(compose, "containers", list)
+    membership.remove(box2)
+    assert (
+        "the stores are down: `make up`, or a restore, closes the logins of box2" in capsys.readouterr().out
+    )
+    assert host.names() == []
+    assert closed == []
+    assert [each.name for each in host.shut_out()] == ["box2"]
+
+
+def test_files_beside_env_that_are_no_host_s_are_left_alone(env: Path) -> None:
+    for name in (".env.example", ".env.local", ".env.s3.minio.dagster"):
+        (env.parent / name).write_text("HOST=elsewhere\n")
+    assert host.shut_out() == []
 
 
 def test_a_name_in_skip_that_no_host_has_is_refused(monkeypatch: pytest.MonkeyPatch, box2: Host) -> None:

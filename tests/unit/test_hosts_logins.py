@@ -70,6 +70,20 @@ def test_who_is_shut_out_loses_open_connections_and_gets_no_new_one(server: Post
         connected(server, LOGIN)
 
 
+def test_hosts_that_a_restored_postgres_knows_wait_until_it_is_chosen_what_goes_on(
+    server: PostgresServer,
+) -> None:
+    """One that could not be reached drives its runs, and would go on with what was restored."""
+    logins.make_roles({LOGIN: "secret", "host-box3-000000": "secret"})
+    with connected(server, LOGIN) as connection:
+        connection.execute(sqlalchemy.text("SELECT 1"))
+        logins.close_restored()
+        with pytest.raises(sqlalchemy.exc.OperationalError):
+            connection.execute(sqlalchemy.text("SELECT 1"))
+        connection.invalidate()
+    assert logins.roles() == set()
+
+
 class Store:
     """A store by what it has: makes and closes as the real ones do."""
 

@@ -308,6 +308,11 @@ def test_a_schema_is_migrated_while_nothing_of_the_old_code_runs(
         code_versions, "running", lambda: {"sha256:1": ["dagit", "runner", "runner", "worker"]}
     )
     monkeypatch.setattr(code_versions, "code_of", lambda _: "old")
+    services = ("daemon", "dagit", "runner", "worker", "postgres")
+    containers = [compose.Container(f"p-{name}-1", name, "running", "healthy", 0) for name in services]
+    monkeypatch.setattr(
+        compose, "containers", lambda: [each for each in containers if not told(docker, "stop", each.service)]
+    )
     under_way.append([run(1)])
     if fails:
         client = (docker / "docker").read_text()

@@ -121,6 +121,16 @@ def stack(env: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
     return stack
 
 
+def test_further_hosts_get_the_new_image_while_all_goes_on(
+    stack: Stack, env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hosts, "bring", stack.does("bring it to the hosts"))
+
+    upgrade.upgrade()
+
+    assert stack.did.index("bring it to the hosts") < stack.did.index("stop the queue")
+
+
 def test_stores_come_after_a_backup_and_before_dagster(
     stack: Stack, capsys: pytest.CaptureFixture[str]
 ) -> None:

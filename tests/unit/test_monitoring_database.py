@@ -81,7 +81,24 @@ def test_what_make_autoscale_noted_is_a_figure_while_it_runs(
     database_url: str, age: str, is_there: bool
 ) -> None:
     engine = pooled_engine(database_url, 1)
-    note = {"worker": {"wish": 5, "running": 3, "least": 1, "most": 8, "reason": "memory"}}
+    note = {
+        "worker": {
+            "wish": 5,
+            "running": 3,
+            "least": 1,
+            "most": 8,
+            "reason": "memory",
+            "hosts": {"box2": 2, "box3": 0},
+        },
+        "worker-heavy": {
+            "wish": 1,
+            "running": 1,
+            "least": 0,
+            "most": 1,
+            "reason": "memory",
+            "hosts": {"box2": 1},
+        },
+    }
     old = "UPDATE dagster_stack_facts SET noted_at = now() - CAST(:age AS interval) WHERE name = :name"
     gone = "DELETE FROM dagster_stack_facts WHERE name = :name"
     with engine.connect() as connection:
@@ -96,3 +113,6 @@ def test_what_make_autoscale_noted_is_a_figure_while_it_runs(
     numbers = {"wish": 5, "running": 3, "least": 1, "most": 8} if is_there else {}
     assert found.by("dagster_autoscale_workers", "number", service="worker") == numbers
     assert found.labels("dagster_autoscale_reason", "reason") == ({"memory"} if is_there else set())
+    assert (found.by("dagster_autoscale_host_workers", "host") or {}) == (
+        {"box2": 3, "box3": 0} if is_there else {}
+    )

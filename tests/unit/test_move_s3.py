@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from scripts import compose, deploy, engine, env_file, images, move_s3, s3_store, up
+from scripts import compose, deploy, engine, env_file, images, move_s3, s3_store, standstill, up
 from scripts.console import Failure
 from scripts.hosts.host import Host
 
@@ -72,7 +72,7 @@ def said(target: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[
     monkeypatch.setattr(images, "ensure_only", lambda *names: tell(f"images {' '.join(names)}"))
     for module in ("certificates", "proxies"):
         monkeypatch.setattr(f"scripts.{module}.record", lambda: None)
-    monkeypatch.setattr(deploy, "run_logged", run_logged)
+    monkeypatch.setattr(standstill, "run_logged", run_logged)
     monkeypatch.setattr(deploy, "wait_for_runs", lambda _: tell("wait"))
     monkeypatch.setattr(deploy, "swap", lambda: tell("swap"))
     monkeypatch.setattr(move_s3, "run_logged", run_logged)
@@ -195,7 +195,7 @@ def test_a_host_that_would_go_on_with_the_store_of_before_is_refused(
     monkeypatch.setenv("SKIP", skip)
     env_file.set_value("HOST_ENGINE", engine, box2.file)
 
-    with pytest.raises(Failure, match="store of before: `make host REMOVE=box2`"):
+    with pytest.raises(Failure, match=r"former store\. Shut them out first: `make host REMOVE=box2`"):
         move_s3.move()
 
     assert not said

@@ -78,6 +78,14 @@ def test_what_the_figures_show_as_wrong_is_said_with_the_cure(changed: dict[str,
     assert unwell.headline == "1 thing to look at."
 
 
+def test_a_host_whose_workers_make_autoscale_has_taken_away_is_no_problem() -> None:
+    answering: Rows = [({"host": "box2"}, 0), ({"host": "box3"}, 0)]
+    there: Rows = [({"host": "box2"}, 0), ({"host": "box3"}, 1)]
+
+    found = snapshot(dagster_host_workers=answering, dagster_autoscale_host_workers=there)
+    assert found.problems == ("No worker of host box3 answers: `make hosts`.",)
+
+
 def test_a_queue_whose_workers_are_busy_since_before_they_lost_the_broker_is_no_problem() -> None:
     assert snapshot(dagster_queue_consumers=[({"queue": "dagster"}, 0)]).problems == ()
 
@@ -120,7 +128,7 @@ def test_the_json_has_stable_keys() -> None:
 
     assert list(document) == [
         "verdict", "headline", "problems", "at", "runs", "queues", "code", "daemons", "leader", "stores", "alerts", "away",
-        "autoscale", "hosts",
+        "autoscale", "hosts", "autoscale_hosts",
     ]  # fmt: skip
     assert list(document["queues"][0]) == [
         "name", "waiting", "running", "oldest_wait_seconds", "ready", "in_flight", "consumers", "utilisation",

@@ -50,6 +50,13 @@ HOLDS = {
     ),
     "an interrupted step is killed before its worker's time is over": t.GRACE_SECS < t.DRAIN_SECS,
     "whoever launches waits longer than the launch does": t.WRITE_PATIENCE_SECS < t.PATIENCE_SECS,
+    "both sides of a cut connection to Postgres end it at the same time": (
+        f"tcp_user_timeout = {t.UNACKNOWLEDGED_SECS}s\n"
+        in Path(ROOT, "docker/postgres/postgresql.conf").read_text()
+    ),
+    "what a lost host has locked is free when its steps are sent elsewhere": (
+        2 * CELERY["broker_heartbeat"] >= t.UNACKNOWLEDGED_SECS
+    ),
     "what a process died of is told though Postgres was away": t.TELL_SECS > t.PATIENCE_SECS,
 }
 

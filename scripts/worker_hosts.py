@@ -1,0 +1,243 @@
+"""Further hosts, as `make autoscale` sees them: which workers each one has, and its room for more.
+
+They are asked side by side, and one that does not answer is left out: nothing begins or ends there. Of its workers those
+count that answer the roll call, since they reach the broker. Its crew as it was known last would count for ever where the power
+has gone, and nobody would do its work.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from scripts import base_image, worker_crew, worker_limits
+from scripts.console import Failure, say, warn
+from scripts.hosts import services
+from scripts.hosts.host import Host, by_engine, skipped
+from scripts.worker_crew import Member
+from scripts.worker_limits import Limits, Service
+
+#: Seconds for an answer, and for one that takes a container; and until a host that gave none is asked again.
+ANSWER_SECS, CONTAINER_SECS, PAUSE_SECS = 10, 20, 30
+#: Seconds for which an answer holds while nothing begins there: each one is a login by ssh.
+CREW_SECS, ROOM_SECS = 5, 20
+#: Seconds of silence after which a worker of a host that is left out counts no more. RabbitMQ gives it up after 20 to 30.
+LOST_SECS = 20
+#: A host's processors, and its memory.
+READ = "nproc; cat /proc/meminfo"
+#: Containers and questions at the same time.
+AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Free bytes of a host, and its processors."""
+
+    memory: int
+    processors: int
+
+
+@dataclass
+class Known:
+    """What is known of one host."""
+
+    host: Host
+    #: Its containers by their ids, each with when it was there last.
+    crew: dict[str, tuple[Member, float]] = field(default_factory=dict)
+    asking: Future[list[Member]] | None = None
+    #: When it is asked for its containers again, and for its room.
+    crew_due: float = 0
+    room_due: float = 0
+    #: None where nothing can begin now.
+    capacity: Capacity | None = None
+    is_left_out: bool = False
+    #: What was said of it last.
+    said: str = ""
+
+
+class Hosts:
+    """All that have joined and whose engines can be asked from here. Where there is none it costs nothing."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Known] = {}
+        self._pool = ThreadPoolExecutor(max_workers=AT_ONCE)
+
+    def look(self, now: float) -> None:
+        """Ask those that are due. One that gave no answer is not waited for."""
+        hosts = by_engine()
+        left = skipped() if hosts else set()
+        self._known = {host.name: self._known.get(host.name) or Known(host) for host in hosts}
+        for known in self._known.values():
+            if known.host.name in left:
+                known.is_left_out = True
+            elif not known.asking and now >= known.crew_due:
+                known.asking = self._pool.submit(worker_crew.members, known.host, ANSWER_SECS)
+        wait([each.asking for each in self._known.values() if each.asking and not each.is_left_out])
+        for known in self._known.values():
+            if known.asking and known.asking.done():
+                take(known, known.asking, now)
+
+    @property
+    def are_some_left_out(self) -> bool:
+        """Whether the roll call says which workers there are."""
+        return any(known.is_left_out for known in self._known.values())
+
+    def hear(self, now: float, answers: Sequence[Mapping[str, Any]], scaled: Sequence[Service]) -> None:
+        """Workers of hosts that are left out have answered the roll call."""
+        by_queues = {frozenset(each.queues): each.name for each in scaled}
+        for each in answers:
+            known = self._known.get(each.get("host", ""))
+            service = by_queues.get(frozenset(each.get("queues", ())))
+            if known and known.is_left_out and service:
+                identity = each["name"].rpartition("@")[2]
+                member = Member(identity, each["name"], service, "running", host=known.host.name)
+                known.crew[identity] = member, now
+
+    def members(self, now: float) -> list[Member]:
+        return [
+            member
+            for known in self._known.values()
+            for member, at in known.crew.values()
+            if not known.is_left_out or now - at < LOST_SECS
+        ]
+
+    @property
+    def present(self) -> list[str]:
+        """Those that answer."""
+        return [name for name, known in self._known.items() if not known.is_left_out]
+
+    def can_end(self, member: Member) -> bool:
+        """Whether its container could be stopped now."""
+        return not member.host or not self._known[member.host].is_left_out
+
+    def capacities(self, now: float, limits: Limits) -> dict[str, tuple[Service, Capacity]]:
+        """Those where a worker of a service can begin now: the service as it is there, and what the host has."""
+        present = [each for each in self._known.values() if not each.is_left_out]
+        asked = [(each, self._pool.submit(capacity, each.host)) for each in present if now >= each.room_due]
+        for known, future in asked:
+            known.room_due = now + ROOM_SECS
+            with closed_on_failure(known, now):
+                known.capacity = future.result()
+        found = {}
+        for known in present:
+            with closed_on_failure(known, now):
+                if known.capacity and (service := worker_limits.there(limits, known.host)):
+                    found[known.host.name] = service, known.capacity
+        return found
+
+    @contextmanager
+    def adding(self, now: float, limits: Limits, numbers: Mapping[str, int]) -> Iterator[dict[str, int]]:
+        """Begin so many more on each of these, while the body does it on this host; gives those that have begun, afterwards."""
+        begun: dict[str, int] = {}
+        started = {
+            name: self._pool.submit(add, self._known[name].host, limits, number)
+            for name, number in numbers.items()
+        }
+        try:
+            yield begun
+        finally:
+            for name, future in started.items():
+                known = self._known[name]
+                known.crew_due = now
+                with closed_on_failure(known, now):
+                    future.result()
+                    begun[name] = numbers[name]
+                    known.said = ""
+
+    def remove(self, now: float, limits: Limits, member: Member) -> bool:
+        """End one that rests; whether that worked."""
+        known = self._known[member.host]
+        known.crew_due = now
+        crew = [each for each, _ in known.crew.values()]
+        try:
+            worker_crew.remove(limits, member.id, running(crew, limits) - 1, known.host)
+        except Failure as failure:
+            complain(known, str(failure))
+            return False
+        known.crew.pop(member.id, None)
+        return True
+
+    def remove_ended(self, now: float, limits: Limits) -> None:
+        """Containers that were stopped and not removed."""
+        for known in self._known.values():
+            crew = [each for each, _ in known.crew.values()]
+            ended = [each for each in crew if each.service == limits.service and each.state == "exited"]
+            if known.is_left_out or not ended:
+                continue
+            known.crew_due = now
+            try:
+                worker_crew.remove_ended(limits, ended, known.host)
+            except Failure as failure:
+                complain(known, str(failure))
+
+    def forget(self) -> None:
+        """Others have changed containers: what was read of those that answer holds no more."""
+        for known in self._known.values():
+            if not known.is_left_out:
+                known.crew_due = known.room_due = 0
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def take(known: Known, asked: Future[list[Member]], now: float) -> None:
+    """What a host has answered, or that it has not."""
+    known.asking = None
+    try:
+        found = asked.result()
+    except Failure as failure:
+        known.crew_due = now + PAUSE_SECS
+        if not known.is_left_out:
+            known.is_left_out = True
+            complain(known, f"it is left out until it answers: {failure}")
+        return
+    if known.is_left_out:
+        known.is_left_out, known.room_due, known.said = False, 0, ""
+        say(f"  {known.host.name} answers again")
+    known.crew = {each.id: (each, now) for each in found}
+    known.crew_due = now if any(each.is_beginning for each in found) else now + CREW_SECS
+
+
+@contextmanager
+def closed_on_failure(known: Known, now: float) -> Iterator[None]:
+    """Where the body fails, no worker begins on that host for a while."""
+    try:
+        yield
+    except Failure as failure:
+        known.room_due, known.capacity = now + ROOM_SECS, None
+        complain(known, f"no worker begins there: {failure}")
+
+
+def complain(known: Known, why: str) -> None:
+    if why != known.said:
+        warn(f"{known.host.name}: {why}")
+    known.said = why
+
+
+def running(crew: Sequence[Member], limits: Limits) -> int:
+    return sum(each.service == limits.service and each.is_running for each in crew)
+
+
+# --- on a host -----------------------------------------------------------------------------------------
+
+
+def add(host: Host, limits: Limits, number: int) -> None:
+    """So many more. Who is there is asked anew: Compose would take away those that were not counted."""
+    there = running(worker_crew.members(host, ANSWER_SECS), limits)
+    worker_crew.raise_to(limits, there + number, host)
+
+
+def capacity(host: Host) -> Capacity:
+    """Read in a container of this host's image. Raises Failure, also where there is none: workers of another would refuse all steps."""
+    image = base_image.image_id(services.image())
+    line = ["run", "--rm", "--pull", "never", "--network", "none", "--entrypoint", "sh", image, "-c", READ]
+    try:
+        processors, text = worker_crew.command(line, CONTAINER_SECS, host=host).split("\n", 1)
+    except Failure as failure:
+        if "No such image" in str(failure):
+            raise Failure("it has another image than this host: `make up` brings this one") from None
+        raise
+    free = re.search(r"^MemAvailable:\s+(\d+) kB", text, re.MULTILINE)
+    return Capacity(int(free[1]) * 1024 if free else 0, int(processors))
