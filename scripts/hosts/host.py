@@ -208,7 +208,7 @@ def daemon_out_of_reach(host: Host) -> str:
     if not host.engine:
         return f"{host.name} is looked after by hand, so no command can stop its daemon: DAEMONS=0 in {host.file.name}, here and there."
     return (
-        f"{host.name} has a daemon (DAEMONS in {host.file.name}), and can't be reached: it may lead, with the code of before. Nothing"
+        f"{host.name} has a daemon (DAEMONS in {host.file.name}) that can't be told anything: it may lead, with the code of before. Nothing"
         f" was changed. `make host REMOVE={host.name}` shuts it out, `make host ADD={host.engine} NAME={host.name}` brings it back."
     )
 

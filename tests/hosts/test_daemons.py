@@ -185,6 +185,7 @@ def test_new_passwords_reach_a_daemon_too(two: Cluster) -> None:
 
 
 def test_a_rollback_ends_with_the_code_of_before_in_each_daemon(two: Cluster) -> None:
+    two.edit("Edited to be rolled back.")
     print(two.stack.make("deploy", "DEPLOY=hand-over").stdout)
     deployed = image_of(two, BOX)
     lead_on(two, BOX)
