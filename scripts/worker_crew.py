@@ -6,6 +6,7 @@ one that works. Later it counts containers, so a hole in their numbers is none.
 
 import os
 import subprocess
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ RUNNING = ("running", "restarting", "paused")
 STARTS = 4
 #: Seconds for the engine to make containers, and to end one that rests.
 MAKE_SECS, STOP_SECS = 120, 60
+#: Characters of a command in a message.
+SHOWN = 60
 FORMAT = '{{.ID}}\t{{.Names}}\t{{.State}}\t{{.Status}}\t{{.Label "com.docker.compose.service"}}\t{{.Label "com.docker.compose.oneoff"}}'
 
 
@@ -101,7 +104,6 @@ def command(
     host: Host | None = None,
 ) -> str:
     """What the client prints; raises Failure with its own words."""
-    where = f"{host.name}: " if host else ""
     try:
         result = subprocess.run(
             [*(host.docker() if host else [engine.docker()]), *arguments],
@@ -114,7 +116,8 @@ def command(
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Failure(f"{where}the engine does not answer `docker {' '.join(arguments[:2])}`") from None
+        raise Failure(f"the engine does not answer `docker {' '.join(arguments[:2])}`") from None
     if result.returncode:
-        raise Failure(f"{where}`docker {' '.join(arguments)}`: {result.stderr.strip()}")
+        line = textwrap.shorten(" ".join(arguments), SHOWN, placeholder=" …")
+        raise Failure(f"`docker {line}`: {result.stderr.strip()}")
     return result.stdout

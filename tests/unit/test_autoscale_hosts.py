@@ -414,6 +414,15 @@ def test_it_is_named_once_and_asked_again_after_a_pause(
     assert capsys.readouterr().out.count("no route") == 1
 
 
+def test_what_an_engine_refuses_is_said_in_its_own_words_and_in_one_line(
+    env: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env.write_text("WORKERS=2\n")
+    monkeypatch.setattr(engine, "docker", lambda: "false")
+    with pytest.raises(Failure, match="^`docker ps --all --filter …`: $"):
+        worker_crew.members()
+
+
 def settle(happened: Callable[[], bool]) -> None:
     """A host that is left out is asked aside."""
     waited = threading.Event()
