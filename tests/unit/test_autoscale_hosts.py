@@ -419,7 +419,7 @@ def test_what_an_engine_refuses_is_said_in_its_own_words_and_in_one_line(
 ) -> None:
     env.write_text("WORKERS=2\n")
     monkeypatch.setattr(engine, "docker", lambda: "false")
-    with pytest.raises(Failure, match="^`docker ps --all --filter …`: $"):
+    with pytest.raises(Failure, match=r"^`docker ps --all --filter …`: $"):
         worker_crew.members()
 
 
