@@ -18,6 +18,11 @@ HOSTS = ("box2", "box3")
 SOURCE = Path(__file__).parent / "project"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First what there is before any host has joined."""
+    items.sort(key=lambda item: item.path.stem != "test_joining")
+
+
 @pytest.fixture(scope="session")
 def boxes() -> Iterator[Sequence[Engine]]:
     """Engines that have nothing of the stack yet."""
