@@ -126,7 +126,8 @@ def unreachable(address: str) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {ANSWER_SECS} s"
-    return "" if result.returncode == 0 else result.stderr.strip() or "no answer"
+    # Of what the client tells of its ssh, ssh's own words.
+    return "" if result.returncode == 0 else result.stderr.rpartition("stderr=")[2].strip() or "no answer"
 
 
 # --- all of them ---------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,18 @@ def test_a_host_that_does_not_answer_is_named_with_the_cure(
         host.require_reachable()
     monkeypatch.setenv("SKIP", "box2")
     assert host.require_reachable() == []
+
+
+def test_ssh_s_own_words_say_why_a_host_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = (
+        'error during connect: Get "http://docker.example.com/v1.50/version": command [ssh -l me -- box2 docker system'
+        " dial-stdio] has exited with exit status 255, make sure the URL is valid: stderr=Host key verification failed.\n"
+    )
+    answer = subprocess.CompletedProcess([], 1, "", said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
+    assert host.unreachable("ssh://me@box2") == "Host key verification failed."
+    answer.stderr = "Cannot connect to the Docker daemon at unix:///run/docker.sock.\n"
+    assert host.unreachable("unix:///run/docker.sock").startswith("Cannot connect")
 
 
 @pytest.fixture
