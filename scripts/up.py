@@ -76,7 +76,6 @@ def finish() -> None:
     """What there is to do and to say once all services are up."""
     close_former_logins()
     if env_file.has_login():
-        login.hand_over_certificate()
         login.ask_issuer()
     backups.keep()
     # Before the user is told what to do next.
@@ -141,7 +140,10 @@ def make_readable(folder: Path) -> None:
 
 
 def check_code_location() -> None:
-    """Raise Failure when Dagit, where it can be asked from here, can't load the code."""
+    """Raise Failure when Dagit, where it can be asked from here, can't load the code. The door, by which it is asked, gets its
+    certificate before."""
+    if env_file.has_login():
+        login.hand_over_certificate()
     if not engine.is_elsewhere():
         if env_file.has_login():
             code_location.check(local_url("https"), login.opener())

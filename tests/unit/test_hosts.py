@@ -145,6 +145,7 @@ def test_ssh_s_own_words_say_why_a_host_does_not_answer(monkeypatch: pytest.Monk
         " dial-stdio] has exited with exit status 255, make sure the URL is valid: stderr=Host key verification failed.\n"
     )
     answer = subprocess.CompletedProcess([], 1, "", said)
+    monkeypatch.setattr(engine, "docker", lambda: "docker")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
     assert host.unreachable("ssh://me@box2") == "Host key verification failed."
     answer.stderr = "Cannot connect to the Docker daemon at unix:///run/docker.sock.\n"

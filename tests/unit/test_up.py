@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import base_image, compose, engine, up
+from scripts import base_image, code_location, compose, engine, login, up
 from scripts.compose import Container
 from scripts.console import Failure
 from tests.unit.machines import FakeDocker
@@ -298,3 +298,17 @@ def test_a_start_without_addresses_for_networks_says_how_to_have_more() -> None:
 
     assert "default-address-pools" in up.cure(log)
     assert up.cure("exec /usr/bin/tini: no such file") == ""
+
+
+def test_who_asks_through_a_new_door_has_its_certificate(env: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LOGIN=on, then `make deploy` or `make host`: a traceback named a file that only `make up` wrote."""
+    env.write_text("LOGIN=on\nDOOR_ADMIN_PASSWORD=x\n")
+    done: list[str] = []
+    monkeypatch.setattr(login, "hand_over_certificate", lambda: done.append("certificate"))
+    monkeypatch.setattr(login, "opener", lambda: done.append("asked"))
+    monkeypatch.setattr(code_location, "check", lambda *_: None)
+    monkeypatch.setattr(engine, "is_elsewhere", lambda: False)
+
+    up.check_code_location()
+
+    assert done == ["certificate", "asked"]
