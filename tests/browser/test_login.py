@@ -374,26 +374,34 @@ def test_the_first_page_after_the_login_is_there_about_as_soon_as_without_one(lo
         "X-Stack-Role": "admin",
     }
 
-    def first_page(by_door: bool) -> float:
-        """Seconds until the navigation is shown, each time with an empty cache."""
+    def first_page(by_door: bool, tries: int = LOADS) -> float:
+        """Seconds until the navigation is shown, each time with an empty cache. A load during which an address of this host
+        changed is none: Chromium drops its requests."""
         context = browser.new_context(
             viewport=VIEWPORT, ignore_https_errors=True, extra_http_headers={} if by_door else headers
         )
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
+        dropped: list[str] = []
+        page.on("requestfailed", lambda request: dropped.append(str(request.failure)))
         if by_door:
             go(page, f"{login.url}/")
             page.get_by_label("Name").fill("admin")
             page.get_by_label("Password").fill(login.passwords["admin"])
         began = time.monotonic()
-        if by_door:
-            page.get_by_role("button", name="Log in").click(no_wait_after=True)
-        else:
-            page.goto("http://dagit:3000/", wait_until="commit")
-        page.get_by_role("link", name="Runs").first.wait_for()
-        taken = time.monotonic() - began
-        context.close()
-        return taken
+        try:
+            if by_door:
+                page.get_by_role("button", name="Log in").click(no_wait_after=True)
+            else:
+                page.goto("http://dagit:3000/", wait_until="commit")
+            page.get_by_role("link", name="Runs").first.wait_for()
+            return time.monotonic() - began
+        except PlaywrightError:
+            if tries == 1 or not any("ERR_NETWORK_CHANGED" in failure for failure in dropped):
+                raise
+        finally:
+            context.close()
+        return first_page(by_door, tries - 1)
 
     # When both are asked in turn, once more than is counted
     times = [(first_page(True), first_page(False)) for _ in range(TIMED + 1)][1:]
