@@ -108,7 +108,8 @@ def test_a_host_s_run_queue_knows_the_runners_of_all(env: Path, box2: Host) -> N
     ("address", "name", "chosen"),
     [
         ("ssh://me@box2", "", "box2"),
-        ("ssh://me@box2.lan:2222", "box2", "box2"),
+        ("ssh://me@box2.lan:2222", "box3", "box3"),
+        ("ssh://me@box2.lan:2222", "", "box2"),
         ("box3", "", "box3"),
         ("by-hand", "box4", "box4"),
     ],
@@ -127,6 +128,14 @@ def test_what_can_t_be_a_name_is_refused_with_the_cure(monkeypatch: pytest.Monke
     monkeypatch.delenv("NAME", raising=False)
     with pytest.raises(Failure, match="NAME=box2"):
         membership.chosen_name(address)
+
+
+@pytest.mark.parametrize("address", ["ssh://me@other", ""])
+def test_a_second_machine_by_the_name_of_one_that_has_joined_is_refused(box2: Host, address: str) -> None:
+    membership.require_same("box2", "ssh://me@box2")
+    membership.require_same("box3", address)
+    with pytest.raises(Failure, match="box2 has joined already, at ssh://me@box2.*NAME=box3"):
+        membership.require_same("box2", address)
 
 
 def test_a_host_that_does_not_answer_is_named_with_the_cure(
