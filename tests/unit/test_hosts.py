@@ -134,7 +134,7 @@ def test_what_can_t_be_a_name_is_refused_with_the_cure(monkeypatch: pytest.Monke
 def test_a_second_machine_by_the_name_of_one_that_has_joined_is_refused(box2: Host, address: str) -> None:
     membership.require_same("box2", "ssh://me@box2")
     membership.require_same("box3", address)
-    with pytest.raises(Failure, match="box2 has joined already, at ssh://me@box2.*NAME=box3"):
+    with pytest.raises(Failure, match=r"box2 has joined already, at ssh://me@box2.*NAME=box3"):
         membership.require_same("box2", address)
 
 
