@@ -294,6 +294,44 @@ def test_a_layer_counts_as_there_only_with_all_that_are_below_it(
 
 
 @pytest.mark.parametrize(
+    ("info", "place"),
+    [
+        ({"ID": "a", "Name": "box1"}, "this one"),
+        ({"ID": "b", "Name": "box2"}, "box2"),
+        # A copy of box2's disk.
+        ({"ID": "b", "Name": "box3"}, ""),
+        ({"ID": "c", "Name": "box1"}, ""),
+    ],
+)
+def test_a_machine_has_one_place_in_the_stack(
+    monkeypatch: pytest.MonkeyPatch, box2: Host, info: dict[str, str], place: str
+) -> None:
+    monkeypatch.setattr(engine, "info", lambda: {"ID": "a", "Name": "box1"})
+    monkeypatch.setattr(Host, "output", lambda *_, **__: json.dumps({"ID": "b", "Name": "box2"}))
+
+    found = preflight.belonging(Host("box3", "ssh://me@10.0.0.3"), info)
+
+    assert bool(found.cure) == bool(place)
+    assert place in found.cure
+    # What completes its own joining is no second place.
+    assert not preflight.belonging(box2, {"ID": "b", "Name": "box2"}).cure
+
+
+def test_a_machine_with_a_stack_of_this_name_keeps_it(monkeypatch: pytest.MonkeyPatch, box2: Host) -> None:
+    running = ["worker", "daemon"]
+    monkeypatch.setattr(
+        Host, "containers", lambda _: [compose.Container(name, name, "running", "", 0) for name in running]
+    )
+    # What an interrupted joining left.
+    assert not preflight.stack_of_its_own(box2).cure
+    running += ["postgres", "dagit"]
+    found = preflight.stack_of_its_own(box2)
+    assert found.fatal
+    assert "COMPOSE_PROJECT_NAME" in found.cure
+    assert "dagit, postgres" in found.cure
+
+
+@pytest.mark.parametrize(
     ("off", "is_told", "is_fatal"), [(0, False, False), (10, True, False), (400, True, True)]
 )
 def test_a_clock_may_be_off_by_so_much(off: int, is_told: bool, is_fatal: bool) -> None:
