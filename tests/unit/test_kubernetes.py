@@ -158,6 +158,12 @@ def test_it_has_the_variables_that_compose_gives_it(service: str) -> None:
     )
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_variable_is_an_empty_text(service: str) -> None:
+    """An API server leaves it out, and each `kubectl apply` would find a difference."""
+    assert [each["name"] for each in container(service).get("env", []) if each.get("value") == ""] == []
+
+
 def test_dagit_knows_no_password_of_the_broker() -> None:
     assert "rabbitmq" not in str(pod("dagit"))
 
