@@ -74,6 +74,8 @@ def drills() -> int:
     codes = [code, pytest("tests/stack", "-m", LONG)]
     say("\nSeveral hosts: engines in network namespaces of this machine, for which it needs root")
     codes.append(pytest("tests/hosts"))
+    say("\nKubernetes: the manifests before a real API server, which is compiled once")
+    codes.append(pytest("tests/kubernetes"))
     return max(map(abs, codes))
 
 

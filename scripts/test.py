@@ -21,6 +21,7 @@ SHELL_SCRIPTS = [
     "docker/certificates/issue",
     "docker/postgres/pgbackrest-push",
     ".ci/run",
+    "tests/kubernetes/start",
 ]
 DOCKERFILES = [
     "postgres",
@@ -144,7 +145,7 @@ def pytest(python: str, arguments: list[str]) -> int:
 def lint() -> int:
     """Style, types, shell scripts, Dockerfiles; raises Failure with the findings' end."""
     bin_folder = venv.ensure("dev").parent
-    dockerfiles = [f"docker/{name}/Dockerfile" for name in DOCKERFILES]
+    dockerfiles = [*(f"docker/{name}/Dockerfile" for name in DOCKERFILES), "tests/kubernetes/Dockerfile"]
     checks = {
         "ruff": ["ruff", "check", "."],
         "ruff format": ["ruff", "format", "--check", "."],

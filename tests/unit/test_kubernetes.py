@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sysconfig
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -17,6 +18,7 @@ from scripts.console import ROOT
 from tests import compose_files
 
 FOLDER = ROOT / "deploy" / "kubernetes"
+DOCS = ROOT / "docs" / "kubernetes.md"
 #: The releases that are maintained, and the oldest that managed clusters still have.
 VERSIONS = ("1.31", "1.33", "1.35", "1.37")
 SERVICES = ("dagit", "daemon", "runner", "worker", "worker-heavy", "init")
@@ -38,12 +40,16 @@ SECRETS = {
 
 @cache
 def rendered(part: str) -> tuple[dict[str, Any], ...]:
+    return render(FOLDER / part)
+
+
+def render(folder: Path) -> tuple[dict[str, Any], ...]:
     """What `kubectl apply -k` would send."""
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     kubectl = shutil.which("kubectl", path=path)
     assert kubectl, "kubectl comes with requirements/dev.lock"
     result = subprocess.run(
-        [kubectl, "kustomize", str(FOLDER / part)], capture_output=True, text=True, timeout=60, check=False
+        [kubectl, "kustomize", str(folder)], capture_output=True, text=True, timeout=60, check=False
     )
     assert result.returncode == 0, result.stderr
     assert not result.stderr, "what is deprecated is said there"
@@ -156,6 +162,12 @@ def test_it_has_the_variables_that_compose_gives_it(service: str) -> None:
     assert found - {"PGSSLROOTCERT"} == set(compose(service)["environment"]) - WITH_COMPOSE_ALONE.get(
         service, set()
     )
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_variable_is_an_empty_text(service: str) -> None:
+    """An API server leaves it out, and each `kubectl apply` would find a difference."""
+    assert [each["name"] for each in container(service).get("env", []) if each.get("value") == ""] == []
 
 
 def test_dagit_knows_no_password_of_the_broker() -> None:
@@ -293,12 +305,31 @@ def test_keda_counts_the_queue_that_the_workers_take_from(service: str) -> None:
 
 
 def test_the_docs_name_each_secret_and_what_is_in_it() -> None:
-    text = (ROOT / "docs" / "kubernetes.md").read_text()
+    text = DOCS.read_text()
     for name, keys in SECRETS.items():
         assert f"kubectl create secret generic {name} " in text
         for key in keys:
             assert key in text, key
 
 
+@pytest.mark.parametrize("part", ["base", "init"])
+def test_an_overlay_as_in_the_docs_changes_address_and_image(part: str, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    here = os.path.relpath(ROOT, tmp_path.resolve())
+    text = example.replace("../dagster-celery-stack", here).replace("kubernetes/base", f"kubernetes/{part}")
+    (tmp_path / "kustomization.yaml").write_text(text)
+
+    found = render(tmp_path)
+    (storage,) = [each for each in found if each["metadata"]["name"].startswith("storage-")]
+    pods = [str(each) for each in found if each["kind"] in ("Deployment", "Job")]
+
+    assert storage["data"]["DAGSTER_POSTGRES_HOST"] == "postgres.mycompany.com"
+    assert storage["data"]["DAGSTER_POSTGRES_PORT"] == "5432"
+    assert pods
+    for pod in pods:
+        assert storage["metadata"]["name"] in pod
+        assert "'registry.mycompany.com/dagster-stack:1'" in pod
+
+
 def test_the_docs_say_that_nobody_has_run_it() -> None:
-    assert "checked, not run" in (ROOT / "docs" / "kubernetes.md").read_text()
+    assert "checked, not run" in DOCS.read_text()
