@@ -1,6 +1,5 @@
 """Docker Compose as the scripts call it, and what they make of its answers."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -11,42 +10,29 @@ from scripts.console import ROOT, Failure
 from tests.unit.machines import FakeDocker
 
 
-def ps(programs: Path, *entries: dict[str, object], code: int = 0, error: str = "") -> None:
-    """A docker whose `compose ps --format json` prints these, one JSON object a line as Compose 2.21 and later."""
-    client = FakeDocker().install(programs)
-    lines = "\n".join(json.dumps(entry) for entry in entries)
-    script = client.read_text().replace(
-        '"compose "*) exit 0 ;;',
-        f'"compose "*) echo \'{error}\' >&2; cat <<"END"\n{lines}\nEND\n exit {code} ;;',
-    )
-    client.write_text(script)
-    (programs / "cat").symlink_to("/bin/cat")
+@pytest.mark.parametrize(
+    ("state", "status", "health", "code"),
+    [
+        ("running", "Up 2 minutes", "", 0),
+        ("running", "Up 2 minutes (healthy)", "healthy", 0),
+        ("running", "Up Less than a second (health: starting)", "starting", 0),
+        ("running", "Up About an hour (unhealthy)", "unhealthy", 0),
+        ("paused", "Up 2 minutes (Paused)", "", 0),
+        ("restarting", "Restarting (1) 3 seconds ago", "", 1),
+        ("exited", "Exited (137) 5 minutes ago", "", 137),
+        ("created", "Created", "", 0),
+        ("dead", "Dead", "", 0),
+    ],
+)
+def test_a_container_is_read_as_the_engine_prints_it(state: str, status: str, health: str, code: int) -> None:
+    line = f"p-dagit-1\tdagit\t{state}\t{status}\t0123456789ab\n"
+    assert compose.parsed(line) == [Container("p-dagit-1", "dagit", state, health, code, "0123456789ab")]
 
 
-def entry(
-    service: str, state: str = "running", health: str = "", code: int = 0, oneoff: bool = False
-) -> dict[str, object]:
-    labels = f"com.docker.compose.service={service},com.docker.compose.oneoff={oneoff},x=1"
-    return {"Name": f"p-{service}-1", "Service": service, "State": state, "Health": health, "ExitCode": code,
-            "Labels": labels, "Publishers": None}  # fmt: skip
-
-
-def test_containers_are_read_as_compose_prints_them(programs: Path, env: Path) -> None:
-    env.touch()
-    ps(programs, entry("dagit", health="healthy"), entry("init", "exited"))
-
-    assert compose.containers() == [
-        Container("p-dagit-1", "dagit", "running", "healthy", 0),
-        Container("p-init-1", "init", "exited", "", 0),
-    ]
-
-
-def test_a_container_of_docker_compose_run_is_none_of_the_stacks(programs: Path, env: Path) -> None:
+def test_containers_are_those_of_one_project_without_those_of_docker_compose_run() -> None:
     """`make run` in another terminal, or one that somebody left behind, must not make the stack look unwell."""
-    env.touch()
-    ps(programs, entry("cli", "exited", code=1, oneoff=True), entry("dagit", health="healthy"))
-
-    assert [container.service for container in compose.containers()] == ["dagit"]
+    filters = [each for each in compose.listing("mine") if each.startswith("label=")]
+    assert filters == ["label=com.docker.compose.project=mine", "label=com.docker.compose.oneoff=False"]
 
 
 @pytest.mark.parametrize(
@@ -86,24 +72,14 @@ def test_a_container_made_in_anothers_place_but_never_started_is_abandoned(
     assert Container(name, "runner", state, "", 0).is_abandoned is abandoned
 
 
-def test_what_compose_complains_of_is_passed_on(programs: Path, env: Path) -> None:
+def test_what_the_engine_complains_of_is_passed_on_and_is_no_empty_stack(programs: Path, env: Path) -> None:
     env.touch()
-    ps(programs, code=15, error="yaml: line 3: mapping values are not allowed")
+    client = FakeDocker().install(programs)
+    complaint = "echo 'permission denied: /var/run/docker.sock' >&2; exit 1"
+    client.write_text(client.read_text().replace('"compose "*)', f'"ps "*) {complaint} ;;\n  "compose "*)'))
 
-    with pytest.raises(Failure, match=r"`docker compose ps .*` failed:\nyaml: line 3"):
+    with pytest.raises(Failure, match=r"`docker ps` failed:\npermission denied"):
         compose.containers()
-
-
-def test_containers_are_listed_again_when_one_goes_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    answers = iter(["Error response from daemon: No such container: 70bec2d7", ""])
-
-    def output(*_: str) -> str:
-        if complaint := next(answers):
-            raise Failure(complaint)
-        return ""
-
-    monkeypatch.setattr(compose, "output", output)
-    assert compose.containers() == []
 
 
 def test_another_env_file_is_another_stack(programs: Path, env: Path) -> None:
