@@ -29,9 +29,9 @@ from scripts import (
     turns,
     unfinished,
     variables,
-    worker_limits,
 )
 from scripts import project as user_project
+from scripts.autoscaling import services as scaling
 from scripts.connections import require_connections
 from scripts.console import ROOT, Failure, Progress, attended, confirm, done, main, run_logged, say, warn
 from scripts.hosts import services as hosts
@@ -291,7 +291,7 @@ def started_services() -> set[str]:
 
 
 def wanted_scales() -> dict[str, int]:
-    scaled = worker_limits.parsed(env_file.settings().get(worker_limits.SETTING, ""))
+    scaled = scaling.parsed(env_file.settings().get(scaling.SETTING, ""))
     return {
         **{limits.service: env_file.number(limits.variable, 1) for limits in scaled},
         "daemon": env_file.number("DAEMONS", 1),

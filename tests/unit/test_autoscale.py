@@ -10,29 +10,18 @@ from typing import Any
 
 import pytest
 
-from scripts import (
-    autoscale,
-    compose,
-    connections,
-    console,
-    engine,
-    env_file,
-    systemd_unit,
-    turns,
-    unfinished,
-    worker_crew,
-    worker_limits,
-)
+from scripts import compose, connections, console, engine, env_file, turns, unfinished
+from scripts.autoscaling import containers, controller, services, systemd_unit
+from scripts.autoscaling.containers import Member
+from scripts.autoscaling.services import Limits, Service
+from scripts.autoscaling.wish import Seen
 from scripts.console import ROOT, Failure
-from scripts.worker_crew import Member
-from scripts.worker_limits import Limits, Service
-from scripts.worker_wish import Seen
 
 # --- AUTOSCALE -------------------------------------------------------------------------------------------
 
 
 def test_each_service_has_its_limits() -> None:
-    assert worker_limits.parsed("worker:1..8, worker-heavy:0..2") == [
+    assert services.parsed("worker:1..8, worker-heavy:0..2") == [
         Limits("worker", 1, 8),
         Limits("worker-heavy", 0, 2),
     ]
@@ -52,7 +41,7 @@ def test_each_service_has_its_limits() -> None:
 )
 def test_what_is_no_limit_is_refused_by_name(text: str) -> None:
     with pytest.raises(Failure, match="AUTOSCALE"):
-        worker_limits.parsed(text)
+        services.parsed(text)
 
 
 @pytest.mark.parametrize(
@@ -76,10 +65,10 @@ CONFIG = {
 def test_a_service_is_what_compose_has_of_it(env: Path) -> None:
     env.write_text("WORKERS=2\nOWN_WORKERS=1\n")
 
-    assert worker_limits.described(Limits("worker", 1, 8), CONFIG) == Service(
+    assert services.described(Limits("worker", 1, 8), CONFIG) == Service(
         Limits("worker", 1, 8), ("dagster",), 4, 2 * 1024**3
     )
-    assert worker_limits.described(Limits("worker-own", 0, 1), CONFIG) == Service(
+    assert services.described(Limits("worker-own", 0, 1), CONFIG) == Service(
         Limits("worker-own", 0, 1), ("a", "b"), 2, 0
     )
 
@@ -98,7 +87,7 @@ def test_a_service_that_can_not_be_scaled_is_refused_with_the_cure(
     env.write_text("WORKERS=2\n")
 
     with pytest.raises(Failure, match=cure):
-        worker_limits.described(Limits(service, 0, 1), CONFIG)
+        services.described(Limits(service, 0, 1), CONFIG)
 
 
 def test_what_is_free_of_connections_is_what_make_scale_counts_with(env: Path) -> None:
@@ -217,7 +206,7 @@ class Stack:
     def __init__(self) -> None:
         self.members = [Member("d" * 12, "stack-daemon-1", "daemon", "running")]
         self.feed = FakeFeed()
-        self.controller = autoscale.Controller(self.feed)  # type: ignore[arg-type]
+        self.controller = controller.Controller(self.feed)  # type: ignore[arg-type]
         self.did: list[str] = []
         self.now = 1000.0
 
@@ -250,10 +239,10 @@ def stack(env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
     monkeypatch.setattr(unfinished, "BUILD_FOLDER", tmp_path)
     found = Stack()
     service = Service(Limits("worker", 1, 8), ("dagster",), 1, 2 * 1024**3)
-    monkeypatch.setattr(worker_limits, "services", lambda: [service])
-    monkeypatch.setattr(worker_crew, "members", lambda: found.members)
-    monkeypatch.setattr(worker_crew, "raise_to", found.raise_to)
-    monkeypatch.setattr(worker_crew, "remove", found.remove)
+    monkeypatch.setattr(services, "scaled", lambda: [service])
+    monkeypatch.setattr(containers, "members", lambda: found.members)
+    monkeypatch.setattr(containers, "raise_to", found.raise_to)
+    monkeypatch.setattr(containers, "remove", found.remove)
     return found
 
 
@@ -289,7 +278,7 @@ def test_wish_workers_and_reason_are_noted(stack: Stack) -> None:
         {"worker": {"wish": 8, "running": 8, "reason": "maximum", "least": 1, "most": 8}},
     ]
     # And again before they count as nobody's
-    stack.look(autoscale.NOTE_SECS + 1)
+    stack.look(controller.NOTE_SECS + 1)
     assert "note" in stack.feed.asked[-1]
 
 
@@ -300,7 +289,7 @@ def test_new_workers_count_with_all_their_memory_before_they_have_taken_it(stack
 
     assert stack.look() == ["worker to 3"]
     assert stack.look() == []
-    assert stack.look(autoscale.FRESH_SECS) == ["worker to 5"]
+    assert stack.look(controller.FRESH_SECS) == ["worker to 5"]
 
 
 def test_after_a_quiet_time_the_one_that_rests_goes(stack: Stack) -> None:
@@ -371,7 +360,7 @@ def test_workers_are_known_by_their_containers() -> None:
         {"name": "dagster@ffff", "held": 0, "rests": 0},
     ]
 
-    assert autoscale.seen_of(crew, answers) == [Seen("0123456789ab", "dagster@0123456789ab", 0, 3)]
+    assert controller.seen_of(crew, answers) == [Seen("0123456789ab", "dagster@0123456789ab", 0, 3)]
 
 
 # --- engine ----------------------------------------------------------------------------------------------
@@ -397,7 +386,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             states[int(arguments[1].removeprefix("w-")) - 1] = "running"
         return ""
 
-    monkeypatch.setattr(worker_crew, "command", command)
+    monkeypatch.setattr(containers, "command", command)
     return found
 
 
@@ -407,17 +396,17 @@ def test_env_has_the_higher_number_before_and_the_lower_one_after(
     """Killed in between, the next `make up` makes one more; it never takes one away, which might work."""
     env.write_text("WORKERS=2\n")
     seen: list[str] = []
-    command = worker_crew.command
+    command = containers.command
 
     def look_and_do(*words: Any, **others: Any) -> str:
         seen.append(env_file.read(env)["WORKERS"])
         return command(*words, **others)
 
-    monkeypatch.setattr(worker_crew, "command", look_and_do)
+    monkeypatch.setattr(containers, "command", look_and_do)
     monkeypatch.setattr(compose, "compose", lambda: ["docker", "compose"])
 
-    worker_crew.raise_to(Limits("worker", 1, 8), 4)
-    worker_crew.remove(Limits("worker", 1, 8), "stack-worker-2", 3)
+    containers.raise_to(Limits("worker", 1, 8), 4)
+    containers.remove(Limits("worker", 1, 8), "stack-worker-2", 3)
 
     assert set(seen) == {"4"}
     assert env_file.read(env)["WORKERS"] == "3"
@@ -433,7 +422,7 @@ def test_a_container_that_was_stopped_and_not_removed_goes(commands: list[str]) 
     found = [Member("1", "w-1", "worker", "running"), Member("2", "w-2", "worker", "exited"),
              Member("3", "h-1", "worker-heavy", "exited"), Member("4", "w-3", "worker", "created")]  # fmt: skip
 
-    worker_crew.remove_ended(Limits("worker", 1, 8), found)
+    containers.remove_ended(Limits("worker", 1, 8), found)
 
     assert commands == ["rm w-2"]
 
@@ -453,7 +442,7 @@ def test_the_unit_starts_this_checkouts_controller(
 
     unit = (tmp_path / ".config/systemd/user/second-autoscale.service").read_text()
     assert f"WorkingDirectory={ROOT}\n" in unit
-    assert f"ExecStart={sys.executable} -m scripts.autoscale\n" in unit
+    assert f"ExecStart={sys.executable} -m scripts.autoscaling.controller\n" in unit
     assert f'"STACK_ENV_FILE={env}"' in unit
     assert (
         "systemctl --user daemon-reload && systemctl --user enable --now second-autoscale"

@@ -10,25 +10,14 @@ from typing import Any
 
 import pytest
 
-from scripts import (
-    autoscale,
-    base_image,
-    compose,
-    connections,
-    engine,
-    env_file,
-    turns,
-    unfinished,
-    worker_crew,
-    worker_limits,
-)
+from scripts import base_image, compose, connections, engine, env_file, turns, unfinished
+from scripts.autoscaling import containers, controller, hosts, services
+from scripts.autoscaling.containers import Member
+from scripts.autoscaling.hosts import CREW_SECS, LOST_SECS, PAUSE_SECS, ROOM_SECS
+from scripts.autoscaling.services import MOST, Limits, Service
+from scripts.autoscaling.wish import Room, placed
 from scripts.console import Failure
-from scripts.hosts import services
 from scripts.hosts.host import Host
-from scripts.worker_crew import Member
-from scripts.worker_hosts import CREW_SECS, LOST_SECS, PAUSE_SECS, ROOM_SECS
-from scripts.worker_limits import MOST, Limits, Service
-from scripts.worker_wish import Room, placed
 
 GB = 1024**3
 COOLDOWN = 60
@@ -112,7 +101,7 @@ class Cluster:
         #: Hosts whose workers don't answer.
         self.powerless: set[str] = set()
         self.notes: list[dict[str, Any]] = []
-        self.controller = autoscale.Controller(self)  # type: ignore[arg-type]
+        self.controller = controller.Controller(self)  # type: ignore[arg-type]
         self.now = 1000.0
 
     def command(
@@ -174,13 +163,13 @@ def cluster(env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr(unfinished, "BUILD_FOLDER", tmp_path)
     monkeypatch.setattr(engine, "docker", lambda: "docker")
     monkeypatch.setattr(compose, "compose", lambda: ["docker", "compose"])
-    monkeypatch.setattr(worker_crew, "command", found.command)
-    monkeypatch.setattr(worker_limits, "services", lambda: list(SERVICES))
+    monkeypatch.setattr(containers, "command", found.command)
+    monkeypatch.setattr(services, "scaled", lambda: list(SERVICES))
     monkeypatch.setattr(
-        worker_limits, "there", lambda limits, _: SERVICES[0] if limits.service == "worker" else None
+        services, "there", lambda limits, _: SERVICES[0] if limits.service == "worker" else None
     )
     monkeypatch.setattr(base_image, "image_id", lambda _: "sha256:1")
-    monkeypatch.setattr(services, "image", lambda: "stack/dagster:latest")
+    monkeypatch.setattr(hosts, "image", lambda: "stack/dagster:latest")
     found.first.has(1)
     yield found
     found.controller.hosts.close()
@@ -271,7 +260,7 @@ def test_one_host_alone_asks_no_other_engine_and_nothing_more_of_its_own(cluster
     assert cluster.look(times=2) == [3, 0, 0]
     assert not cluster.box2.asked
     label = "--filter label=com.docker.compose.project=dagster-celery-stack"
-    ps = f"ps --all {label} --format {worker_crew.FORMAT}"
+    ps = f"ps --all {label} --format {containers.FORMAT}"
     assert cluster.first.asked[:3] == [ps, "compose --progress quiet create --no-recreate worker", ps]
     assert sorted(cluster.first.asked[3:]) == [ps, "start stack-worker-3", "start stack-worker-4"]
 
@@ -328,7 +317,7 @@ def test_workers_of_other_hosts_count_once_for_connections(cluster: Cluster) -> 
     cluster.box2.has(4)
     env_file.set_value("WORKERS", "4", cluster.env.with_name(".env.box2"))
     found = [*cluster.first.running(), *cluster.box2.running()]
-    here = autoscale.processes_here(autoscale.Sight(1, SERVICES, found, {}))
+    here = controller.processes_here(controller.Sight(1, SERVICES, found, {}))
 
     assert here == 1
     # 200 = 60 for the rest + 2 × (4 runs + 1 here + 4 on box2 + 3 by hand + 58)
@@ -420,7 +409,7 @@ def test_what_an_engine_refuses_is_said_in_its_own_words_and_in_one_line(
     env.write_text("WORKERS=2\n")
     monkeypatch.setattr(engine, "docker", lambda: "false")
     with pytest.raises(Failure, match=r"^`docker ps --all --filter …`: $"):
-        worker_crew.members()
+        containers.members()
 
 
 def settle(happened: Callable[[], bool]) -> None:
@@ -560,12 +549,12 @@ def test_a_service_there_is_read_again_when_something_but_a_number_changes(
     monkeypatch.setattr(Host, "output", output)
     host, limits = Host("box9"), Limits("worker", 1, 8)
 
-    assert worker_limits.there(limits, host) == Service(limits, ("dagster",), 4, 1024)
+    assert services.there(limits, host) == Service(limits, ("dagster",), 4, 1024)
     env_file.set_value("WORKERS", "5", path)
-    assert worker_limits.there(Limits("worker-own", 0, 1), host) is None
+    assert services.there(Limits("worker-own", 0, 1), host) is None
     assert len(asked) == 1
     env_file.set_value("WORKER_MEMORY", "2g", path)
-    worker_limits.there(limits, host)
+    services.there(limits, host)
     assert len(asked) == 2
 
 
@@ -582,9 +571,9 @@ def test_an_engine_is_asked_by_its_address_and_with_its_own_file(
         return ""
 
     monkeypatch.setattr(engine, "docker", lambda: "docker")
-    monkeypatch.setattr(worker_crew, "command", command)
+    monkeypatch.setattr(containers, "command", command)
 
-    worker_crew.raise_to(Limits("worker", 1, 8), 4, Host("box9"))
+    containers.raise_to(Limits("worker", 1, 8), 4, Host("box9"))
 
     assert env_file.read(path)["WORKERS"] == "4"
     assert env_file.read(env)["WORKERS"] == "2"

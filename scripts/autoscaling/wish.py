@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scripts.worker_limits import MOST, Limits
+from scripts.autoscaling.services import MOST, Limits
 
 #: Seconds for which a worker is told to rest. It is told again and again; when nobody does it takes work again.
 REST_SECS = 30

@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from scripts import compose, engine, env_file, up
+from scripts.autoscaling.services import Limits
 from scripts.console import ROOT, Failure
 from scripts.hosts.host import Host
-from scripts.worker_limits import Limits
 
 #: Services without which no step is sent: while none of them runs the stack is down.
 DRIVERS = {"daemon", "runner"}

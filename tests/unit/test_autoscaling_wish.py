@@ -2,8 +2,8 @@
 
 import pytest
 
-from scripts.worker_limits import Limits
-from scripts.worker_wish import (
+from scripts.autoscaling.services import Limits
+from scripts.autoscaling.wish import (
     LEFT_SECS,
     REST_SECS,
     Course,

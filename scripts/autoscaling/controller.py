@@ -13,23 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts import (
-    compose,
-    connections,
-    env_file,
-    systemd_unit,
-    turns,
-    unfinished,
-    worker_crew,
-    worker_limits,
-)
+from scripts import compose, connections, env_file, turns, unfinished
+from scripts.autoscaling import containers, services, systemd_unit
+from scripts.autoscaling.containers import Member
+from scripts.autoscaling.feed import Feed
+from scripts.autoscaling.hosts import Capacity, Hosts
+from scripts.autoscaling.services import Service
+from scripts.autoscaling.wish import Course, Decision, Room, Seen, Wish, begin_at_once, needed, placed, wish
 from scripts.console import Failure, main, say, warn
 from scripts.hosts.host import by_engine, together
-from scripts.worker_crew import Member
-from scripts.worker_feed import Feed
-from scripts.worker_hosts import Capacity, Hosts
-from scripts.worker_limits import Service
-from scripts.worker_wish import Course, Decision, Room, Seen, Wish, begin_at_once, needed, placed, wish
 
 NAME = "make autoscale"
 COOLDOWN, COOLDOWN_SECS = "AUTOSCALE_COOLDOWN", 300
@@ -43,14 +35,14 @@ FRESH_SECS = 60
 
 def autoscale() -> None:
     compose.require_env_file()
-    services = worker_limits.services()
+    scaled = services.scaled()
     if os.environ.get("UNIT"):
         systemd_unit.write()
         return
     turns.hold("autoscale", f"process {os.getpid()}", f"`{NAME}` runs already ({{holder}}).")
     # `kill` ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for service in services:
+    for service in scaled:
         limits = service.limits
         say(f"  {service.name}: {limits.least} to {limits.most}, for the work in {', '.join(service.queues)}")
     if others := together(by_engine()):
@@ -94,13 +86,13 @@ class Controller:
         return LOOK_SECS
 
     def _act(self, now: float) -> None:
-        here = worker_crew.members()
-        if not worker_crew.is_up(here):
+        here = containers.members()
+        if not containers.is_up(here):
             self._wait("waits until the stack is up")
             return
-        services = worker_limits.services()
+        scaled = services.scaled()
         cooldown = env_file.number(COOLDOWN, COOLDOWN_SECS)
-        courses = {each.name: self._courses.get(each.name) or Course(cooldown) for each in services}
+        courses = {each.name: self._courses.get(each.name) or Course(cooldown) for each in scaled}
         for course in courses.values():
             course.cooldown = cooldown
         self._courses = courses
@@ -108,11 +100,11 @@ class Controller:
         is_asked = self.hosts.are_some_left_out or any(each.needs_answers(now) for each in courses.values())
         answer = self.feed.ask({"workers": is_asked})
         self._say("")
-        self.hosts.hear(now, answer.get("workers", ()), services)
-        seen = Sight(now, services, [*here, *self.hosts.members(now)], answer)
+        self.hosts.hear(now, answer.get("workers", ()), scaled)
+        seen = Sight(now, scaled, [*here, *self.hosts.members(now)], answer)
         note: dict[str, Any] = {}
         rest: dict[str, float] = {}
-        for service in services:
+        for service in scaled:
             decision = self._decide(seen, service)
             rest |= decision.rest
             note[service.name] = self._note(seen, service, decision.wish)
@@ -179,20 +171,20 @@ class Controller:
         others = {host: number for host, number in new.items() if host}
         with self.hosts.adding(seen.now, service.limits, others) as begun:
             if new[""]:
-                worker_crew.raise_to(service.limits, seen.number_here(service) + new[""])
+                containers.raise_to(service.limits, seen.number_here(service) + new[""])
                 begun[""] = new[""]
         self._fresh += [(seen.now, host, rooms[host].size * number) for host, number in begun.items()]
         if begun:
             tell(seen, service, wanted, begun)
 
     def _take_away(self, seen: "Sight", service: Service, decision: Decision) -> None:
-        worker_crew.remove_ended(service.limits, [each for each in seen.found if not each.host])
+        containers.remove_ended(service.limits, [each for each in seen.found if not each.host])
         self.hosts.remove_ended(seen.now, service.limits)
         for member in seen.crew(service):
             if member.id != decision.remove:
                 continue
             if not member.host:
-                worker_crew.remove(service.limits, member.name, seen.number_here(service) - 1)
+                containers.remove(service.limits, member.name, seen.number_here(service) - 1)
             elif not self.hosts.remove(seen.now, service.limits, member):
                 return
             tell(seen, service, decision.wish, {member.host: -1})

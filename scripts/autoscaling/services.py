@@ -48,7 +48,7 @@ class Service:
         return self.limits.service
 
 
-def services() -> list[Service]:
+def scaled() -> list[Service]:
     """What is to be scaled by the settings as they are now. Raises Failure that names what is wrong."""
     text = env_file.settings().get(SETTING, "")
     if not text.strip():

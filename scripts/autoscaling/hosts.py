@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts import base_image, worker_crew, worker_limits
+from scripts import base_image
+from scripts.autoscaling import containers, services
+from scripts.autoscaling.containers import Member
+from scripts.autoscaling.services import Limits, Service
 from scripts.console import Failure, say, warn
-from scripts.hosts import services
 from scripts.hosts.host import Host, by_engine, skipped
-from scripts.worker_crew import Member
-from scripts.worker_limits import Limits, Service
+from scripts.hosts.services import image
 
 #: Seconds for an answer, and for one that takes a container; and until a host that gave none is asked again.
 ANSWER_SECS, CONTAINER_SECS, PAUSE_SECS = 10, 20, 30
@@ -73,7 +74,7 @@ class Hosts:
             if known.host.name in left:
                 known.is_left_out = True
             elif not known.asking and now >= known.crew_due:
-                known.asking = self._pool.submit(worker_crew.members, known.host, ANSWER_SECS)
+                known.asking = self._pool.submit(containers.members, known.host, ANSWER_SECS)
         wait([each.asking for each in self._known.values() if each.asking and not each.is_left_out])
         for known in self._known.values():
             if known.asking and known.asking.done():
@@ -123,7 +124,7 @@ class Hosts:
         found = {}
         for known in present:
             with closed_on_failure(known, now):
-                if known.capacity and (service := worker_limits.there(limits, known.host)):
+                if known.capacity and (service := services.there(limits, known.host)):
                     found[known.host.name] = service, known.capacity
         return found
 
@@ -152,7 +153,7 @@ class Hosts:
         known.crew_due = now
         crew = [each for each, _ in known.crew.values()]
         try:
-            worker_crew.remove(limits, member.id, running(crew, limits) - 1, known.host)
+            containers.remove(limits, member.id, running(crew, limits) - 1, known.host)
         except Failure as failure:
             complain(known, str(failure))
             return False
@@ -168,7 +169,7 @@ class Hosts:
                 continue
             known.crew_due = now
             try:
-                worker_crew.remove_ended(limits, ended, known.host)
+                containers.remove_ended(limits, ended, known.host)
             except Failure as failure:
                 complain(known, str(failure))
 
@@ -225,16 +226,16 @@ def running(crew: Sequence[Member], limits: Limits) -> int:
 
 def add(host: Host, limits: Limits, number: int) -> None:
     """So many more. Who is there is asked anew: Compose would take away those that were not counted."""
-    there = running(worker_crew.members(host, ANSWER_SECS), limits)
-    worker_crew.raise_to(limits, there + number, host)
+    there = running(containers.members(host, ANSWER_SECS), limits)
+    containers.raise_to(limits, there + number, host)
 
 
 def capacity(host: Host) -> Capacity:
     """Read in a container of this host's image. Raises Failure, also where there is none: workers of another would refuse all steps."""
-    image = base_image.image_id(services.image())
-    line = ["run", "--rm", "--pull", "never", "--network", "none", "--entrypoint", "sh", image, "-c", READ]
+    image_id = base_image.image_id(image())
+    line = ["run", "--rm", "--pull", "never", "--network", "none", "--entrypoint", "sh", image_id, "-c", READ]
     try:
-        processors, text = worker_crew.command(line, CONTAINER_SECS, host=host).split("\n", 1)
+        processors, text = containers.command(line, CONTAINER_SECS, host=host).split("\n", 1)
     except Failure as failure:
         if "No such image" in str(failure):
             raise Failure("it has another image than this host: `make up` brings this one") from None
