@@ -31,7 +31,7 @@ from scripts import (
     variables,
 )
 from scripts import project as user_project
-from scripts.autoscaling import services as scaling
+from scripts.autoscaling import limits
 from scripts.connections import require_connections
 from scripts.console import ROOT, Failure, Progress, attended, confirm, done, main, run_logged, say, warn
 from scripts.hosts import services as hosts
@@ -291,9 +291,8 @@ def started_services() -> set[str]:
 
 
 def wanted_scales() -> dict[str, int]:
-    scaled = scaling.parsed(env_file.settings().get(scaling.SETTING, ""))
     return {
-        **{limits.service: env_file.number(limits.variable, 1) for limits in scaled},
+        **{each.service: env_file.number(each.variable, 1) for each in limits.configured()},
         "daemon": env_file.number("DAEMONS", 1),
         "runner": env_file.number("RUNNERS", 2),
         "worker": env_file.number("WORKERS", 2),

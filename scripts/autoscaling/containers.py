@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from scripts import compose, engine, env_file, up
-from scripts.autoscaling.services import Limits
+from scripts.autoscaling.limits import Limits
 from scripts.console import ROOT, Failure
 from scripts.hosts.host import Host
 

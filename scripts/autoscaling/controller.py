@@ -1,27 +1,23 @@
-"""`make autoscale`: as many workers as there is work, between the numbers of AUTOSCALE in `.env`, until Ctrl-C.
+"""One look after the other at work and workers, and what follows from each.
 
-The numbers are those of all hosts together. It runs on the first one, which alone may start containers. All that it knows it asks
-again each second, and what it tells a worker lapses by itself: killed at any moment it leaves a stack that works on with the
-workers that it has.
+All that it knows it asks again each second, and what it tells a worker lapses by itself: killed at any moment it leaves a stack
+that works on with the workers that it has.
 """
 
-import os
-import signal
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-from scripts import compose, connections, env_file, turns, unfinished
-from scripts.autoscaling import containers, services, systemd_unit
-from scripts.autoscaling.containers import Member
+from scripts import connections, env_file, turns, unfinished
+from scripts.autoscaling import containers, services
+from scripts.autoscaling.decisions import Course, Decision, Wish, wish
 from scripts.autoscaling.feed import Feed
-from scripts.autoscaling.hosts import Capacity, Hosts
+from scripts.autoscaling.hosts import Hosts
+from scripts.autoscaling.placement import Capacity, Room, begin_at_once, placed
 from scripts.autoscaling.services import Service
-from scripts.autoscaling.wish import Course, Decision, Room, Seen, Wish, begin_at_once, needed, placed, wish
-from scripts.console import Failure, main, say, warn
-from scripts.hosts.host import by_engine, together
+from scripts.autoscaling.sight import Sight, processes_here, seen_of
+from scripts.console import Failure, say, warn
 
 NAME = "make autoscale"
 COOLDOWN, COOLDOWN_SECS = "AUTOSCALE_COOLDOWN", 300
@@ -31,31 +27,6 @@ LOOK_SECS, PAUSE_SECS = 1, 10
 NOTE_SECS = 20
 #: Seconds after which the memory that a new worker takes is no longer among what is free.
 FRESH_SECS = 60
-
-
-def autoscale() -> None:
-    compose.require_env_file()
-    scaled = services.scaled()
-    if os.environ.get("UNIT"):
-        systemd_unit.write()
-        return
-    turns.hold("autoscale", f"process {os.getpid()}", f"`{NAME}` runs already ({{holder}}).")
-    # `kill` ends it as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for service in scaled:
-        limits = service.limits
-        say(f"  {service.name}: {limits.least} to {limits.most}, for the work in {', '.join(service.queues)}")
-    if others := together(by_engine()):
-        say(f"  on this host and {others}")
-    controller = Controller(Feed())
-    try:
-        while True:
-            time.sleep(controller.look(time.monotonic()))
-    except KeyboardInterrupt:
-        say("\n  ended: the workers stay as they are")
-    finally:
-        controller.feed.close()
-        controller.hosts.close()
 
 
 class Controller:
@@ -114,7 +85,7 @@ class Controller:
         elif rest:
             self.feed.ask({"rest": rest})
 
-    def _decide(self, seen: "Sight", service: Service) -> Decision:
+    def _decide(self, seen: Sight, service: Service) -> Decision:
         """The decision on a service, carried out but for who is to rest."""
         crew = seen.crew(service)
         rooms = self._rooms(seen, service)
@@ -132,7 +103,7 @@ class Controller:
             self._take_away(seen, service, decision)
         return decision
 
-    def _note(self, seen: "Sight", service: Service, wanted: Wish) -> dict[str, Any]:
+    def _note(self, seen: Sight, service: Service, wanted: Wish) -> dict[str, Any]:
         """For the figures; of further hosts only where some answer."""
         crew, limits = seen.crew(service), service.limits
         able = Counter(each.host for each in crew if not each.is_beginning)
@@ -141,7 +112,7 @@ class Controller:
                 "most": limits.most}  # fmt: skip
         return {**note, "hosts": hosts} if hosts else note
 
-    def _rooms(self, seen: "Sight", service: Service) -> dict[str, Room]:
+    def _rooms(self, seen: Sight, service: Service) -> dict[str, Room]:
         """The room for new workers by host; that of further hosts only where one is needed."""
         self._fresh = [each for each in self._fresh if seen.now - each[0] < FRESH_SECS]
         here = Capacity(seen.answer["memory"], seen.answer["processors"])
@@ -156,7 +127,7 @@ class Controller:
             rooms[host] = Room(free, there.memory, begin, there.concurrency)
         return rooms
 
-    def _wish(self, seen: "Sight", service: Service, rooms: Mapping[str, Room]) -> Wish:
+    def _wish(self, seen: Sight, service: Service, rooms: Mapping[str, Room]) -> Wish:
         processes = max(room.processes for room in rooms.values())
         allowed = {
             "connections": connections.room(processes_here(seen)) // processes,
@@ -165,7 +136,7 @@ class Controller:
         return wish(service.limits, seen.needed(service), len(seen.crew(service)), allowed)
 
     def _add(
-        self, seen: "Sight", service: Service, new: Counter[str], rooms: Mapping[str, Room], wanted: Wish
+        self, seen: Sight, service: Service, new: Counter[str], rooms: Mapping[str, Room], wanted: Wish
     ) -> None:
         seen.beginning += new
         others = {host: number for host, number in new.items() if host}
@@ -177,7 +148,7 @@ class Controller:
         if begun:
             tell(seen, service, wanted, begun)
 
-    def _take_away(self, seen: "Sight", service: Service, decision: Decision) -> None:
+    def _take_away(self, seen: Sight, service: Service, decision: Decision) -> None:
         containers.remove_ended(service.limits, [each for each in seen.found if not each.host])
         self.hosts.remove_ended(seen.now, service.limits)
         for member in seen.crew(service):
@@ -202,54 +173,6 @@ class Controller:
         self._said = why
 
 
-@dataclass
-class Sight:
-    """What one look has found: containers of all hosts, and what the stack answered."""
-
-    now: float
-    services: Sequence[Service]
-    found: Sequence[Member]
-    answer: Mapping[str, Any]
-    #: By host.
-    beginning: Counter[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.beginning = Counter(each.host for each in self.found if each.is_beginning)
-
-    def crew(self, service: Service) -> list[Member]:
-        """Its workers that run."""
-        return [each for each in self.found if each.service == service.name and each.is_running]
-
-    def number_here(self, service: Service) -> int:
-        return sum(not each.host for each in self.crew(service))
-
-    def needed(self, service: Service) -> int:
-        depths = [self.answer["queues"].get(queue, {}) for queue in service.queues]
-        messages = sum(depth.get("ready", 0) + depth.get("in_work", 0) for depth in depths)
-        return needed(messages, service.concurrency)
-
-
-def seen_of(crew: Sequence[Member], answers: Sequence[Mapping[str, Any]]) -> list[Seen]:
-    """The workers of a service that answered, with their containers."""
-    return [
-        Seen(member.id, each["name"], each["held"], each["rests"])
-        for member in crew
-        for each in answers
-        if member.is_of(each["name"])
-    ]
-
-
-def processes_here(seen: Sight) -> int:
-    """Worker processes of this host, and those of services that are not scaled. Further hosts count by their files."""
-    scaled = {each.name for each in seen.services}
-    found = sum(seen.number_here(each) * each.concurrency for each in seen.services)
-    if "worker" not in scaled:
-        found += env_file.number("WORKERS", 2) * env_file.number("WORKER_CONCURRENCY", 1)
-    if "worker-heavy" not in scaled:
-        found += env_file.number("HEAVY_WORKERS", 1)
-    return found
-
-
 def tell(seen: Sight, service: Service, wanted: Wish, change: Mapping[str, int]) -> None:
     """How many there are now; further hosts are named."""
     before = len(seen.crew(service))
@@ -258,7 +181,3 @@ def tell(seen: Sight, service: Service, wanted: Wish, change: Mapping[str, int])
         f"  {time.strftime('%H:%M:%S')}  {service.name} {before} → {before + sum(change.values())}"
         f" (wish {wanted.number}: {wanted.reason}){where}"
     )
-
-
-if __name__ == "__main__":
-    main(autoscale)

@@ -15,7 +15,9 @@ from typing import Any
 from scripts import base_image
 from scripts.autoscaling import containers, services
 from scripts.autoscaling.containers import Member
-from scripts.autoscaling.services import Limits, Service
+from scripts.autoscaling.limits import Limits
+from scripts.autoscaling.placement import Capacity
+from scripts.autoscaling.services import Service
 from scripts.console import Failure, say, warn
 from scripts.hosts.host import Host, by_engine, skipped
 from scripts.hosts.services import image
@@ -30,14 +32,6 @@ LOST_SECS = 20
 READ = "nproc; cat /proc/meminfo"
 #: Containers and questions at the same time.
 AT_ONCE = 32
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """Free bytes of a host, and its processors."""
-
-    memory: int
-    processors: int
 
 
 @dataclass

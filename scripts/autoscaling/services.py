@@ -1,7 +1,6 @@
-"""What AUTOSCALE says: between which numbers of workers each service is kept, and what Compose knows of these services."""
+"""The services that AUTOSCALE names, as Compose has them: their queues, processes and memory, on this host and on further ones."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,29 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts import compose, env_file
+from scripts.autoscaling.limits import EXAMPLE, SETTING, Limits, configured
 from scripts.console import ROOT, Failure
 from scripts.hosts.host import SERVICES_FILE, Host
 from scripts.hosts.services import SCALES
-
-SETTING = "AUTOSCALE"
-EXAMPLE = "AUTOSCALE=worker:1..8,worker-heavy:0..2"
-#: More is a slip of the finger on one host.
-MOST = 10_000
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The fewest and the most workers of a service."""
-
-    service: str
-    least: int
-    most: int
-
-    @property
-    def variable(self) -> str:
-        """What sets the service's number in .env: WORKERS of `worker`, HEAVY_WORKERS of `worker-heavy`."""
-        kind = self.service.removeprefix("worker").strip("-")
-        return f"{kind.upper().replace('-', '_')}_WORKERS" if kind else "WORKERS"
 
 
 @dataclass(frozen=True)
@@ -50,13 +30,13 @@ class Service:
 
 def scaled() -> list[Service]:
     """What is to be scaled by the settings as they are now. Raises Failure that names what is wrong."""
-    text = env_file.settings().get(SETTING, "")
-    if not text.strip():
+    limits = configured()
+    if not limits:
         raise Failure(
             f"Which workers, and between which numbers? Set {EXAMPLE} in {env_file.env_path().name}, then `make autoscale`."
         )
     config = configuration(tuple(path.stat().st_mtime_ns for path in files() if path.exists()))
-    return [described(limits, config) for limits in parsed(text)]
+    return [described(each, config) for each in limits]
 
 
 def files() -> list[Path]:
@@ -84,22 +64,6 @@ def there(limits: Limits, host: Host) -> Service | None:
 def configuration_there(host: Host, *_: Any) -> dict[str, Any]:
     """Its services as Compose reads them, until something but their numbers changes."""
     found: dict[str, Any] = json.loads(host.output(*host.compose("config", "--format", "json")))["services"]
-    return found
-
-
-def parsed(text: str) -> list[Limits]:
-    """Raises Failure for what is not of the form `worker:1..8,worker-heavy:0..2`."""
-    found: list[Limits] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"(worker(?:-[a-z0-9-]+)?):(\d{1,5})\.\.(\d{1,5})", part, re.ASCII)
-        if not match:
-            raise Failure(f"{SETTING}: `{part}` is not of the form worker:1..8. For example: {EXAMPLE}")
-        limits = Limits(match[1], int(match[2]), int(match[3]))
-        if not limits.least <= limits.most <= MOST or limits.most == 0:
-            raise Failure(f"{SETTING}: `{part}` must go from a number to a greater one, at most {MOST}.")
-        if limits.service in {each.service for each in found}:
-            raise Failure(f"{SETTING} names {limits.service} twice.")
-        found.append(limits)
     return found
 
 

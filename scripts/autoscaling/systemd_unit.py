@@ -16,7 +16,7 @@ Wants=network-online.target
 [Service]
 WorkingDirectory={root}
 Environment="PATH={path}" "STACK_ENV_FILE={env}"
-ExecStart={python} -m scripts.autoscaling.controller
+ExecStart={python} -m scripts.autoscaling
 Restart=always
 RestartSec=10
 

@@ -5,11 +5,10 @@ dagster_stack/worker/respite.py), and goes when it says that it holds nothing an
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scripts.autoscaling.services import MOST, Limits
+from scripts.autoscaling.limits import Limits
 
 #: Seconds for which a worker is told to rest. It is told again and again; when nobody does it takes work again.
 REST_SECS = 30
@@ -33,21 +32,6 @@ class Seen:
     name: str
     held: int | None
     rests: float
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a host has for new workers of a service: free bytes, those that one takes (0: no limit), how many may begin now;
-    and the processes of one."""
-
-    memory: int
-    size: int
-    begin: int
-    processes: int = 1
-
-    @property
-    def number(self) -> int:
-        return max(self.memory // self.size, 0) if self.size else MOST
 
 
 @dataclass(frozen=True)
@@ -75,27 +59,6 @@ def wish(limits: Limits, number: int, running: int, rooms: Mapping[str, int]) ->
         if found.number > allowed:
             found = Wish(allowed, reason)
     return Wish(limits.least, "minimum") if found.number < limits.least else found
-
-
-def begin_at_once(processors: int) -> int:
-    """How many workers may begin at the same time. A Python that begins takes a processor for seconds: where too many do,
-    all are late, the first one too."""
-    return max(1, processors // 2)
-
-
-def placed(number: int, rooms: Mapping[str, Room], missing: int = 0) -> Counter[str]:
-    """How many of these new workers begin on which host: each where most memory is free, of the hosts with a processor for its
-    beginning. Where none has room nothing begins, but what is `missing` of the fewest that there must be."""
-    found: Counter[str] = Counter()
-    for _ in range(number):
-        free = {host: room.memory - room.size * found[host] for host, room in rooms.items()}
-        able = [host for host, room in rooms.items() if found[host] < room.begin]
-        fit = [host for host in able if found[host] < rooms[host].number]
-        candidates = fit or (able if found.total() < missing else [])
-        if not candidates:
-            break
-        found[max(candidates, key=lambda host: free[host])] += 1
-    return found
 
 
 class Course:

@@ -2,18 +2,17 @@
 
 import pytest
 
-from scripts.autoscaling.services import Limits
-from scripts.autoscaling.wish import (
+from scripts.autoscaling.decisions import (
     LEFT_SECS,
     REST_SECS,
     Course,
     Decision,
     Seen,
     Wish,
-    begin_at_once,
     needed,
     wish,
 )
+from scripts.autoscaling.limits import Limits
 
 LIMITS = Limits("worker", 1, 8)
 ROOM = {"connections": 100, "memory": 100}
@@ -78,7 +77,6 @@ def test_up_at_once(course: Course) -> None:
 
 
 def test_no_more_begin_at_once_than_have_processors(course: Course) -> None:
-    assert [begin_at_once(processors) for processors in (1, 2, 4, 16)] == [1, 1, 2, 8]
     wanted = Wish(6, "work")
 
     assert course.decide(1, wanted, 1, begin=2) == Decision(wanted, up_to=3)

@@ -1,0 +1,110 @@
+"""One host: what follows from each look, and other commands beside it. What comes of it on a real stack: tests/stack/test_autoscale.py."""
+
+import pytest
+
+from scripts import turns, unfinished
+from scripts.autoscaling import controller
+from scripts.console import Failure
+from tests.unit.autoscaling.cluster import COOLDOWN, GB, Cluster
+
+
+def test_there_are_as_many_workers_as_messages(alone: Cluster) -> None:
+    alone.messages |= {"dagster": 5, "heavy": 7}
+
+    assert alone.look() == [5, 0, 0]
+    assert alone.look() == [5, 0, 0]
+
+
+def test_a_message_brings_the_first_worker_of_a_service_that_has_none(alone: Cluster) -> None:
+    alone.look()
+    assert alone.numbers("worker-own") == [0, 0, 0]
+
+    alone.messages["own"] = 1
+    alone.look()
+    assert alone.numbers("worker-own") == [1, 0, 0]
+
+
+def test_on_few_processors_one_begins_after_the_other(alone: Cluster) -> None:
+    alone.first.processors = 2
+    alone.messages["dagster"] = 5
+
+    assert alone.look() == [2, 0, 0]
+    alone.first.change(alone.first.running()[-1].id, status="Up 2 seconds (health: starting)")
+    assert alone.look() == [2, 0, 0]
+    alone.first.change(alone.first.running()[-1].id, status="Up 4 seconds (healthy)")
+    assert alone.look() == [3, 0, 0]
+
+
+def test_wish_workers_and_reason_are_noted(alone: Cluster) -> None:
+    alone.messages["dagster"] = 21
+    alone.look(times=2)
+
+    assert [each["worker"] for each in alone.notes] == [
+        {"wish": 8, "running": 1, "reason": "maximum", "least": 1, "most": 8},
+        {"wish": 8, "running": 8, "reason": "maximum", "least": 1, "most": 8},
+    ]
+    # And again before they count as nobody's
+    alone.look(controller.NOTE_SECS + 1)
+    assert len(alone.notes) == 3
+
+
+def test_new_workers_count_with_all_their_memory_before_they_have_taken_it(alone: Cluster) -> None:
+    alone.messages["dagster"] = 21
+    alone.first.memory = 5 * GB
+
+    assert alone.look() == [3, 0, 0]
+    assert alone.look() == [3, 0, 0]
+    assert alone.look(controller.FRESH_SECS) == [5, 0, 0]
+
+
+def test_after_a_quiet_time_the_one_that_rests_goes(alone: Cluster) -> None:
+    alone.first.has(1)
+    busy, idle = alone.first.running()
+    alone.held = {busy.id: 1}
+    alone.look()
+
+    assert alone.look(COOLDOWN) == [2, 0, 0]
+    assert alone.rests == {idle.id: 30}
+    assert alone.look() == [1, 0, 0]
+    assert alone.first.asked[-2:] == [f"stop {idle.name}", f"rm {idle.name}"]
+    assert alone.first.running() == [busy]
+
+
+@pytest.mark.parametrize("state", ["exited", "created"])
+def test_nothing_is_started_for_a_stack_that_is_down(alone: Cluster, state: str) -> None:
+    alone.first.containers.clear()
+    alone.first.has(1, "daemon")
+    alone.first.change(alone.first.containers[0].id, state=state)
+    alone.messages["dagster"] = 4
+
+    assert alone.look() == [0, 0, 0]
+    assert (alone.questions, alone.closed) == ([], 1)
+
+
+def test_nothing_is_done_while_a_restore_waits(alone: Cluster) -> None:
+    alone.messages["dagster"] = 4
+    unfinished.file().parent.mkdir(parents=True, exist_ok=True)
+    unfinished.file().write_text("restoring")
+
+    assert alone.look() == [1, 0, 0]
+
+
+def test_another_command_has_the_stack_for_itself(alone: Cluster) -> None:
+    """`make deploy` must not find a worker of the former code that was made meanwhile."""
+    alone.messages["dagster"] = 4
+
+    with turns.turn("make deploy"):
+        assert alone.look() == [1, 0, 0]
+    # And no container with a former login either
+    assert alone.closed == 1
+    assert alone.look() == [4, 0, 0]
+
+
+def test_a_failure_is_said_once_and_tried_again(alone: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    alone.messages["dagster"] = 4
+    alone.silent_for = Failure("the stack does not answer")
+    alone.look(times=2)
+    assert capsys.readouterr().out.count("does not answer") == 1
+
+    alone.silent_for = None
+    assert alone.look() == [4, 0, 0]
