@@ -44,7 +44,7 @@ class Controller:
     def look(self, now: float) -> float:
         """Do what is to be done now; gives the seconds until the next look."""
         try:
-            with turns.turn_if_free(NAME) as other:
+            with turns.turn_if_free(f"one look of {NAME}") as other:
                 if other:
                     # Its container would be in the way: of a network, or with a former login.
                     self._wait(f"waits until `{other}` ends")

@@ -1,14 +1,17 @@
 """One command at a time changes containers."""
 
 import os
+import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
-from scripts import console, turns
+from scripts import compose, console, turns
 from scripts.console import ROOT, Failure
 
 HOLD = """
@@ -85,3 +88,92 @@ def test_a_second_controller_is_refused(env: Path, tmp_path: Path, monkeypatch: 
 
     with pytest.raises(Failure, match=r"runs already \(process 1\)"):
         turns.hold("autoscale", "process 2", "runs already ({holder})")
+
+
+# --- who takes it ------------------------------------------------------------------------------------------
+
+#: Commands that change containers of the stack, and those that don't: they ask, write a file, or have a stack of their own.
+CHANGE = set(
+    [
+        "up",
+        "deploy",
+        "rollback",
+        "upgrade",
+        "rotate",
+        "move_s3",
+        "down",
+        "demo",
+        "scale",
+        "hosts.membership",
+        "monitoring",
+        "restore",
+        "bench",
+        "clean",
+    ]
+)
+LEAVE_ALONE = set(
+    [
+        "code_versions",
+        "check_s3",
+        "autoscaling",
+        "hosts.listing",
+        "run",
+        "compact",
+        "compose",
+        "logs",
+        "users",
+        "backups",
+        "restore_drill",
+        "project_report",
+        "dev",
+        "lock",
+        "dashboards",
+        "test",
+        "versions",
+        "drills",
+    ]
+)
+
+
+def test_each_command_is_known_to_change_containers_or_not() -> None:
+    named = re.findall(r"-m scripts\.([\w.]+)", (ROOT / "Makefile").read_text())
+
+    assert set(named) == CHANGE | LEAVE_ALONE
+
+
+class Taken(BaseException):
+    """Raised in place of what a command does once it has the turn."""
+
+
+def take(*_: Any) -> NoReturn:
+    raise Taken
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("command", sorted(CHANGE))
+def test_a_command_that_changes_containers_takes_its_turn(
+    monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    entries: list[Any] = []
+    names: list[str] = []
+
+    def alone(entry: Callable[[], None], name: str = "") -> Callable[[], NoReturn]:
+        names.append(name or entry.__name__)
+        return take
+
+    monkeypatch.setattr(console, "main", entries.append)
+    monkeypatch.setattr(turns, "alone", alone)
+    monkeypatch.setattr(turns, "keep_for_successor", take)
+    monkeypatch.setattr(compose, "require_env_file", lambda: None)
+
+    runpy.run_module(f"scripts.{command}", run_name="__main__")
+
+    (entry,) = entries
+    if command in ("demo", "down"):
+        # The first thing that they do
+        with pytest.raises(Taken):
+            entry()
+    else:
+        assert entry is take
+        # Who waits is told the name that people type
+        assert f"\n{names[0]}: ## " in (ROOT / "Makefile").read_text()

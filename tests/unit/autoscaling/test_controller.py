@@ -81,14 +81,6 @@ def test_nothing_is_started_for_a_stack_that_is_down(alone: Cluster, state: str)
     assert (alone.questions, alone.closed) == ([], 1)
 
 
-def test_nothing_is_done_while_a_restore_waits(alone: Cluster) -> None:
-    alone.messages["dagster"] = 4
-    unfinished.file().parent.mkdir(parents=True, exist_ok=True)
-    unfinished.file().write_text("restoring")
-
-    assert alone.look() == [1, 0, 0]
-
-
 def test_another_command_has_the_stack_for_itself(alone: Cluster) -> None:
     """`make deploy` must not find a worker of the former code that was made meanwhile."""
     alone.messages["dagster"] = 4
@@ -98,6 +90,26 @@ def test_another_command_has_the_stack_for_itself(alone: Cluster) -> None:
     # And no container with a former login either
     assert alone.closed == 1
     assert alone.look() == [4, 0, 0]
+
+
+def test_who_waits_for_it_is_not_told_that_it_must_end(
+    alone: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alone, "ask", lambda _: pytest.fail(turns.held_by(turns.file("turn"))))
+
+    with pytest.raises(pytest.fail.Exception, match="one look of make autoscale"):
+        alone.look()
+
+
+@pytest.mark.parametrize("state", [unfinished.RESTORING, unfinished.RESTORED])
+def test_nothing_is_done_before_a_restore_is_complete_and_somebody_has_chosen(
+    alone: Cluster, capsys: pytest.CaptureFixture[str], state: str
+) -> None:
+    alone.messages["dagster"] = 4
+    unfinished.note(state)
+
+    assert alone.look() == [1, 0, 0]
+    assert "`make restore` completes it" in (out := capsys.readouterr().out) or "make restore RUNS=" in out
 
 
 def test_a_failure_is_said_once_and_tried_again(alone: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
