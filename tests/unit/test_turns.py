@@ -93,46 +93,10 @@ def test_a_second_controller_is_refused(env: Path, tmp_path: Path, monkeypatch: 
 # --- who takes it ------------------------------------------------------------------------------------------
 
 #: Commands that change containers of the stack, and those that don't: they ask, write a file, or have a stack of their own.
-CHANGE = set(
-    [
-        "up",
-        "deploy",
-        "rollback",
-        "upgrade",
-        "rotate",
-        "move_s3",
-        "down",
-        "demo",
-        "scale",
-        "hosts.membership",
-        "monitoring",
-        "restore",
-        "bench",
-        "clean",
-    ]
-)
-LEAVE_ALONE = set(
-    [
-        "code_versions",
-        "check_s3",
-        "autoscaling",
-        "hosts.listing",
-        "run",
-        "compact",
-        "compose",
-        "logs",
-        "users",
-        "backups",
-        "restore_drill",
-        "project_report",
-        "dev",
-        "lock",
-        "dashboards",
-        "test",
-        "versions",
-        "drills",
-    ]
-)
+CHANGE = {"up", "deploy", "rollback", "upgrade", "rotate", "move_s3", "down", "demo", "scale", "hosts.membership", "monitoring",
+          "restore", "bench", "clean"}  # fmt: skip
+LEAVE_ALONE = {"code_versions", "check_s3", "autoscaling", "hosts.listing", "run", "compact", "compose", "logs", "users", "backups",
+               "restore_drill", "project_report", "dev", "lock", "dashboards", "test", "versions", "drills"}  # fmt: skip
 
 
 def test_each_command_is_known_to_change_containers_or_not() -> None:
