@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from scripts import compose, engine, env_file, up
 from scripts.autoscaling.limits import Limits
 from scripts.console import ROOT, Failure
-from scripts.hosts.host import Host
+from scripts.hosts.host import Host, words
 
 #: Services without which no step is sent: while none of them runs the stack is down.
 DRIVERS = {"daemon", "runner"}
@@ -119,5 +119,5 @@ def command(
         raise Failure(f"the engine does not answer `docker {' '.join(arguments[:2])}`") from None
     if result.returncode:
         line = textwrap.shorten(" ".join(arguments), SHOWN, placeholder=" …")
-        raise Failure(f"`docker {line}`: {result.stderr.strip()}")
+        raise Failure(f"`docker {line}`: {words(result.stderr)}")
     return result.stdout

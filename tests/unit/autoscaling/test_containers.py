@@ -84,6 +84,20 @@ def test_what_an_engine_refuses_is_said_in_its_own_words_and_in_one_line(
         containers.members()
 
 
+def test_of_a_host_that_ssh_does_not_reach_ssh_s_own_words_are_said(env: Path, programs: Path) -> None:
+    env.write_text("WORKERS=2\n")
+    env.with_name(".env.box9").write_text("HOST_ENGINE=ssh://me@box9\n")
+    docker = programs / "docker"
+    docker.write_text(
+        '#!/bin/sh\n[ $1 != --host ] || { echo \'error during connect: Get "http://docker.example.com/…": command [ssh -l me -- box9'
+        " docker system dial-stdio] has exited with exit status 255, …: stderr=Host key verification failed.' >&2; exit 1; }\n"
+    )
+    docker.chmod(0o755)
+
+    with pytest.raises(Failure, match=r"^`docker ps --all --filter …`: Host key verification failed\.$"):
+        containers.members(Host("box9"))
+
+
 def test_an_engine_is_asked_by_its_address_and_with_its_own_file(
     env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
