@@ -37,7 +37,6 @@ def autoscale() -> None:
         say("\n  ended: the workers stay as they are")
     finally:
         controller.feed.close()
-        controller.hosts.close()
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ one that works. Later it counts containers, so a hole in their numbers is none.
 import os
 import subprocess
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from scripts import compose, engine, env_file, up
+from scripts.autoscaling.background import aside
 from scripts.autoscaling.limits import Limits
 from scripts.console import ROOT, Failure
 from scripts.hosts.host import Host, words
@@ -18,8 +18,6 @@ from scripts.hosts.host import Host, words
 #: Services without which no step is sent: while none of them runs the stack is down.
 DRIVERS = {"daemon", "runner"}
 RUNNING = ("running", "restarting", "paused")
-#: Containers that are started at the same time.
-STARTS = 4
 #: Seconds for the engine to make containers, and to end one that rests.
 MAKE_SECS, STOP_SECS = 120, 60
 #: Characters of a command in a message.
@@ -80,8 +78,8 @@ def raise_to(limits: Limits, number: int, host: Host | None = None) -> None:
     standing = [
         each.name for each in members(host) if each.service == limits.service and each.state in up.STANDING
     ]
-    with ThreadPoolExecutor(max_workers=STARTS) as pool:
-        list(pool.map(lambda name: command(["start", name], MAKE_SECS, host=host), standing))
+    for start in [aside(command, ["start", name], MAKE_SECS, None, host) for name in standing]:
+        start.result()
 
 
 def remove(limits: Limits, container: str, left: int, host: Host | None = None) -> None:

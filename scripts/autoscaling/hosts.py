@@ -7,13 +7,14 @@ has gone, and nobody would do its work.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from scripts import base_image
 from scripts.autoscaling import containers, services
+from scripts.autoscaling.background import aside
 from scripts.autoscaling.containers import Member
 from scripts.autoscaling.limits import Limits
 from scripts.autoscaling.placement import Capacity
@@ -30,8 +31,6 @@ CREW_SECS, ROOM_SECS = 5, 20
 LOST_SECS = 20
 #: A host's processors, and its memory.
 READ = "nproc; cat /proc/meminfo"
-#: Containers and questions at the same time.
-AT_ONCE = 32
 
 
 @dataclass
@@ -45,9 +44,12 @@ class Known:
     #: When it is asked for its containers again, and for its room.
     crew_due: float = 0
     room_due: float = 0
+    measuring: Future[Capacity] | None = None
     #: None where nothing can begin now.
     capacity: Capacity | None = None
     is_left_out: bool = False
+    #: Whether nothing could begin there when it was tried last. What room it has is not waited for then.
+    is_closed: bool = False
     #: What was said of it last.
     said: str = ""
 
@@ -57,7 +59,6 @@ class Hosts:
 
     def __init__(self) -> None:
         self._known: dict[str, Known] = {}
-        self._pool = ThreadPoolExecutor(max_workers=AT_ONCE)
 
     def look(self, now: float) -> None:
         """Ask those that are due. One that gave no answer is not waited for."""
@@ -68,11 +69,12 @@ class Hosts:
             if known.host.name in left:
                 known.is_left_out = True
             elif not known.asking and now >= known.crew_due:
-                known.asking = self._pool.submit(containers.members, known.host, ANSWER_SECS)
+                known.asking = aside(containers.members, known.host, ANSWER_SECS)
         wait([each.asking for each in self._known.values() if each.asking and not each.is_left_out])
         for known in self._known.values():
             if known.asking and known.asking.done():
-                take(known, known.asking, now)
+                take_crew(known, known.asking, now)
+            take_room(known, now)
 
     @property
     def are_some_left_out(self) -> bool:
@@ -110,13 +112,13 @@ class Hosts:
     def capacities(self, now: float, limits: Limits) -> dict[str, tuple[Service, Capacity]]:
         """Those where a worker of a service can begin now: the service as it is there, and what the host has."""
         present = [each for each in self._known.values() if not each.is_left_out]
-        asked = [(each, self._pool.submit(capacity, each.host)) for each in present if now >= each.room_due]
-        for known, future in asked:
-            known.room_due = now + ROOM_SECS
-            with closed_on_failure(known, now):
-                known.capacity = future.result()
+        for known in present:
+            if not known.measuring and now >= known.room_due:
+                known.measuring = aside(capacity, known.host)
+        wait([each.measuring for each in present if each.measuring and not each.is_closed])
         found = {}
         for known in present:
+            take_room(known, now)
             with closed_on_failure(known, now):
                 if known.capacity and (service := services.there(limits, known.host)):
                     found[known.host.name] = service, known.capacity
@@ -127,8 +129,7 @@ class Hosts:
         """Begin so many more on each of these, while the body does it on this host; gives those that have begun, afterwards."""
         begun: dict[str, int] = {}
         started = {
-            name: self._pool.submit(add, self._known[name].host, limits, number)
-            for name, number in numbers.items()
+            name: aside(add, self._known[name].host, limits, number) for name, number in numbers.items()
         }
         try:
             yield begun
@@ -173,11 +174,8 @@ class Hosts:
             if not known.is_left_out:
                 known.crew_due = known.room_due = 0
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
-
-def take(known: Known, asked: Future[list[Member]], now: float) -> None:
+def take_crew(known: Known, asked: Future[list[Member]], now: float) -> None:
     """What a host has answered, or that it has not."""
     known.asking = None
     try:
@@ -195,13 +193,23 @@ def take(known: Known, asked: Future[list[Member]], now: float) -> None:
     known.crew_due = now if any(each.is_beginning for each in found) else now + CREW_SECS
 
 
+def take_room(known: Known, now: float) -> None:
+    """What room a host has, once it has said so."""
+    if known.measuring and known.measuring.done():
+        measured, known.measuring = known.measuring, None
+        known.room_due = now + ROOM_SECS
+        with closed_on_failure(known, now):
+            known.capacity = measured.result()
+            known.is_closed = False
+
+
 @contextmanager
 def closed_on_failure(known: Known, now: float) -> Iterator[None]:
     """Where the body fails, no worker begins on that host for a while."""
     try:
         yield
     except Failure as failure:
-        known.room_due, known.capacity = now + ROOM_SECS, None
+        known.room_due, known.capacity, known.is_closed = now + ROOM_SECS, None, True
         complain(known, f"no worker begins there: {failure}")
 
 

@@ -34,8 +34,9 @@ class Machine:
     problem: str = ""
     #: Commands that it refuses.
     refuses: str = ""
-    #: It says nothing before this is set.
+    #: It says nothing before this is set, or nothing to this command alone.
     silent: threading.Event | None = None
+    silent_at: str = ""
     asked: list[str] = field(default_factory=list)
     made: int = 0
 
@@ -51,8 +52,8 @@ class Machine:
 
     def command(self, arguments: list[str], environment: dict[str, str]) -> str:
         self.asked.append(" ".join(arguments))
-        if self.silent:
-            self.silent.wait(10)
+        if self.silent and self.silent_at in ("", arguments[0]):
+            assert self.silent.wait(10), f"the controller waits for {self.name}"
         if self.problem or (self.refuses and self.refuses in arguments):
             raise Failure(self.problem or f"can't {self.refuses}")
         match arguments:

@@ -1,6 +1,5 @@
 """A stack on three hosts, and on one."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from tests.unit.autoscaling.cluster import COOLDOWN, SERVICES, Cluster
 
 
 @pytest.fixture
-def cluster(env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+def cluster(env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     env.write_text(
         f"AUTOSCALE=worker:1..8,worker-own:0..2\nWORKERS=1\nOWN_WORKERS=0\nHEAVY_WORKERS=0\nAUTOSCALE_COOLDOWN={COOLDOWN}\n"
         "POSTGRES_MAX_CONNECTIONS=200\nRUNNERS=1\nRUNNER_CONCURRENCY=4\nHOSTS=box2,box3,by-hand\n"
@@ -33,8 +32,7 @@ def cluster(env: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     monkeypatch.setattr(base_image, "image_id", lambda _: "sha256:1")
     monkeypatch.setattr(hosts, "image", lambda: "stack/dagster:latest")
     found.first.has(1)
-    yield found
-    found.controller.hosts.close()
+    return found
 
 
 @pytest.fixture

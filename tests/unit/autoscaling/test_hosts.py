@@ -295,6 +295,27 @@ def test_it_holds_nobody_up_while_it_is_silent(away: Cluster) -> None:
     away.box2.silent.set()
 
 
+def test_one_that_does_not_say_what_room_it_has_holds_them_up_once(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given a host that can't start a container in time
+    cluster.box2.refuses = "run"
+    cluster.messages["dagster"] = 3
+    assert cluster.look() == [2, 0, 1]
+    assert "box2: no worker begins there: can't run" in capsys.readouterr().out
+
+    # When it is asked again, and says nothing
+    cluster.box2.refuses, cluster.box2.silent, cluster.box2.silent_at = "", threading.Event(), "run"
+    cluster.messages["dagster"] = 5
+
+    # Then others begin meanwhile, and on it as well once it has answered
+    assert sum(cluster.look(ROOM_SECS)) == 5
+    cluster.box2.silent.set()
+    cluster.messages["dagster"] = 8
+    cluster.first.memory = cluster.box3.memory = 0
+    settle(lambda: cluster.look()[1] == 3)
+
+
 def test_when_it_answers_again_it_belongs_to_them(away: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     away.box2.problem = ""
     away.look(PAUSE_SECS)
