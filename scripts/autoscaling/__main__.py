@@ -11,8 +11,9 @@ from scripts import compose, turns
 from scripts.autoscaling import services, systemd_unit
 from scripts.autoscaling.controller import NAME, Controller
 from scripts.autoscaling.feed import Feed
+from scripts.autoscaling.hosts import Hosts
 from scripts.console import main, say
-from scripts.hosts.host import by_engine, together
+from scripts.hosts.host import skipped, together, wanted
 
 
 def autoscale() -> None:
@@ -21,15 +22,16 @@ def autoscale() -> None:
     if os.environ.get("UNIT"):
         systemd_unit.write()
         return
+    hosts = Hosts(skipped())
     turns.hold("autoscale", f"process {os.getpid()}", f"`{NAME}` runs already ({{holder}}).")
     # `kill` ends it as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     for service in scaled:
         limits = service.limits
         say(f"  {service.name}: {limits.least} to {limits.most}, for the work in {', '.join(service.queues)}")
-    if others := together(by_engine()):
+    if others := together(wanted()):
         say(f"  on this host and {others}")
-    controller = Controller(Feed())
+    controller = Controller(Feed(), hosts)
     try:
         while True:
             time.sleep(controller.look(time.monotonic()))

@@ -32,14 +32,14 @@ FRESH_SECS = 60
 class Controller:
     """One look after the other. What it keeps between them it could do without."""
 
-    def __init__(self, feed: Feed) -> None:
+    def __init__(self, feed: Feed, hosts: Hosts) -> None:
         self.feed = feed
-        self.hosts = Hosts()
+        self.hosts = hosts
         self._courses: dict[str, Course] = {}
         self._noted: tuple[float, dict[str, Any]] = (0.0, {})
         #: New workers: since when, on which host, with how many bytes.
         self._fresh: list[tuple[float, str, int]] = []
-        self._said = ""
+        self._said: dict[str, str] = {}
 
     def look(self, now: float) -> float:
         """Do what is to be done now; gives the seconds until the next look."""
@@ -128,12 +128,19 @@ class Controller:
         return rooms
 
     def _wish(self, seen: Sight, service: Service, rooms: Mapping[str, Room]) -> Wish:
-        processes = max(room.processes for room in rooms.values())
-        allowed = {
-            "connections": connections.room(processes_here(seen)) // processes,
-            "memory": sum(room.number for room in rooms.values()),
-        }
-        return wish(service.limits, seen.needed(service), len(seen.crew(service)), allowed)
+        here, each = processes_here(seen), max(room.processes for room in rooms.values())
+        running, limits = len(seen.crew(service)), service.limits
+        memory = sum(room.number for room in rooms.values())
+        found = wish(limits, seen.needed(service), running, connections.room(here) // each, memory)
+        missing = ""
+        if found.number < limits.least:
+            most = connections.needed(here + (limits.least - running) * each)
+            missing = (
+                f"{service.name}: {found.number} of the {limits.least} that there must be at least. Set"
+                f" {connections.LIMIT_VARIABLE}={most} or more in {env_file.env_path().name} and run `make up`."
+            )
+        self._say(missing, service.name)
+        return found
 
     def _add(
         self, seen: Sight, service: Service, new: Counter[str], rooms: Mapping[str, Room], wanted: Wish
@@ -144,6 +151,7 @@ class Controller:
             if new[""]:
                 containers.raise_to(service.limits, seen.number_here(service) + new[""])
                 begun[""] = new[""]
+        seen.added += begun.get("", 0) * service.concurrency
         self._fresh += [(seen.now, host, rooms[host].size * number) for host, number in begun.items()]
         if begun:
             tell(seen, service, wanted, begun)
@@ -167,10 +175,11 @@ class Controller:
         self.hosts.forget()
         self._say(why)
 
-    def _say(self, why: str) -> None:
-        if why != self._said and why:
+    def _say(self, why: str, about: str = "") -> None:
+        """Once, until something else is to be said of it."""
+        if why != self._said.get(about) and why:
             warn(why)
-        self._said = why
+        self._said[about] = why
 
 
 def tell(seen: Sight, service: Service, wanted: Wish, change: Mapping[str, int]) -> None:

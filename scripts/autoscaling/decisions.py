@@ -49,16 +49,22 @@ def needed(messages: int, concurrency: int) -> int:
     return math.ceil(messages / concurrency)
 
 
-def wish(limits: Limits, number: int, running: int, rooms: Mapping[str, int]) -> Wish:
-    """As many workers as are needed, within the limits and what there is room for beyond those that run."""
+def wish(limits: Limits, number: int, running: int, connections: int, memory: int) -> Wish:
+    """As many workers as are needed, within the limits, and those for which connections and memory are left beyond those that run.
+    The fewest need no free memory."""
     found = Wish(number, "work")
-    if found.number > limits.most:
+    if number > limits.most:
         found = Wish(limits.most, "maximum")
-    for reason, room in rooms.items():
-        allowed = max(running + max(room, 0), limits.least)
-        if found.number > allowed:
-            found = Wish(allowed, reason)
-    return Wish(limits.least, "minimum") if found.number < limits.least else found
+    elif number < limits.least:
+        found = Wish(limits.least, "minimum")
+    allowed = {
+        "connections": running + max(connections, 0),
+        "memory": max(running + max(memory, 0), limits.least),
+    }
+    for reason, most in allowed.items():
+        if found.number > most:
+            found = Wish(most, reason)
+    return found
 
 
 class Course:

@@ -6,7 +6,7 @@ has gone, and nobody would do its work.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from scripts.autoscaling.limits import Limits
 from scripts.autoscaling.placement import Capacity
 from scripts.autoscaling.services import Service
 from scripts.console import Failure, say, warn
-from scripts.hosts.host import Host, by_engine, skipped
+from scripts.hosts.host import Host, by_engine
 from scripts.hosts.services import image
 
 #: Seconds for an answer, and for one that takes a container; and until a host that gave none is asked again.
@@ -57,16 +57,15 @@ class Known:
 class Hosts:
     """All that have joined and whose engines can be asked from here. Where there is none it costs nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, skipped: Collection[str] = ()) -> None:
+        self._skipped = skipped
         self._known: dict[str, Known] = {}
 
     def look(self, now: float) -> None:
         """Ask those that are due. One that gave no answer is not waited for."""
-        hosts = by_engine()
-        left = skipped() if hosts else set()
-        self._known = {host.name: self._known.get(host.name) or Known(host) for host in hosts}
+        self._known = {host.name: self._known.get(host.name) or Known(host) for host in by_engine()}
         for known in self._known.values():
-            if known.host.name in left:
+            if known.host.name in self._skipped:
                 known.is_left_out = True
             elif not known.asking and now >= known.crew_due:
                 known.asking = aside(containers.members, known.host, ANSWER_SECS)

@@ -21,6 +21,8 @@ class Sight:
     answer: Mapping[str, Any]
     #: By host.
     beginning: Counter[str] = field(init=False)
+    #: Processes that were added on this host since.
+    added: int = 0
 
     def __post_init__(self) -> None:
         self.beginning = Counter(each.host for each in self.found if each.is_beginning)
@@ -51,7 +53,7 @@ def seen_of(crew: Sequence[Member], answers: Sequence[Mapping[str, Any]]) -> lis
 def processes_here(seen: Sight) -> int:
     """Worker processes of this host, and those of services that are not scaled. Further hosts count by their files."""
     scaled = {each.name for each in seen.services}
-    found = sum(seen.number_here(each) * each.concurrency for each in seen.services)
+    found = seen.added + sum(seen.number_here(each) * each.concurrency for each in seen.services)
     if "worker" not in scaled:
         found += env_file.number("WORKERS", 2) * env_file.number("WORKER_CONCURRENCY", 1)
     if "worker-heavy" not in scaled:

@@ -8,6 +8,7 @@ from typing import Any
 from scripts import env_file
 from scripts.autoscaling.containers import Member
 from scripts.autoscaling.controller import Controller
+from scripts.autoscaling.hosts import Hosts
 from scripts.autoscaling.limits import Limits
 from scripts.autoscaling.services import Service
 from scripts.console import Failure
@@ -100,7 +101,7 @@ class Cluster:
         self.questions: list[dict[str, Any]] = []
         self.closed = 0
         self.silent_for: Failure | None = None
-        self.controller = Controller(self)  # type: ignore[arg-type]
+        self.controller = Controller(self, Hosts())  # type: ignore[arg-type]
         self.now = 1000.0
 
     def command(

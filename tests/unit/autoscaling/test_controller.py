@@ -1,11 +1,14 @@
 """One host: what follows from each look, and other commands beside it. What comes of it on a real stack: tests/stack/test_autoscale.py."""
 
+from dataclasses import replace
+
 import pytest
 
-from scripts import turns, unfinished
-from scripts.autoscaling import controller
+from scripts import env_file, turns, unfinished
+from scripts.autoscaling import controller, services
+from scripts.autoscaling.limits import Limits
 from scripts.console import Failure
-from tests.unit.autoscaling.cluster import COOLDOWN, GB, Cluster
+from tests.unit.autoscaling.cluster import COOLDOWN, GB, SERVICES, Cluster
 
 
 def test_there_are_as_many_workers_as_messages(alone: Cluster) -> None:
@@ -55,6 +58,31 @@ def test_new_workers_count_with_all_their_memory_before_they_have_taken_it(alone
     assert alone.look() == [3, 0, 0]
     assert alone.look() == [3, 0, 0]
     assert alone.look(controller.FRESH_SECS) == [5, 0, 0]
+
+
+def test_no_more_begin_than_find_a_connection_however_many_there_must_be(
+    alone: Cluster, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env_file.set_value("POSTGRES_MAX_CONNECTIONS", str(60 + 2 * (4 + 3)), alone.env)
+    service = replace(SERVICES[0], limits=Limits("worker", 5, 8))
+    monkeypatch.setattr(services, "scaled", lambda: [service])
+
+    assert alone.look(times=2) == [3, 0, 0]
+    assert alone.notes[-1]["worker"]["reason"] == "connections"
+    assert (
+        capsys.readouterr().out.count(
+            "worker: 3 of the 5 that there must be at least. Set POSTGRES_MAX_CONNECTIONS="
+        )
+        == 1
+    )
+
+
+def test_services_share_the_connections_that_are_left(alone: Cluster) -> None:
+    env_file.set_value("POSTGRES_MAX_CONNECTIONS", str(60 + 2 * (4 + 1 + 3)), alone.env)
+    alone.messages |= {"dagster": 3, "own": 2}
+    alone.look()
+
+    assert (alone.numbers()[0], alone.numbers("worker-own")[0]) == (3, 1)
 
 
 def test_after_a_quiet_time_the_one_that_rests_goes(alone: Cluster) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from scripts import env_file
 from scripts.autoscaling import containers
-from scripts.autoscaling.hosts import CREW_SECS, LOST_SECS, PAUSE_SECS, ROOM_SECS
+from scripts.autoscaling.hosts import CREW_SECS, LOST_SECS, PAUSE_SECS, ROOM_SECS, Hosts
 from tests.unit.autoscaling.cluster import COOLDOWN, GB, Cluster
 
 # --- up --------------------------------------------------------------------------------------------------
@@ -138,8 +138,9 @@ def test_a_host_that_can_make_none_leaves_the_work_to_others(
     assert sum(cluster.look()) == 3
     assert "box2: no worker begins there: can't create" in capsys.readouterr().out
     cluster.box2.refuses = ""
+    cluster.first.memory = cluster.box3.memory = 0
     cluster.messages["dagster"] = 4
-    assert cluster.look(ROOM_SECS)[1] == 1
+    settle(lambda: cluster.look(ROOM_SECS)[1] == 1)
 
 
 # --- connections -----------------------------------------------------------------------------------------
@@ -276,14 +277,24 @@ def test_one_that_was_never_asked_counts_by_the_roll_call_too(cluster: Cluster) 
     assert cluster.look(times=3) == [1, 3, 0]
 
 
-def test_one_that_is_skipped_is_not_asked(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SKIP", "box2")
+def test_one_that_is_skipped_is_not_asked(cluster: Cluster) -> None:
+    cluster.controller.hosts = Hosts(frozenset({"box2"}))
     cluster.box2.has(3)
     cluster.messages["dagster"] = 6
 
     here, there, other = cluster.look(times=3)
     assert (here + other, there) == (3, 3)
     assert cluster.box2.asked == []
+
+
+def test_one_that_is_skipped_may_be_shut_out_meanwhile(cluster: Cluster) -> None:
+    cluster.controller.hosts = Hosts(frozenset({"box2"}))
+    cluster.messages["dagster"] = 2
+    cluster.look()
+    env_file.set_value("HOSTS", "box3", cluster.env)
+    cluster.messages["dagster"] = 4
+
+    assert sum(cluster.look()) == 4
 
 
 def test_it_holds_nobody_up_while_it_is_silent(away: Cluster) -> None:
