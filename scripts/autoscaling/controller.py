@@ -97,6 +97,9 @@ class Controller:
         begin = sum(max(room.begin, 0) for room in rooms.values())
         decision = self._courses[service.name].decide(seen.now, wanted, len(crew), begin, able)
         new = placed((decision.up_to or 0) - len(crew), rooms, service.limits.least - len(crew))
+        # Compose counts those that have ended: for one too many it would take one that works.
+        containers.remove_ended(service.limits, [each for each in seen.found if not each.host])
+        self.hosts.remove_ended(seen.now, service.limits)
         if new:
             self._add(seen, service, new, rooms, wanted)
         else:
@@ -157,8 +160,6 @@ class Controller:
             tell(seen, service, wanted, begun)
 
     def _take_away(self, seen: Sight, service: Service, decision: Decision) -> None:
-        containers.remove_ended(service.limits, [each for each in seen.found if not each.host])
-        self.hosts.remove_ended(seen.now, service.limits)
         for member in seen.crew(service):
             if member.id != decision.remove:
                 continue

@@ -227,8 +227,9 @@ def running(crew: Sequence[Member], limits: Limits) -> int:
 
 def add(host: Host, limits: Limits, number: int) -> None:
     """So many more. Who is there is asked anew: Compose would take away those that were not counted."""
-    there = running(containers.members(host, ANSWER_SECS), limits)
-    containers.raise_to(limits, there + number, host)
+    found = containers.members(host, ANSWER_SECS)
+    containers.remove_ended(limits, found, host)
+    containers.raise_to(limits, running(found, limits) + number, host)
 
 
 def capacity(host: Host) -> Capacity:

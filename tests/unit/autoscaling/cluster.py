@@ -63,8 +63,11 @@ class Machine:
                 return "".join("\t".join(row) + "\n" for row in rows)
             case [*_, "create", "--no-recreate", service]:
                 before = len(self.containers)
-                number = sum(each.service == service for each in self.containers)
-                self.has(int(environment[Limits(service, 0, 1).variable]) - number, service)
+                there = [each for each in self.containers if each.service == service]
+                wanted = int(environment[Limits(service, 0, 1).variable])
+                self.has(wanted - len(there), service)
+                # As Compose does: those with the highest numbers go, whatever they do
+                self.containers = [each for each in self.containers if each not in there[wanted:]]
                 self.containers[before:] = [replace(m, state="created") for m in self.containers[before:]]
             case ["start", name]:
                 self.change(name, state="running")

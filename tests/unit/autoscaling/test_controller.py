@@ -77,6 +77,17 @@ def test_no_more_begin_than_find_a_connection_however_many_there_must_be(
     )
 
 
+def test_workers_that_were_stopped_by_hand_cost_none_that_works(alone: Cluster) -> None:
+    alone.first.has(3)
+    stopped, at_work = alone.first.running()[:2], alone.first.running()[2:]
+    for each in stopped:
+        alone.first.change(each.id, state="exited")
+    alone.messages["dagster"] = 3
+
+    assert alone.look() == [3, 0, 0]
+    assert set(at_work) <= set(alone.first.running())
+
+
 def test_services_share_the_connections_that_are_left(alone: Cluster) -> None:
     env_file.set_value("POSTGRES_MAX_CONNECTIONS", str(60 + 2 * (4 + 1 + 3)), alone.env)
     alone.messages |= {"dagster": 3, "own": 2}

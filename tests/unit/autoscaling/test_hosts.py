@@ -189,6 +189,19 @@ def test_the_fewest_are_those_of_all_hosts(cluster: Cluster) -> None:
     assert sum(cluster.look(COOLDOWN, times=9)) == 1
 
 
+def test_workers_that_were_stopped_by_hand_cost_none_that_works_there(cluster: Cluster) -> None:
+    cluster.look()
+    cluster.box2.has(3)
+    stopped, at_work = cluster.box2.running()[:2], cluster.box2.running()[2:]
+    for each in stopped:
+        cluster.box2.change(each.id, state="exited")
+    cluster.first.memory = cluster.box3.memory = 0
+    cluster.messages["dagster"] = 2
+
+    assert cluster.look() == [1, 2, 0]
+    assert set(at_work) <= set(cluster.box2.running())
+
+
 def test_a_container_that_was_stopped_and_not_removed_goes_on_its_host(cluster: Cluster) -> None:
     cluster.box2.has(2)
     cluster.box2.change("stack-worker-1", state="exited")
