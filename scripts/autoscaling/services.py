@@ -72,13 +72,19 @@ def described(limits: Limits, config: Mapping[str, Any]) -> Service:
     name = limits.service
     if name not in config:
         raise Failure(
-            f"{SETTING} names {name}, which is no service of compose.yaml or compose.override.yaml."
+            f"{SETTING} names {name}, which is no service of compose.yaml or compose.override.yaml: there are"
+            f" {', '.join(sorted(each for each in config if each.startswith('worker')))}."
         )
     command = config[name].get("command") or []
     queues = option(command, "-Q", "--queues")
     if not queues:
         raise Failure(
             f"{SETTING} names {name}, whose command has no -Q: which queue it takes from is not known."
+        )
+    processes = option(command, "-c", "--concurrency")
+    if not (processes.isascii() and processes.isdecimal() and int(processes)):
+        raise Failure(
+            f"{SETTING} names {name}, whose --concurrency must be a number from 1 on; found {processes or 'none'}."
         )
     if limits.variable not in env_file.settings():
         raise Failure(
@@ -88,7 +94,7 @@ def described(limits: Limits, config: Mapping[str, Any]) -> Service:
     return Service(
         limits,
         tuple(queues.split(",")),
-        int(option(command, "-c", "--concurrency") or 1),
+        int(processes),
         int(config[name].get("mem_limit") or 0),
     )
 

@@ -1,5 +1,7 @@
 """AUTOSCALE: what it says, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 
 from scripts.autoscaling import limits
@@ -15,20 +17,31 @@ def test_each_service_has_its_limits() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "cure"),
     [
-        "worker",
-        "worker:8",
-        "worker:8..1",
-        "worker:0..0",
-        "worker:1..8,worker:1..2",
-        "runner:1..4",
-        "worker:1..99999",
+        ("worker", "For example: AUTOSCALE=worker:1..8"),
+        ("worker:8", "For example"),
+        ("worker:1-8", "For example"),
+        ("worker: 1..8", "For example"),
+        ("worker:1..8;worker-heavy:0..2", "For example"),
+        ("worker:-1..8", "For example"),
+        ("worker:8..1", "the fewest come first: worker:1..8"),
+        ("worker:0..0", "take it out, or allow 1"),
+        ("worker:1..8,worker:1..2", "names worker twice"),
+        ("runner:1..4", "runner is no service of workers: RUNNERS in .env says how many"),
+        ("daemon:1..4", "daemon is no service of workers: DAEMONS in .env says how many"),
+        ("workers:1..4", "workers is no service of workers: there are worker, worker-heavy"),
+        ("worker:1..99999", "at most 10000"),
     ],
 )
-def test_what_is_no_limit_is_refused_by_name(text: str) -> None:
-    with pytest.raises(Failure, match="AUTOSCALE"):
+def test_what_is_no_limit_is_refused_with_the_cure(env: Path, text: str, cure: str) -> None:
+    with pytest.raises(Failure, match="^AUTOSCALE.*" + cure.replace(".", "[.]")):
         limits.parsed(text)
+
+
+@pytest.mark.parametrize("text", ["worker:2..2", "worker:1..8,", " worker:1..8 ,, worker-heavy:0..1"])
+def test_what_says_one_thing_is_taken(text: str) -> None:
+    assert limits.parsed(text)
 
 
 @pytest.mark.parametrize(

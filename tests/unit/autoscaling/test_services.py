@@ -18,6 +18,8 @@ CONFIG = {
     },
     "worker-own": {"command": ["celery", "worker", "--queues=a,b", "-c", "2"]},
     "worker-odd": {"command": ["sleep", "9"]},
+    "worker-all": {"command": ["celery", "worker", "-Q", "a", "-c", "0"]},
+    "postgres": {},
 }
 
 
@@ -35,7 +37,11 @@ def test_a_service_is_what_compose_has_of_it(env: Path) -> None:
 @pytest.mark.parametrize(
     ("service", "cure"),
     [
-        ("worker-none", "no service of compose.yaml"),
+        (
+            "worker-none",
+            "no service of compose.yaml or compose.override.yaml: there are worker, worker-all, worker-odd, worker-own",
+        ),
+        ("worker-all", "--concurrency must be a number from 1 on"),
         ("worker-odd", "no -Q"),
         ("worker-own", r"scale: \$\{OWN_WORKERS:-1\}"),
     ],
