@@ -67,7 +67,7 @@ def test_an_answer_is_not_waited_for_for_ever(
     monkeypatch.setattr(feed, "FIRST_SECS", 0.5)
     it = answering(f"import sys; print({begun!r}, end='', flush=True); sys.stdin.read()")
 
-    with pytest.raises(Failure, match="nothing within 0.5 s"):
+    with pytest.raises(Failure, match=r"nothing within 0\.5 s"):
         it.ask({})
 
 
