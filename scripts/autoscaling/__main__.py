@@ -34,7 +34,7 @@ def autoscale() -> None:
     controller = Controller(Feed(), hosts)
     try:
         while True:
-            time.sleep(controller.look(time.monotonic()))
+            time.sleep(controller.look())
     except KeyboardInterrupt:
         say("\n  ended: the workers stay as they are")
     finally:

@@ -6,7 +6,7 @@ that works on with the workers that it has.
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from scripts import connections, env_file, turns, unfinished
@@ -27,21 +27,24 @@ LOOK_SECS, PAUSE_SECS = 1, 10
 NOTE_SECS = 20
 #: Seconds after which the memory that a new worker takes is no longer among what is free.
 FRESH_SECS = 60
+#: Seconds of a look after which nobody is stopped any more for what it said: its rest may end soon (LEFT_SECS of decisions.py).
+LATE_SECS = 5
 
 
 class Controller:
     """One look after the other. What it keeps between them it could do without."""
 
-    def __init__(self, feed: Feed, hosts: Hosts) -> None:
+    def __init__(self, feed: Feed, hosts: Hosts, clock: Callable[[], float] = time.monotonic) -> None:
         self.feed = feed
         self.hosts = hosts
+        self._clock = clock
         self._courses: dict[str, Course] = {}
         self._noted: tuple[float, dict[str, Any]] = (0.0, {})
         #: New workers: since when, on which host, with how many bytes.
         self._fresh: list[tuple[float, str, int]] = []
         self._said: dict[str, str] = {}
 
-    def look(self, now: float) -> float:
+    def look(self) -> float:
         """Do what is to be done now; gives the seconds until the next look."""
         try:
             with turns.turn_if_free(f"one look of {NAME}") as other:
@@ -50,7 +53,7 @@ class Controller:
                     self._wait(f"waits until `{other}` ends")
                 else:
                     unfinished.require_none()
-                    self._act(now)
+                    self._act(self._clock())
         except Failure as failure:
             self._wait(str(failure))
             return PAUSE_SECS
@@ -160,14 +163,17 @@ class Controller:
             tell(seen, service, wanted, begun)
 
     def _take_away(self, seen: Sight, service: Service, decision: Decision) -> None:
-        for member in seen.crew(service):
-            if member.id != decision.remove:
-                continue
-            if not member.host:
-                containers.remove(service.limits, member.name, seen.number_here(service) - 1)
-            elif not self.hosts.remove(seen.now, service.limits, member):
-                return
-            tell(seen, service, decision.wish, {member.host: -1})
+        going = [each for each in seen.crew(service) if each.id == decision.remove]
+        if not going or self._clock() - seen.now > LATE_SECS:
+            return
+        # Once more: to stop it may take a while.
+        self.feed.ask({"rest": decision.rest})
+        (member,) = going
+        if not member.host:
+            containers.remove(service.limits, member.name, seen.number_here(service) - 1)
+        elif not self.hosts.remove(seen.now, service.limits, member):
+            return
+        tell(seen, service, decision.wish, {member.host: -1})
 
     def _wait(self, why: str) -> None:
         """Nothing is done meanwhile, and quiet times begin anew."""

@@ -1,6 +1,7 @@
 """Three machines in place of engines, and a controller that looks at them."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Machine:
     #: It says nothing before this is set, or nothing to this command alone.
     silent: threading.Event | None = None
     silent_at: str = ""
+    #: Called when it makes containers, which may take a while.
+    makes: Callable[[], None] = lambda: None
     asked: list[str] = field(default_factory=list)
     made: int = 0
 
@@ -63,6 +66,7 @@ class Machine:
                 return "".join("\t".join(row) + "\n" for row in rows)
             case [*_, "create", "--no-recreate", service]:
                 before = len(self.containers)
+                self.makes()
                 there = [each for each in self.containers if each.service == service]
                 wanted = int(environment[Limits(service, 0, 1).variable])
                 self.has(wanted - len(there), service)
@@ -104,7 +108,7 @@ class Cluster:
         self.questions: list[dict[str, Any]] = []
         self.closed = 0
         self.silent_for: Failure | None = None
-        self.controller = Controller(self, Hosts())  # type: ignore[arg-type]
+        self.controller = Controller(self, Hosts(), lambda: self.now)  # type: ignore[arg-type]
         self.now = 1000.0
 
     def command(
@@ -147,7 +151,7 @@ class Cluster:
         """Some looks; how many workers each host has then."""
         for _ in range(times):
             self.now += seconds
-            self.controller.look(self.now)
+            self.controller.look()
         return self.numbers()
 
     def numbers(self, service: str = "worker") -> list[int]:

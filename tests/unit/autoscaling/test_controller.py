@@ -6,6 +6,7 @@ import pytest
 
 from scripts import env_file, turns, unfinished
 from scripts.autoscaling import controller, services
+from scripts.autoscaling.decisions import LEFT_SECS, REST_SECS
 from scripts.autoscaling.limits import Limits
 from scripts.console import Failure
 from tests.unit.autoscaling.cluster import COOLDOWN, GB, SERVICES, Cluster
@@ -107,6 +108,39 @@ def test_after_a_quiet_time_the_one_that_rests_goes(alone: Cluster) -> None:
     assert alone.look() == [1, 0, 0]
     assert alone.first.asked[-2:] == [f"stop {idle.name}", f"rm {idle.name}"]
     assert alone.first.running() == [busy]
+
+
+def test_one_that_rested_when_it_was_asked_long_ago_is_not_stopped(
+    alone: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rest may be over, and it at work."""
+    monkeypatch.setattr(services, "scaled", lambda: SERVICES[::-1])
+    alone.first.has(1)
+    alone.look()
+    alone.look(COOLDOWN)
+
+    # When an engine takes its time for a worker of another service, in the same look
+    def slowly() -> None:
+        alone.now += 20
+
+    alone.first.makes = slowly
+    alone.messages["own"] = 1
+
+    assert alone.look() == [2, 0, 0]
+    assert alone.look() == [1, 0, 0]
+
+
+def test_the_rest_is_renewed_before_the_container_is_stopped(alone: Cluster) -> None:
+    """To stop one may take a while, above all by ssh."""
+    alone.first.has(1)
+    alone.look()
+    alone.look(COOLDOWN)
+    (going,) = alone.rests
+    alone.rests[going] = LEFT_SECS
+    alone.first.refuses = "stop"
+    alone.look()
+
+    assert alone.questions[-1] == {"rest": {f"dagster@{going}": REST_SECS}}
 
 
 @pytest.mark.parametrize("state", ["exited", "created"])
