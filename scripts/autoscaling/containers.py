@@ -7,6 +7,7 @@ one that works. Later it counts containers, so a hole in their numbers is none.
 import os
 import subprocess
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scripts import compose, engine, env_file, up
@@ -66,6 +67,10 @@ def is_up(found: list[Member]) -> bool:
     return any(each.service in DRIVERS and each.is_running for each in found)
 
 
+def running(limits: Limits, found: Sequence[Member]) -> int:
+    return sum(each.service == limits.service and each.is_running for each in found)
+
+
 def raise_to(limits: Limits, number: int, host: Host | None = None) -> None:
     """So many containers on an engine, with the present image and settings; those that run are not touched.
 
@@ -89,10 +94,11 @@ def remove(limits: Limits, container: str, left: int, host: Host | None = None) 
     env_file.set_value(limits.variable, str(left), host.file if host else None)
 
 
-def remove_ended(limits: Limits, found: list[Member], host: Host | None = None) -> None:
-    """Containers that were stopped and not removed: a former `make autoscale` was killed just then."""
+def remove_ended(limits: Limits, found: Sequence[Member], host: Host | None = None) -> None:
+    """Containers that were stopped and not removed, by hand or by a `make autoscale` that was killed just then."""
     if ended := [each.name for each in found if each.service == limits.service and each.state == "exited"]:
         command(["rm", *ended], STOP_SECS, host=host)
+        env_file.set_value(limits.variable, str(running(limits, found)), host.file if host else None)
 
 
 def command(

@@ -147,7 +147,7 @@ class Hosts:
         known.crew_due = now
         crew = [each for each, _ in known.crew.values()]
         try:
-            containers.remove(limits, member.id, running(crew, limits) - 1, known.host)
+            containers.remove(limits, member.id, containers.running(limits, crew) - 1, known.host)
         except Failure as failure:
             complain(known, str(failure))
             return False
@@ -218,10 +218,6 @@ def complain(known: Known, why: str) -> None:
     known.said = why
 
 
-def running(crew: Sequence[Member], limits: Limits) -> int:
-    return sum(each.service == limits.service and each.is_running for each in crew)
-
-
 # --- on a host -----------------------------------------------------------------------------------------
 
 
@@ -229,7 +225,7 @@ def add(host: Host, limits: Limits, number: int) -> None:
     """So many more. Who is there is asked anew: Compose would take away those that were not counted."""
     found = containers.members(host, ANSWER_SECS)
     containers.remove_ended(limits, found, host)
-    containers.raise_to(limits, running(found, limits) + number, host)
+    containers.raise_to(limits, containers.running(limits, found) + number, host)
 
 
 def capacity(host: Host) -> Capacity:

@@ -106,6 +106,14 @@ def test_containers_are_listed_again_when_one_goes_meanwhile(monkeypatch: pytest
     assert compose.containers() == []
 
 
+def test_no_container_has_the_engines_socket() -> None:
+    """Whoever has it owns the host: what starts containers runs there itself (scripts/autoscaling)."""
+    files = [*ROOT.glob("*.yaml"), *(ROOT / "compose").rglob("*.yaml"), *(ROOT / "bench").rglob("*.yaml")]
+
+    assert ROOT / "compose" / "workers.yaml" in files
+    assert [file.name for file in files if "docker.sock" in file.read_text(encoding="utf-8")] == []
+
+
 def test_another_env_file_is_another_stack(programs: Path, env: Path) -> None:
     client = FakeDocker().install(programs)
 

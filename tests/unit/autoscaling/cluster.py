@@ -23,6 +23,10 @@ SERVICES = (
 )
 
 
+class Killed(BaseException):
+    """Raised in place of SIGKILL."""
+
+
 @dataclass
 class Machine:
     """A host's engine: its containers, and what it says of itself."""
@@ -41,6 +45,8 @@ class Machine:
     silent_at: str = ""
     #: Called when it makes containers, which may take a while.
     makes: Callable[[], None] = lambda: None
+    #: The command at which the controller is killed.
+    kills_at: str = ""
     asked: list[str] = field(default_factory=list)
     made: int = 0
 
@@ -60,6 +66,8 @@ class Machine:
             assert self.silent.wait(10), f"the controller waits for {self.name}"
         if self.problem or (self.refuses and self.refuses in arguments):
             raise Failure(self.problem or f"can't {self.refuses}")
+        if self.kills_at and self.kills_at in arguments:
+            raise Killed
         match arguments:
             case ["ps", *_]:
                 rows = [(m.id, m.name, m.state, m.status, m.service, "False") for m in self.containers]
@@ -108,8 +116,12 @@ class Cluster:
         self.questions: list[dict[str, Any]] = []
         self.closed = 0
         self.silent_for: Failure | None = None
-        self.controller = Controller(self, Hosts(), lambda: self.now)  # type: ignore[arg-type]
         self.now = 1000.0
+        self.begin()
+
+    def begin(self) -> None:
+        """A controller that knows nothing yet."""
+        self.controller = Controller(self, Hosts(), lambda: self.now)  # type: ignore[arg-type]
 
     def command(
         self, arguments: list[str], seconds: float, environment: Any = None, host: Host | None = None

@@ -66,13 +66,15 @@ def test_env_has_the_higher_number_before_and_the_lower_one_after(
     ]
 
 
-def test_a_container_that_was_stopped_and_not_removed_goes(commands: list[str]) -> None:
+def test_a_container_that_was_stopped_and_not_removed_goes(env: Path, commands: list[str]) -> None:
+    env.write_text("WORKERS=2\n")
     found = [Member("1", "w-1", "worker", "running"), Member("2", "w-2", "worker", "exited"),
              Member("3", "h-1", "worker-heavy", "exited"), Member("4", "w-3", "worker", "created")]  # fmt: skip
 
     containers.remove_ended(Limits("worker", 1, 8), found)
 
     assert commands == ["rm w-2"]
+    assert env_file.read(env)["WORKERS"] == "1"
 
 
 def test_what_an_engine_refuses_is_said_in_its_own_words_and_in_one_line(

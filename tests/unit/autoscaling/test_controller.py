@@ -9,7 +9,7 @@ from scripts.autoscaling import controller, services
 from scripts.autoscaling.decisions import LEFT_SECS, REST_SECS
 from scripts.autoscaling.limits import Limits
 from scripts.console import Failure
-from tests.unit.autoscaling.cluster import COOLDOWN, GB, SERVICES, Cluster
+from tests.unit.autoscaling.cluster import COOLDOWN, GB, SERVICES, Cluster, Killed
 
 
 def test_there_are_as_many_workers_as_messages(alone: Cluster) -> None:
@@ -183,6 +183,46 @@ def test_nothing_is_done_before_a_restore_is_complete_and_somebody_has_chosen(
 
     assert alone.look() == [1, 0, 0]
     assert "`make restore` completes it" in (out := capsys.readouterr().out) or "make restore RUNS=" in out
+
+
+@pytest.mark.parametrize("command", ["create", "start"])
+def test_one_that_was_killed_while_workers_began_is_followed_by_one_that_goes_on(
+    alone: Cluster, command: str
+) -> None:
+    alone.messages["dagster"] = 3
+    alone.first.kills_at = command
+    with pytest.raises(Killed):
+        alone.look()
+    alone.first.kills_at = ""
+    alone.begin()
+
+    assert alone.look() == [3, 0, 0]
+    assert env_file.read(alone.env)["WORKERS"] == "3"
+
+
+@pytest.mark.parametrize("command", ["stop", "rm"])
+def test_one_that_was_killed_while_a_worker_went_is_followed_by_one_that_goes_on(
+    alone: Cluster, command: str
+) -> None:
+    alone.first.has(1)
+    env_file.set_value("WORKERS", "2", alone.env)
+    busy, _ = alone.first.running()
+    alone.held = {busy.id: 1}
+    alone.messages["dagster"] = 1
+    alone.look()
+    alone.look(COOLDOWN)
+    alone.first.kills_at = command
+    with pytest.raises(Killed):
+        alone.look()
+    alone.first.kills_at = ""
+    alone.begin()
+
+    alone.look()
+    alone.look(COOLDOWN)
+    assert alone.look() == [1, 0, 0]
+    assert [each for each in alone.first.containers if each.service == "worker"] == [busy]
+    # And `make up` finds nothing to do
+    assert env_file.read(alone.env)["WORKERS"] == "1"
 
 
 def test_a_failure_is_said_once_and_tried_again(alone: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
