@@ -86,10 +86,11 @@ def warn_of_what_it_lacks() -> None:
         warn(f"{', '.join(lacking)} of this shell: the unit has {file} alone, so write them there")
     for host in wanted():
         if problem := unreachable(host.engine, given()):
-            warn(
-                f"{host.name}: the unit can't reach it: {problem} It has no agent and nobody to ask: it needs a key without a"
-                " passphrase, and a known host."
-            )
+            warn(f"{host.name}: the unit can't reach it: {problem.rstrip('.')}.")
+            if host.engine.startswith("ssh:"):
+                say(
+                    "    It has no agent and nobody to ask: it needs a key without a passphrase, and a known host."
+                )
 
 
 def of_the_shell(file: Mapping[str, str]) -> list[str]:

@@ -133,8 +133,9 @@ def unreachable(address: str, environment: Mapping[str, str] | None = None) -> s
 
 
 def words(stderr: str) -> str:
-    """Of what the client tells of its ssh, ssh's own words."""
-    return stderr.rpartition("stderr=")[2].strip()
+    """Of what the client tells of its ssh, ssh's last line, which says what came of all it tried."""
+    _, of_ssh, said = stderr.rpartition("stderr=")
+    return (said.strip().splitlines() or [""])[-1].strip() if of_ssh else said.strip()
 
 
 # --- all of them ---------------------------------------------------------------------------------------
