@@ -16,6 +16,8 @@ from scripts.engine import ask, docker
 PS_TRIES = 5
 
 
+#: States of a container that was made or stopped.
+STANDING = ("created", "exited")
 #: Services that do their part at each start, and end.
 ONE_SHOTS = ("init", "certificates")
 

@@ -43,8 +43,6 @@ SWITCHED = {*env_file.STORES, "backup"}
 REMOVE = ("--progress", "plain", "--profile", "*", "rm", "--stop", "--force")
 UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
 POSTGRES = ("--progress", "plain", "up", "--detach", "--wait", "postgres")
-#: States of a container that was made or stopped.
-STANDING = ("created", "exited")
 UNTOUCHED = "Nothing was started or changed."
 #: Lines of an unhealthy service's log that are printed.
 LOG_LINES = 25
@@ -198,7 +196,7 @@ def start_made() -> None:
     still = [
         each
         for each in compose.containers()
-        if each.state in STANDING and each.service not in compose.ONE_SHOTS
+        if each.state in compose.STANDING and each.service not in compose.ONE_SHOTS
     ]
     # One call for all would start them one after the other.
     started = [

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scripts import compose, engine, env_file, up
+from scripts import compose, engine, env_file
 from scripts.autoscaling.background import aside
 from scripts.autoscaling.limits import Limits
 from scripts.console import ROOT, Failure
@@ -81,7 +81,9 @@ def raise_to(limits: Limits, number: int, host: Host | None = None) -> None:
     create = [*there, "--progress", "quiet", "create", "--no-recreate", limits.service]
     command(create, MAKE_SECS, {limits.variable: str(number)}, host=host)
     standing = [
-        each.name for each in members(host) if each.service == limits.service and each.state in up.STANDING
+        each.name
+        for each in members(host)
+        if each.service == limits.service and each.state in compose.STANDING
     ]
     for start in [aside(command, ["start", name], MAKE_SECS, None, host) for name in standing]:
         start.result()
