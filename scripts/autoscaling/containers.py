@@ -96,11 +96,13 @@ def remove(limits: Limits, container: str, left: int, host: Host | None = None) 
     env_file.set_value(limits.variable, str(left), host.file if host else None)
 
 
-def remove_ended(limits: Limits, found: Sequence[Member], host: Host | None = None) -> None:
-    """Containers that were stopped and not removed, by hand or by a `make autoscale` that was killed just then."""
-    if ended := [each.name for each in found if each.service == limits.service and each.state == "exited"]:
+def remove_ended(limits: Limits, found: Sequence[Member], host: Host | None = None) -> bool:
+    """Whether there were any that were stopped and not removed, by hand or by a `make autoscale` that was killed just then."""
+    ended = [each.name for each in found if each.service == limits.service and each.state == "exited"]
+    if ended:
         command(["rm", *ended], STOP_SECS, host=host)
         env_file.set_value(limits.variable, str(running(limits, found)), host.file if host else None)
+    return bool(ended)
 
 
 def command(

@@ -158,13 +158,13 @@ class Hosts:
         """Containers that were stopped and not removed."""
         for known in self._known.values():
             crew = [each for each, _ in known.crew.values()]
-            ended = [each for each in crew if each.service == limits.service and each.state == "exited"]
-            if known.is_left_out or not ended:
+            if known.is_left_out:
                 continue
-            known.crew_due = now
             try:
-                containers.remove_ended(limits, ended, known.host)
+                if containers.remove_ended(limits, crew, known.host):
+                    known.crew_due = now
             except Failure as failure:
+                known.crew_due = now
                 complain(known, str(failure))
 
     def forget(self) -> None:

@@ -209,6 +209,7 @@ def test_a_container_that_was_stopped_and_not_removed_goes_on_its_host(cluster: 
     cluster.look()
 
     assert [each.name for each in cluster.box2.containers] == ["stack-worker-2"]
+    assert cluster.files() == [1, 1, 0]
 
 
 # --- a host that does not answer -------------------------------------------------------------------------
