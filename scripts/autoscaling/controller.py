@@ -27,7 +27,7 @@ LOOK_SECS, PAUSE_SECS = 1, 10
 NOTE_SECS = 20
 #: Seconds after which the memory that a new worker takes is no longer among what is free.
 FRESH_SECS = 60
-#: Seconds of a look after which nobody is stopped any more for what it said: its rest may end soon (LEFT_SECS of decisions.py).
+#: Seconds after which nobody is stopped any more for what it said: its rest may end soon (LEFT_SECS of decisions.py).
 LATE_SECS = 5
 
 
@@ -72,6 +72,8 @@ class Controller:
         self._courses = courses
         self.hosts.look(now)
         is_asked = self.hosts.are_some_left_out or any(each.needs_answers(now) for each in courses.values())
+        # Hosts may have taken their time.
+        now = self._clock()
         answer = self.feed.ask({"workers": is_asked})
         self._say("")
         self.hosts.hear(now, answer.get("workers", ()), scaled)

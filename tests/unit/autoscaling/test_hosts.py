@@ -181,6 +181,22 @@ def test_who_holds_least_goes_wherever_it_is(cluster: Cluster) -> None:
     assert cluster.look(COOLDOWN, times=3) == [1, 1, 0]
 
 
+def test_one_goes_though_a_host_takes_its_time_to_say_who_is_there(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.box2.has(2)
+    look = cluster.controller.hosts.look
+
+    def slowly(now: float) -> None:
+        look(now)
+        cluster.now += 8
+
+    monkeypatch.setattr(cluster.controller.hosts, "look", slowly)
+    quiet(cluster)
+
+    assert sum(cluster.look()) == 2
+
+
 def test_the_fewest_are_those_of_all_hosts(cluster: Cluster) -> None:
     cluster.box2.has(1)
     cluster.box3.has(1)
