@@ -34,12 +34,15 @@ DOCKERFILES = [
     "certificates",
 ]
 
-#: What needs a Docker engine.
-STACK = ["tests/stack", "tests/browser", "-m", "not long"]
-#: The copy of the stack that they make, unless TEST_PROJECT names another.
-PROJECT = "dagster-celery-stack-test"
-#: The quick half of the drills, on a copy of the stack of their own.
+#: What needs a Docker engine, in two parts that go on beside each other, each on a copy of the stack of its own: most of their
+#: time they wait. First what steps and runs do, in a stack that stays as it is;
+STACK = ["tests/stack", "-m", "not long"]
+#: then what gives it other code or settings, looks at it in a browser, and the quick half of the drills, on one more copy.
+CHANGES = ["tests/stack/deployments", "tests/stack/with_backups", "tests/browser", "-m", "not long"]
 DRILLS = ["tests/faults", "-m", "quick"]
+#: The copy of the stack of the first part, unless TEST_PROJECT names another; the second part's has this and CHANGED.
+PROJECT = "dagster-celery-stack-test"
+CHANGED = "-changed"
 
 
 def test() -> int:
@@ -51,25 +54,35 @@ def test() -> int:
         if os.environ.get("CI"):
             raise
         lint()
-        warn(f"Skipped, since they need a Docker engine: {', '.join(STACK[:2] + DRILLS[:1])}. {reason}")
+        skipped = (STACK[0], CHANGES[2], DRILLS[0])
+        warn(f"Skipped, since they need a Docker engine: {', '.join(skipped)}. {reason}")
         return halves.unit_tests(python)
     apt.ensure("Installing Chromium", "chromium", ["chromium"])
-    with unit_tests_meanwhile() as unit_tests:
+    # Unit tests take the time that all else leaves.
+    unit_tests = ("nice", "-n", "10", sys.executable, "-m", "scripts.test", "unit")
+    with meanwhile("The unit tests", "unit-tests", unit_tests) as units:
         with images_meanwhile():
             lint()
-        # One copy of the stack at a time; each part also when the one before failed.
-        results = [pytest(python, STACK), pytest(python, DRILLS)]
+        command = (sys.executable, "-m", "scripts.test", "changes")
+        with meanwhile("Deployments, backups, the browser, drills", "changes", command) as changes:
+            stack = pytest(python, [*STACK, *(f"--ignore={each}" for each in CHANGES[:2])])
     # Of one that was killed the code is below 0.
-    return max(map(abs, (*results, unit_tests.wait())))
+    return max(map(abs, (stack, changes.wait(), units.wait())))
+
+
+def changes() -> int:
+    """The second part; its drills also when what comes before failed."""
+    python = str(venv.ensure("dev"))
+    os.environ["TEST_PROJECT"] = f"{os.environ.get('TEST_PROJECT') or PROJECT}{CHANGED}"
+    return max(abs(pytest(python, arguments)) for arguments in (CHANGES, DRILLS))
 
 
 @contextmanager
-def unit_tests_meanwhile() -> Iterator[subprocess.Popen[bytes]]:
-    """They take the time that the body leaves: the stack's tests wait as long as they work. Printed in one piece behind it."""
-    log = LOG_FOLDER / "unit-tests.log"
-    command = ("nice", "-n", "10", sys.executable, "-m", "scripts.test", "unit")
+def meanwhile(title: str, name: str, command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Tests beside the body; printed in one piece behind it."""
+    log = LOG_FOLDER / f"{name}.log"
     try:
-        with beside("The unit tests", log, command) as tests:
+        with beside(title, log, command) as tests:
             yield tests
     finally:
         sys.stdout.flush()
@@ -150,4 +163,4 @@ def lint() -> int:
 
 
 if __name__ == "__main__":
-    main({"unit": unit, "lint": lint}.get(sys.argv[1], test) if sys.argv[1:] else test)
+    main({"unit": unit, "lint": lint, "changes": changes}.get(sys.argv[1], test) if sys.argv[1:] else test)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts import engine, env_file
-from scripts.compose import Container, parsed
+from scripts.compose import Container, listing, parsed, project
 from scripts.console import ROOT, Failure
 
 #: The names of those that have joined, in `.env`; and those to go on without, in the environment.
@@ -86,7 +86,7 @@ class Host:
         return unreachable(self.engine)
 
     def containers(self) -> list[Container]:
-        return parsed(self.output(*self.compose("ps", "--all", "--format", "json")))
+        return parsed(self.output(*self.docker(*listing(project()))))
 
     def config_hashes(self) -> dict[str, str]:
         """What `up` would label each service's containers with now: without the files of variables, whose values are in it."""

@@ -25,6 +25,7 @@ from scripts.hosts import file, logins, services
 from scripts.hosts import images as transfer
 from scripts.hosts import preflight as host_preflight
 from scripts.hosts.host import (
+    ENGINE,
     NAME,
     RESERVED,
     SETTING,
@@ -62,6 +63,7 @@ def membership() -> None:
 def add(address: str) -> None:
     by_hand = address == BY_HAND
     host = Host(chosen_name(address), "" if by_hand else address)
+    require_same(host.name, host.address)
     require_reachable()
     say(f"Looking at {host.name}")
     ports = compose.published_ports()
@@ -108,7 +110,7 @@ def add(address: str) -> None:
 
 def chosen_name(address: str) -> str:
     """NAME, or what the address says; raises Failure for one that can't be in names of logins and files."""
-    name = os.environ.get("NAME") or (urlsplit(address).hostname or "" if "://" in address else address)
+    name = os.environ.get("NAME") or (first_label(address) if "://" in address else address)
     if address == BY_HAND and not os.environ.get("NAME"):
         raise Failure(f"make host ADD={BY_HAND} NAME=box2: it needs a name.")
     if not NAME.fullmatch(name) or name in RESERVED or name.startswith("s3"):
@@ -116,6 +118,22 @@ def chosen_name(address: str) -> str:
             f"{name or address} can't be a host's name here: NAME=box2, of small letters, digits and dashes, at most 30."
         )
     return name
+
+
+def first_label(address: str) -> str:
+    """`box2` of ssh://me@box2.example.com; an address in numbers as it is."""
+    host = urlsplit(address).hostname or ""
+    return host if host.replace(".", "").isdecimal() else host.partition(".")[0]
+
+
+def require_same(name: str, engine: str) -> None:
+    """Raises Failure when another machine has joined by this name: nobody would look after its workers any more."""
+    host = Host(name)
+    if name in names() and host.engine != engine:
+        raise Failure(
+            f"{name} has joined already, {f'at {host.engine}' if host.engine else 'by hand'}. Another machine needs another name: NAME=box3."
+            f"\n  The same machine by another way: write that as {ENGINE} into {host.file.name}, then `make up`."
+        )
 
 
 def tagged(image: str) -> str:

@@ -8,8 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from scripts import engine, env_file
+from scripts.compose import project
 from scripts.hosts import file
-from scripts.hosts.host import Host
+from scripts.hosts.host import Host, wanted
+from scripts.hosts.services import SCALES
 from scripts.preflight import ENGINE_VERSION, HIGHEST_PORT, NO_ADDRESS, TAKEN, Finding, bind_problem, numbers
 
 #: The image that workers have, measured, and room for what they write.
@@ -59,7 +61,39 @@ def host(host: Host) -> list[Finding]:
     began = time.time()
     info: dict[str, Any] = json.loads(host.output(*host.docker("info", "--format", "{{json .}}")))
     ended = time.time()
-    return [*kind(info), *clock(info, began, ended), *capacity(host, info)]
+    place = belonging(host, info)
+    return [
+        place,
+        *([] if place.cure else [stack_of_its_own(host)]),
+        *kind(info),
+        *clock(info, began, ended),
+        *capacity(host, info),
+    ]
+
+
+def belonging(host: Host, info: Mapping[str, Any]) -> Finding:
+    """A machine has one place in the stack: under two names each command would replace the containers of the other one."""
+    known = {"this one": engine.info()} | {
+        each.name: json.loads(each.output(*each.docker("info", "--format", "{{json .}}")))
+        for each in wanted()
+        if each.name != host.name
+    }
+    # Machines that are copies of one disk have the same id, yet names of their own.
+    same = next((name for name, other in known.items() if identity(other) == identity(info)), "")
+    cure = f"{host.engine} leads to the engine of {same}: add a machine that has no place in the stack yet"
+    return Finding("its place", "none yet", f"that of {same}" if same else "none yet", cure if same else "")
+
+
+def stack_of_its_own(host: Host) -> Finding:
+    """Compose there would remove a stack's other services as left over, if it has this one's name."""
+    others = sorted({each.service for each in host.containers()} - SCALES.keys())
+    cure = f"it has this one's name: COMPOSE_PROJECT_NAME in its .env makes it another one, after `make down` there ({', '.join(others)})"
+    found = f"a stack of {len(others)} services" if others else "none"
+    return Finding("another stack", f"none that is named {project()}", found, cure if others else "")
+
+
+def identity(info: Mapping[str, Any]) -> tuple[Any, Any]:
+    return info.get("ID"), info.get("Name")
 
 
 def kind(info: Mapping[str, Any]) -> list[Finding]:

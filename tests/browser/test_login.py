@@ -123,7 +123,7 @@ def shown(page: Page, wanted: Locator) -> Locator:
 @pytest.fixture(scope="module")
 def switched_on(stack: Stack) -> Iterator[tuple[str, dict[str, str], int]]:
     """What `make up` said; the users' passwords; the issuer's port. Off again afterwards."""
-    before = {each["Service"] for each in stack.containers()} - {"door"}
+    before = {each.service for each in stack.containers()} - {"door"}
     # The issuer is a company's, by the authority of which it has its certificate
     settings = {"LOGIN": "on", **OIDC, "TLS_CA_FILE": str(authority())}
     for name, value in settings.items():
@@ -144,7 +144,7 @@ def switched_on(stack: Stack) -> Iterator[tuple[str, dict[str, str], int]]:
             env_file.set_value(name, "off" if name == "LOGIN" else "", stack.env)
         said = stack.make("up", timeout=1800).stdout
     # Then no door is left, and Dagit answers at its port as before
-    after = {each["Service"] for each in stack.containers()}
+    after = {each.service for each in stack.containers()}
     assert "door" not in after
     assert before <= after
     assert f"http://127.0.0.1:{stack.settings['DAGIT_PORT']}" in said
@@ -163,14 +163,19 @@ def test_make_up_says_where_to_log_in_and_where_the_password_is_and_not_the_pass
     assert login.passwords["admin"] not in login.said
 
 
+def published(stack: Stack) -> set[tuple[str, str, int]]:
+    """The ports of this host that containers hold: service, address, port."""
+    return {
+        (each.service, port["HostIp"], int(port["HostPort"]))
+        for each in stack.containers()
+        for ports in stack.inspect(each.name)["NetworkSettings"]["Ports"].values()
+        for port in ports or []
+    }
+
+
 def test_the_door_alone_has_ports_besides_pages_with_a_login_of_their_own(login: Login) -> None:
     # When the published ports of all containers are listed
-    found = {
-        (each["Service"], each_port["URL"], each_port["PublishedPort"])
-        for each in login.stack.containers()
-        for each_port in each["Publishers"] or []
-        if each_port["PublishedPort"]
-    }
+    found = published(login.stack)
     ports = {name: int(login.stack.settings[name]) for name in ("DAGIT_PORT", "MINIO_PORT", "RABBITMQ_PORT",
                                                                "MINIO_CONSOLE_PORT")}  # fmt: skip
 
@@ -414,24 +419,19 @@ def test_the_first_page_after_the_login_is_there_about_as_soon_as_without_one(lo
 
 def test_no_port_of_this_host_and_of_any_container_answers_without_a_login(login: Login) -> None:
     # Given each port that a container listens on, at each address that it has
-    found = {each["Service"]: each["Name"] for each in login.stack.containers() if each["State"] == "running"}
+    found = {each.service: each.name for each in login.stack.containers() if each.state == "running"}
     targets = {
         (service, address, port)
         for service, name in found.items()
         for address in addresses(login.stack, name)
         for port in listening(login.stack, service)
     }
-    published = {
-        int(each_port["PublishedPort"])
-        for each in login.stack.containers()
-        for each_port in each["Publishers"] or []
-        if each_port["PublishedPort"]
-    }
+    ports = {port for _, _, port in published(login.stack)}
     assert {"dagit", "door", "flower", "prometheus", "metrics", "minio", "rabbitmq"} <= {
         each[0] for each in targets
     }
     # When all of them are asked from this host, and from where code of steps runs
-    here = [f"{scheme}://127.0.0.1:{port}" for port in published for scheme in ("http", "https")]
+    here = [f"{scheme}://127.0.0.1:{port}" for port in ports for scheme in ("http", "https")]
     there = [f"http://{address}:{port}" for _, address, port in sorted(targets)]
     worker = (docker(), "exec", "--interactive", login.stack.container("worker"))
     opened, inside = unlocked((), here), unlocked(worker, there)

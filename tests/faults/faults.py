@@ -79,7 +79,7 @@ class Fault:
 
 def running(stack: Stack, service: str) -> list[str]:
     """The names of a service's running containers, in order."""
-    return sorted(entry["Name"] for entry in stack.containers(service) if entry["State"] == "running")
+    return sorted(entry.name for entry in stack.containers(service) if entry.state == "running")
 
 
 def crash(stack: Stack, containers: list[str]) -> None:
@@ -176,7 +176,7 @@ def everything_crashed() -> Fault:
 
     @contextmanager
     def inject(stack: Stack) -> Iterator[None]:
-        everything = [entry["Name"] for entry in stack.containers() if entry["State"] == "running"]
+        everything = [entry.name for entry in stack.containers() if entry.state == "running"]
         try:
             crash(stack, everything)
             yield

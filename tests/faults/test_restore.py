@@ -156,7 +156,7 @@ def test_the_stack_is_restored_to_a_second_from_the_copy_and_the_key_alone(
     assert (now.log, now.statuses) == (there.log, there.statuses)
     assert there.objects.items() <= now.objects.items()
     # And the world does not go on by itself
-    running = {each["Service"] for each in stack.containers() if each["State"] == "running"}
+    running = {each.service for each in stack.containers() if each.state == "running"}
     assert running == UP
     assert "A restore waits for your choice" in stack.make("up", check=False).stderr
     # When the user lets runs go on

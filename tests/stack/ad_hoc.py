@@ -81,8 +81,8 @@ class AdHoc:
                 file.read_text(),
             ]
         for entry in self.stack.containers():
-            if entry["State"] == "running" and entry["Service"] in PLACES:
-                self.stack.docker("exec", entry["Name"], "sh", "-c", WRITE, "sh", *contents)
+            if entry.state == "running" and entry.service in PLACES:
+                self.stack.docker("exec", entry.name, "sh", "-c", WRITE, "sh", *contents)
 
     # --- one run, by Dagster's command line ------------------------------------------------------------
 

@@ -270,17 +270,13 @@ def run_id_in(text: str) -> str:
 
 def healthy(stack: Stack, service: str) -> int:
     """How many containers of a service run and are healthy."""
-    return sum(
-        entry["State"] == "running" and entry["Health"] == "healthy" for entry in stack.containers(service)
-    )
+    return sum(entry.state == "running" and entry.health == "healthy" for entry in stack.containers(service))
 
 
 def wait_for_workers(stack: Stack, number: int, service: str = "worker", timeout: float = RUN_SECS) -> None:
     """Until there are exactly so many containers of a service, all healthy."""
     wait_until(
-        lambda: [
-            f"{entry['Name']} {entry['State']} {entry['Health']}" for entry in stack.containers(service)
-        ],
+        lambda: [f"{entry.name} {entry.state} {entry.health}" for entry in stack.containers(service)],
         timeout,
         f"{number} healthy containers of {service}",
         until=lambda seen: len(seen) == number and all(entry.endswith("running healthy") for entry in seen),

@@ -45,7 +45,7 @@ def left(stack: Stack) -> list[str]:
         found
         for service in ("worker", "worker-heavy", "runner")
         for entry in stack.containers(service)
-        for found in stack.docker("exec", entry["Name"], "sh", "-c", look).stdout.split()
+        for found in stack.docker("exec", entry.name, "sh", "-c", look).stdout.split()
     ]
 
 

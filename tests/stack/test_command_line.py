@@ -119,7 +119,7 @@ def test_make_workers_shows_each_worker_with_its_queue(stack: Stack) -> None:
     # Then each is there by name, beside its queue
     for service, name, queue in (("worker", "dagster", "dagster"), ("worker-heavy", "heavy", "heavy")):
         for entry in stack.containers(service):
-            host = stack.inspect(entry["Name"])["Config"]["Hostname"]
+            host = stack.inspect(entry.name)["Config"]["Hostname"]
             (line,) = [line for line in lines if f"{name}@{host}" in line]
             assert queue in line.split()[1]
             assert "idle" in line

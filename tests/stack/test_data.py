@@ -32,7 +32,7 @@ def rebirth(stack: Stack) -> Rebirth:
     [[last_event]] = stack.sql("SELECT max(id) FROM event_logs")
     before = stored(stack, last_event) | {"told": stack.events(run_id)}
     stack.compose("stop")
-    ends = {entry["Name"]: stack.inspect(entry["Name"])["State"] for entry in stack.containers()}
+    ends = {entry.name: stack.inspect(entry.name)["State"] for entry in stack.containers()}
     stack.compose("down")
     assert stack.containers() == []
     stack.compose("up", "-d")

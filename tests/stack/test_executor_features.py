@@ -197,7 +197,7 @@ def test_disabled_retries_are_not_made(stack: Stack, made: Runs) -> None:
 
 def worker_hosts(stack: Stack) -> set[str]:
     return {
-        stack.inspect(entry["Name"])["Config"]["Hostname"]
+        stack.inspect(entry.name)["Config"]["Hostname"]
         for service in ("worker", "worker-heavy")
         for entry in stack.containers(service)
     }

@@ -37,7 +37,7 @@ def address(stack: Stack, container: str) -> str:
 def test_a_run_and_a_worker_process_keep_two_connections_each_at_most(stack: Stack, jobs: AdHoc) -> None:
     # Given a run of many steps that has its container for itself
     most: Counter[str] = Counter()
-    workers = [address(stack, entry["Name"]) for entry in stack.containers("worker")]
+    workers = [address(stack, entry.name) for entry in stack.containers("worker")]
     with jobs.in_container(Spec("wide", many("wide_beds", 40, 0.2))) as (run_id, container):
         driver = address(stack, container)
 
@@ -72,7 +72,7 @@ def test_a_run_from_dagit_keeps_two_connections_at_most(stack: Stack) -> None:
 
     # Then neither that process nor any other of the runners ever had more than its two
     assert status == "SUCCESS", stack.failure_texts(run_id)
-    runners = {address(stack, entry["Name"]) for entry in stack.containers("runner")}
+    runners = {address(stack, entry.name) for entry in stack.containers("runner")}
     driving = {process: count for process, count in most.items() if process[0] in runners}
     assert driving, most
     assert max(driving.values()) <= BUDGET, driving

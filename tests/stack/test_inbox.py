@@ -84,7 +84,7 @@ def large(stack: Stack, inbox: dict[str, dict[str, Any]], lines: list[str]) -> L
     once = "\n".join(rows).encode() + b"\n"
     times, rest = divmod(LARGE_BYTES, len(once))
     part = once[:rest].rpartition(b"\n")[0] + b"\n"
-    names = [entry["Name"] for entry in stack.containers("worker")]
+    names = [entry.name for entry in stack.containers("worker")]
     workers = {name: str(stack.inspect(name)["State"]["StartedAt"]) for name in names}
     put(stack, "large.csv", header.encode() + b"\n" + once * times + part)
     return Large(times, part, workers)

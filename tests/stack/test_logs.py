@@ -138,7 +138,7 @@ def test_a_worker_keeps_no_output_of_its_own(stack: Stack, final: tuple[str, Out
 
     # When the workers' scratch folders are searched for its output
     left = [
-        stack.docker("exec", entry["Name"], "find", "/tmp/compute-logs", "-path", f"*{run_id}*", "-type", "f", check=False).stdout
+        stack.docker("exec", entry.name, "find", "/tmp/compute-logs", "-path", f"*{run_id}*", "-type", "f", check=False).stdout
         for entry in stack.containers("worker")
     ]  # fmt: skip
 

@@ -38,11 +38,11 @@ def scaled(stack: Stack) -> Iterator[Scaled]:
         stack.compose("scale", "worker=8", timeout=SCALE_SECS)
         runs.wait_for_workers(stack, 8, timeout=SCALE_SECS)
         names = [
-            f"dagster@{stack.inspect(entry['Name'])['Config']['Hostname']}"
+            f"dagster@{stack.inspect(entry.name)['Config']['Hostname']}"
             for entry in stack.containers("worker")
         ]
         # A process that has loaded the code has a connection; before, faster ones take all the work.
-        addresses = {address(stack, entry["Name"]) for entry in stack.containers("worker")}
+        addresses = {address(stack, entry.name) for entry in stack.containers("worker")}
         wait_until(
             lambda: {host for (host,) in stack.sql(CONNECTED)}, SCALE_SECS, "eight workers with the code loaded",
             until=lambda hosts: addresses <= hosts,
@@ -94,10 +94,10 @@ def test_make_scale_sets_the_number_for_good(stack: Stack) -> None:
 
         # Then three workers are healthy, and a plain `up` leaves these very ones as they are
         assert runs.healthy(stack, "worker") == 3
-        three = {entry["ID"] for entry in stack.containers("worker")}
+        three = {entry.id for entry in stack.containers("worker")}
         stack.compose("up", "--detach")
         runs.wait_for_workers(stack, 3)
-        assert {entry["ID"] for entry in stack.containers("worker")} == three
+        assert {entry.id for entry in stack.containers("worker")} == three
     finally:
         stack.make("scale", f"N={before}")
     assert runs.healthy(stack, "worker") == int(before)

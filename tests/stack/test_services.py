@@ -138,7 +138,7 @@ def hung(stack: Stack) -> dict[str, float]:
     """
     stack.wait_until_healthy()
     noticed: dict[str, float] = {}
-    first, second = sorted(entry["Name"] for entry in stack.containers("worker"))[:2]
+    first, second = sorted(entry.name for entry in stack.containers("worker"))[:2]
     heavy = stack.container("worker-heavy")
     restarts = {container: restart_count(stack, container) for container in (second, heavy)}
     began = time.monotonic()
@@ -217,7 +217,7 @@ def test_scaling_gives_as_many_healthy_workers_as_are_asked_for(stack: Stack) ->
         output = stack.make("scale", "N=2").stdout
     # Then it ends when so many are healthy, and the next `up` keeps them
     assert "2 workers are healthy" in output
-    assert [entry["Health"] for entry in stack.containers("worker")] == ["healthy"] * 2
+    assert [entry.health for entry in stack.containers("worker")] == ["healthy"] * 2
     assert "\nWORKERS=2\n" in stack.env.read_text()
 
 

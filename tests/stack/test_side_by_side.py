@@ -417,7 +417,7 @@ def test_the_bucket_moves_to_another_store_and_back_while_runs_are_under_way(
     # Then the store was checked and compared, and all services work with it
     assert "one of 50 writers won" in moved
     assert "are the same" in moved
-    assert "minio" not in {entry["Service"] for entry in moving.containers()}
+    assert "minio" not in {entry.service for entry in moving.containers()}
     # And no run has failed, nor fails one that reads there
     assert_succeeded(moving, [*runs, work.launch(moving)])
     keys = OutsideStores(there, "", "").keys()
@@ -467,7 +467,7 @@ def outsourced(second: Second, outside: OutsideStores) -> Stack:
 
 
 def test_containers_of_outside_stores_are_not_running(outsourced: Stack) -> None:
-    running = {entry["Service"] for entry in outsourced.containers() if entry["State"] == "running"}
+    running = {entry.service for entry in outsourced.containers() if entry.state == "running"}
     assert running == {"dagit", "daemon", "runner", "worker", "worker-heavy"}
 
 
@@ -521,7 +521,7 @@ def test_clean_removes_one_copy_with_its_data_and_leaves_the_other_alone(
     stack: Stack, second: Second
 ) -> None:
     # Given two copies
-    before = {entry["Name"]: entry["ID"] for entry in stack.containers()}, volumes(stack)
+    before = {entry.name: entry.id for entry in stack.containers()}, volumes(stack)
     assert {f"{SECOND}_{store}" for store in STORES} <= set(volumes(second.stack))
     # When one is cleaned
     output = second.stack.make("clean").stdout
@@ -534,5 +534,5 @@ def test_clean_removes_one_copy_with_its_data_and_leaves_the_other_alone(
     )
     assert second.stack.env.exists()
     # And the other one has not noticed
-    assert ({entry["Name"]: entry["ID"] for entry in stack.containers()}, volumes(stack)) == before
+    assert ({entry.name: entry.id for entry in stack.containers()}, volumes(stack)) == before
     stack.wait_until_healthy()

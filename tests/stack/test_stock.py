@@ -15,15 +15,14 @@ CONFIG = "/opt/dagster/celery.yaml"
 
 def worker_names(stack: Stack, service: str, prefix: str) -> set[str]:
     return {
-        f"{prefix}@{stack.inspect(entry['Name'])['Config']['Hostname']}"
-        for entry in stack.containers(service)
+        f"{prefix}@{stack.inspect(entry.name)['Config']['Hostname']}" for entry in stack.containers(service)
     }
 
 
 def started(stack: Stack, *services: str) -> dict[str, str]:
     """When each container of these services started."""
     return {
-        entry["Name"]: stack.inspect(entry["Name"])["State"]["StartedAt"]
+        entry.name: stack.inspect(entry.name)["State"]["StartedAt"]
         for service in services
         for entry in stack.containers(service)
     }

@@ -57,9 +57,7 @@ def letters(stack: Stack) -> list[dict[str, Any]]:
 
 def restarts(stack: Stack) -> dict[str, int]:
     """How often each container was restarted."""
-    return {
-        entry["Name"]: stack.inspect(entry["Name"])["RestartCount"] for entry in stack.containers("worker")
-    }
+    return {entry.name: stack.inspect(entry.name)["RestartCount"] for entry in stack.containers("worker")}
 
 
 @pytest.fixture

@@ -108,7 +108,8 @@ def test_a_host_s_run_queue_knows_the_runners_of_all(env: Path, box2: Host) -> N
     ("address", "name", "chosen"),
     [
         ("ssh://me@box2", "", "box2"),
-        ("ssh://me@box2.lan:2222", "box2", "box2"),
+        ("ssh://me@box2.lan:2222", "box3", "box3"),
+        ("ssh://me@box2.lan:2222", "", "box2"),
         ("box3", "", "box3"),
         ("by-hand", "box4", "box4"),
     ],
@@ -127,6 +128,14 @@ def test_what_can_t_be_a_name_is_refused_with_the_cure(monkeypatch: pytest.Monke
     monkeypatch.delenv("NAME", raising=False)
     with pytest.raises(Failure, match="NAME=box2"):
         membership.chosen_name(address)
+
+
+@pytest.mark.parametrize("address", ["ssh://me@other", ""])
+def test_a_second_machine_by_the_name_of_one_that_has_joined_is_refused(box2: Host, address: str) -> None:
+    membership.require_same("box2", "ssh://me@box2")
+    membership.require_same("box3", address)
+    with pytest.raises(Failure, match=r"box2 has joined already, at ssh://me@box2.*NAME=box3"):
+        membership.require_same("box2", address)
 
 
 def test_a_host_that_does_not_answer_is_named_with_the_cure(
@@ -284,6 +293,44 @@ def test_a_layer_counts_as_there_only_with_all_that_are_below_it(
 
 
 # --- what is required ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("info", "place"),
+    [
+        ({"ID": "a", "Name": "box1"}, "this one"),
+        ({"ID": "b", "Name": "box2"}, "box2"),
+        # A copy of box2's disk.
+        ({"ID": "b", "Name": "box3"}, ""),
+        ({"ID": "c", "Name": "box1"}, ""),
+    ],
+)
+def test_a_machine_has_one_place_in_the_stack(
+    monkeypatch: pytest.MonkeyPatch, box2: Host, info: dict[str, str], place: str
+) -> None:
+    monkeypatch.setattr(engine, "info", lambda: {"ID": "a", "Name": "box1"})
+    monkeypatch.setattr(Host, "output", lambda *_, **__: json.dumps({"ID": "b", "Name": "box2"}))
+
+    found = preflight.belonging(Host("box3", "ssh://me@10.0.0.3"), info)
+
+    assert bool(found.cure) == bool(place)
+    assert place in found.cure
+    # What completes its own joining is no second place.
+    assert not preflight.belonging(box2, {"ID": "b", "Name": "box2"}).cure
+
+
+def test_a_machine_with_a_stack_of_this_name_keeps_it(monkeypatch: pytest.MonkeyPatch, box2: Host) -> None:
+    running = ["worker", "daemon"]
+    monkeypatch.setattr(
+        Host, "containers", lambda _: [compose.Container(name, name, "running", "", 0) for name in running]
+    )
+    # What an interrupted joining left.
+    assert not preflight.stack_of_its_own(box2).cure
+    running += ["postgres", "dagit"]
+    found = preflight.stack_of_its_own(box2)
+    assert found.fatal
+    assert "COMPOSE_PROJECT_NAME" in found.cure
+    assert "dagit, postgres" in found.cure
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ from scripts import test as make_test
 from scripts.console import Failure
 from tests.waiting import wait_until
 
-#: Stands for the unit tests and for the build of the images: each goes on until it is let go.
+#: Stands for the unit tests, the build of the images and the second part: each goes on until it is let go.
 PYTHON = """#!/bin/sh
 cd {folder}
-case "$*" in *" unit") name=units end='{units}' ;; *) name=images end='exit {images}' ;; esac
+case "$*" in *" unit") name=units end='{units}' ;; *" changes") name=changes end='{changes}' ;;
+*) name=images end='exit {images}' ;; esac
 echo "$(nice) $@ $STACK_ENV_FILE $COMPOSE_PROJECT_NAME $COMPOSE_PROFILES" > $name-begun
 trap 'echo > $name-interrupted; exit 130' INT
 while [ ! -e $name-go ]; do sleep 0.02; done
@@ -26,22 +27,26 @@ eval "$end"
 
 
 class Parts:
-    """The parts of `make test`; lint lets the build end once it and the unit tests have begun, the drills let these end."""
+    """The parts of `make test`; lint lets the build end once it and the unit tests have begun, the first part lets the others end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.seen: list[tuple[str, bool, bool]] = []
-        self.codes = {"lint": 0, "tests/stack": 0, "tests/faults": 0}
+        self.seen: list[str] = []
+        self.codes = {"lint": 0, "tests/stack": 0}
+
+    def has(self, name: str) -> bool:
+        return (self.folder / name).exists()
 
     def run(self, part: str) -> int:
-        """Noted with whether the images were built, and the unit tests were through, by then."""
-        for name in ("units", "images"):
+        """Noted once what goes on beside it has begun."""
+        beside = {"lint": ("units", "images"), "tests/stack": ("units", "changes")}[part]
+        for name in beside:
             wait_until((self.folder / f"{name}-begun").exists, 20, f"{name} begin", pause=0.02)
-        self.seen.append(
-            (part, (self.folder / "images-ended").exists(), (self.folder / "units-ended").exists())
-        )
-        if part in ("lint", "tests/faults"):
-            (self.folder / ("images-go" if part == "lint" else "units-go")).touch()
+        assert not self.has("units-ended")
+        assert self.has("images-ended") == (part == "tests/stack")
+        self.seen.append(part)
+        for name in ("images",) if part == "lint" else beside:
+            (self.folder / f"{name}-go").touch()
         return self.codes[part]
 
     def pytest(self, python: str, arguments: list[str]) -> int:
@@ -49,10 +54,14 @@ class Parts:
 
 
 def install_python(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, images: int = 0, units: str = "exit 0"
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    images: int = 0,
+    units: str = "exit 0",
+    changes: str = "exit 0",
 ) -> None:
     program = folder / "python"
-    program.write_text(PYTHON.format(folder=folder, images=images, units=units))
+    program.write_text(PYTHON.format(folder=folder, images=images, units=units, changes=changes))
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.delenv("TEST_PROJECT", raising=False)
@@ -71,12 +80,12 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     return parts
 
 
-def test_the_stack_waits_for_its_images_and_unit_tests_take_the_time_that_is_left(
+def test_two_parts_wait_for_the_images_and_unit_tests_take_the_time_that_is_left(
     parts: Parts, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     assert make_test.test() == 0
 
-    assert parts.seen == [("lint", False, False), ("tests/stack", True, False), ("tests/faults", True, False)]
+    assert parts.seen == ["lint", "tests/stack"]
     # And the images are those of the tests' own stack, monitoring's too, with settings that are nobody's
     options, env, project, profiles = (parts.folder / "images-begun").read_text().rsplit(maxsplit=3)
     assert options.endswith("-m scripts.images")
@@ -86,8 +95,10 @@ def test_the_stack_waits_for_its_images_and_unit_tests_take_the_time_that_is_lef
     # And the unit tests gave way to all else, and what they say comes last
     priority = str(min(os.nice(0) + 10, 19))
     assert (parts.folder / "units-begun").read_text().split()[:4] == [priority, "-m", "scripts.test", "unit"]
-    assert (parts.folder / "units-ended").exists()
-    assert capfdbinary.readouterr().out.endswith(b"units say so\n")
+    assert parts.has("units-ended")
+    assert parts.has("changes-ended")
+    said = [line for line in capfdbinary.readouterr().out.splitlines() if line.endswith(b" say so")]
+    assert said == [b"changes say so", b"units say so"]
 
 
 def test_a_build_that_fails_is_told_and_left_to_make_up(
@@ -97,32 +108,52 @@ def test_a_build_that_fails_is_told_and_left_to_make_up(
 
     assert make_test.test() == 0
 
-    assert [part for part, *_ in parts.seen][-2:] == ["tests/stack", "tests/faults"]
+    assert parts.seen == ["lint", "tests/stack"]
+    assert parts.has("changes-ended")
     assert f"could not be built: see {parts.folder}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("part", ["tests/stack", "tests/faults"])
 @pytest.mark.parametrize("code", [1, -9])
-def test_a_part_that_fails_or_is_killed_fails_all_and_the_others_are_run(
-    parts: Parts, part: str, code: int
+def test_the_first_part_that_fails_or_is_killed_fails_all_and_the_others_are_run(
+    parts: Parts, code: int
 ) -> None:
-    parts.codes[part] = code
+    parts.codes["tests/stack"] = code
 
     assert make_test.test() > 0
 
-    assert len(parts.seen) == 3
-    assert (parts.folder / "units-ended").exists()
+    assert parts.has("units-ended")
+    assert parts.has("changes-ended")
 
 
+@pytest.mark.parametrize("part", ["units", "changes"])
 @pytest.mark.parametrize("end", ["exit 1", "kill -9 $$"])
-def test_unit_tests_that_fail_or_are_killed_fail_all(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch, end: str
+def test_what_goes_on_beside_it_and_fails_or_is_killed_fails_all(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, part: str, end: str
 ) -> None:
-    install_python(parts.folder, monkeypatch, units=end)
+    install_python(parts.folder, monkeypatch, **{part: end})  # type: ignore[arg-type]
 
     assert make_test.test() > 0
 
-    assert len(parts.seen) == 3
+    assert parts.seen == ["lint", "tests/stack"]
+    assert parts.has("units-ended")
+    assert parts.has("changes-ended")
+
+
+def test_drills_are_held_also_when_the_tests_before_them_failed_on_one_more_copy_of_the_stack(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[tuple[str, str]] = []
+
+    def fails(python: str, arguments: list[str]) -> int:
+        held.append((arguments[0], os.environ["TEST_PROJECT"]))
+        return -9 if len(held) == 1 else 0
+
+    monkeypatch.setattr(make_test, "pytest", fails)
+    monkeypatch.setenv("TEST_PROJECT", "mine")
+
+    assert make_test.changes() > 0
+
+    assert held == [(part[0], "mine-changed") for part in (make_test.CHANGES, make_test.DRILLS)]
 
 
 def test_findings_of_the_linters_end_the_build_and_the_unit_tests(

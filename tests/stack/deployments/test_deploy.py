@@ -158,7 +158,7 @@ def counted(stack: Stack) -> Iterator[Counter[str]]:
 
 
 def ids(stack: Stack) -> set[str]:
-    return {entry["ID"] for entry in stack.containers()}
+    return {entry.id for entry in stack.containers()}
 
 
 def test_deploy_waits_for_runs_under_way_and_queued_ones_get_the_new_code(
@@ -171,7 +171,7 @@ def test_deploy_waits_for_runs_under_way_and_queued_ones_get_the_new_code(
 
     # When edited code is deployed, and a run is launched meanwhile
     log = tmp_path / "deploy.log"
-    services = Counter(entry["Service"] for entry in stack.containers())
+    services = Counter(entry.service for entry in stack.containers())
     with counted(stack) as made, deploying(edited, log, DEPLOY="wait") as process:
         wait_until_it_says(log, "Waiting for runs under way")
         queued = [run_id for run_id in before if stack.run(run_id)["status"] == "QUEUED"]
@@ -273,7 +273,7 @@ def test_with_two_daemons_schedules_and_sensors_go_on_and_the_new_code_leads(
         assert max(later - earlier for earlier, later in pairwise(ticks)) < 2 * TICK_SECS, ticks
         # And both daemons have the new code
         assert len(stack.containers("daemon")) == 2
-        assert {code_on_container(stack, each["Name"]) for each in stack.containers("daemon")} == {new}
+        assert {code_on_container(stack, each.name) for each in stack.containers("daemon")} == {new}
 
 
 def code_on_container(stack: Stack, container: str) -> str:
@@ -283,7 +283,7 @@ def code_on_container(stack: Stack, container: str) -> str:
 def swapping(stack: Stack) -> None:
     """Returns in the middle of a swap, when the first replacements are made."""
     wait_until(
-        lambda: [each["Names"] for each in stack.containers()], 300, "the first containers of the swap",
+        lambda: [each.name for each in stack.containers()], 300, "the first containers of the swap",
         until=lambda names: any(re.match("[0-9a-f]{12}_", name) for name in names),
     )  # fmt: skip
 
@@ -297,7 +297,7 @@ def test_an_upgrade_is_rolled_back_under_load_and_nothing_fails_or_is_lost(
         with (edited.checkout / "docker" / name).open("a") as file:
             file.write("# Edited.\n")
     locked = locks.versions((ROOT / "requirements" / "stack.lock").read_text())[PACKAGE]
-    stores = {entry["Service"]: entry["ID"] for entry in stack.containers() if entry["Service"] in STORES}
+    stores = {entry.service: entry.id for entry in stack.containers() if entry.service in STORES}
 
     # When the stack is upgraded, with 20 runs of 17 steps, as many under way as can be
     log = tmp_path / "upgrade.log"
@@ -323,7 +323,7 @@ def test_an_upgrade_is_rolled_back_under_load_and_nothing_fails_or_is_lost(
         stack.exec("worker", "python", "-c", f"import {PACKAGE}; print({PACKAGE}.__version__)").stdout.strip()
         == moved[1]
     )
-    now = {entry["Service"]: entry["ID"] for entry in stack.containers() if entry["Service"] in STORES}
+    now = {entry.service: entry.id for entry in stack.containers() if entry.service in STORES}
     assert {name for name in STORES if now[name] != stores[name]} == {"postgres", "rabbitmq"}
 
     listed = edited.make("versions").stdout

@@ -40,7 +40,7 @@ def jobs(stack: Stack, secrets: Path) -> AdHoc:
 def ids(stack: Stack) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for entry in stack.containers():
-        found.setdefault(entry["Service"], []).append(entry["ID"])
+        found.setdefault(entry.service, []).append(entry.id)
     return found
 
 

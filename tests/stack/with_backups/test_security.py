@@ -97,7 +97,7 @@ def port_of(stack: Stack, service: str, variable: str) -> str:
 @pytest.fixture(scope="module")
 def containers(stack: Stack) -> dict[str, dict[str, Any]]:
     """`docker inspect` of one container of each service, `init` too."""
-    names = {entry["Service"]: entry["Name"] for entry in stack.containers()}
+    names = {entry.service: entry.name for entry in stack.containers()}
     found = json.loads(stack.docker("inspect", *names.values()).stdout)
     return dict(zip(names, found, strict=True))
 
