@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from scripts import compose, engine, env_file
 from scripts.autoscaling.background import aside
 from scripts.autoscaling.limits import Limits
+from scripts.compose import Container
 from scripts.console import ROOT, Failure
 from scripts.hosts.host import Host, words
 
@@ -23,44 +24,31 @@ RUNNING = ("running", "restarting", "paused")
 MAKE_SECS, STOP_SECS = 120, 60
 #: Characters of a command in a message.
 SHOWN = 60
-FORMAT = '{{.ID}}\t{{.Names}}\t{{.State}}\t{{.Status}}\t{{.Label "com.docker.compose.service"}}\t{{.Label "com.docker.compose.oneoff"}}'
 
 
 @dataclass(frozen=True)
-class Member:
+class Member(Container):
     """One container of a service. Celery's name of its worker ends with the first digits of its id."""
 
-    id: str
-    name: str
-    service: str
-    state: str
-    #: In words, with its health.
-    status: str = ""
     #: Empty on this host.
     host: str = ""
 
     @property
     def is_beginning(self) -> bool:
-        return self.state == "running" and "health: starting" in self.status
+        return self.state == "running" and self.health == "starting"
 
     @property
     def is_running(self) -> bool:
         return self.state in RUNNING
 
     def is_of(self, worker: str) -> bool:
-        return worker.rpartition("@")[2] == self.id[:12]
+        return worker.rpartition("@")[2] == self.id
 
 
 def members(host: Host | None = None, seconds: float = MAKE_SECS) -> list[Member]:
     """All containers of the stack on an engine, but those of `docker compose run`. Raises Failure while it does not answer."""
-    label = f"label=com.docker.compose.project={compose.project()}"
-    lines = command(["ps", "--all", "--filter", label, "--format", FORMAT], seconds, host=host).splitlines()
-    rows = [line.split("\t") for line in lines]
-    return [
-        Member(identity, name, service, state, status, host.name if host else "")
-        for identity, name, state, status, service, one_off in rows
-        if one_off != "True"
-    ]
+    listed = command([*compose.listing(compose.project())], seconds, host=host)
+    return [Member(**vars(each), host=host.name if host else "") for each in compose.parsed(listed)]
 
 
 def is_up(found: list[Member]) -> bool:

@@ -88,7 +88,7 @@ class Hosts:
             service = by_queues.get(frozenset(each.get("queues", ())))
             if known and known.is_left_out and service:
                 identity = each["name"].rpartition("@")[2]
-                member = Member(identity, each["name"], service, "running", host=known.host.name)
+                member = Member(each["name"], service, "running", "", 0, identity, known.host.name)
                 known.crew[identity] = member, now
 
     def members(self, now: float) -> list[Member]:

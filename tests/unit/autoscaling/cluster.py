@@ -23,6 +23,12 @@ SERVICES = (
 )
 
 
+def member(
+    identity: str, name: str, service: str = "worker", state: str = "running", host: str = ""
+) -> Member:
+    return Member(name, service, state, "", 0, identity, host)
+
+
 class Killed(BaseException):
     """Raised in place of SIGKILL."""
 
@@ -55,7 +61,7 @@ class Machine:
             self.made += 1
             identity = f"{self.name or 'first':x<8}{self.made:04}"
             name = f"stack-{service}-{self.made}"
-            self.containers.append(Member(identity, name, service, "running", "Up", self.name))
+            self.containers.append(member(identity, name, service, host=self.name))
 
     def running(self, service: str = "worker") -> list[Member]:
         return [each for each in self.containers if each.service == service and each.is_running]
@@ -70,7 +76,16 @@ class Machine:
             raise Killed
         match arguments:
             case ["ps", *_]:
-                rows = [(m.id, m.name, m.state, m.status, m.service, "False") for m in self.containers]
+                rows = [
+                    (
+                        m.name,
+                        m.service,
+                        m.state,
+                        f"Up 9 seconds (health: {m.health})" if m.health else "Up 9 seconds",
+                        m.id,
+                    )
+                    for m in self.containers
+                ]
                 return "".join("\t".join(row) + "\n" for row in rows)
             case [*_, "create", "--no-recreate", service]:
                 before = len(self.containers)
@@ -93,7 +108,7 @@ class Machine:
                 return f"{self.processors}\nMemTotal: 99 kB\nMemAvailable:   {self.memory // 1024} kB\n"
         return ""
 
-    def change(self, name: str, **values: str) -> None:
+    def change(self, name: str, **values: Any) -> None:
         self.containers = [replace(m, **values) if name in (m.id, m.name) else m for m in self.containers]
 
 

@@ -8,10 +8,10 @@ import pytest
 
 from scripts import compose, engine, env_file
 from scripts.autoscaling import containers
-from scripts.autoscaling.containers import Member
 from scripts.autoscaling.limits import Limits
 from scripts.console import Failure
 from scripts.hosts.host import Host
+from tests.unit.autoscaling.cluster import member
 
 
 @pytest.fixture
@@ -23,8 +23,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def command(arguments: list[str], seconds: float, environment: Any = None, host: Any = None) -> str:
         if arguments[0] == "ps":
             return "".join(
-                f"{n:012}\tw-{n}\t{state}\tUp 2 seconds\tworker\tFalse\n"
-                for n, state in enumerate(states, start=1)
+                f"w-{n}\tworker\t{state}\tUp 2 seconds\t{n:012}\n" for n, state in enumerate(states, start=1)
             )
         found.append(" ".join(arguments))
         if "create" in arguments:
@@ -68,8 +67,12 @@ def test_env_has_the_higher_number_before_and_the_lower_one_after(
 
 def test_a_container_that_was_stopped_and_not_removed_goes(env: Path, commands: list[str]) -> None:
     env.write_text("WORKERS=2\n")
-    found = [Member("1", "w-1", "worker", "running"), Member("2", "w-2", "worker", "exited"),
-             Member("3", "h-1", "worker-heavy", "exited"), Member("4", "w-3", "worker", "created")]  # fmt: skip
+    found = [
+        member("1", "w-1"),
+        member("2", "w-2", state="exited"),
+        member("3", "h-1", "worker-heavy", "exited"),
+        member("4", "w-3", state="created"),
+    ]
 
     containers.remove_ended(Limits("worker", 1, 8), found)
 

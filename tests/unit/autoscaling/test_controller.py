@@ -33,9 +33,9 @@ def test_on_few_processors_one_begins_after_the_other(alone: Cluster) -> None:
     alone.messages["dagster"] = 5
 
     assert alone.look() == [2, 0, 0]
-    alone.first.change(alone.first.running()[-1].id, status="Up 2 seconds (health: starting)")
+    alone.first.change(alone.first.running()[-1].id, health="starting")
     assert alone.look() == [2, 0, 0]
-    alone.first.change(alone.first.running()[-1].id, status="Up 4 seconds (healthy)")
+    alone.first.change(alone.first.running()[-1].id, health="healthy")
     assert alone.look() == [3, 0, 0]
 
 

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from scripts import env_file
-from scripts.autoscaling import containers
+from scripts import compose, env_file
 from scripts.autoscaling.hosts import CREW_SECS, LOST_SECS, PAUSE_SECS, ROOM_SECS, Hosts
 from tests.unit.autoscaling.cluster import COOLDOWN, GB, Cluster
 
@@ -29,8 +28,8 @@ def test_on_few_processors_one_begins_on_each_host(cluster: Cluster) -> None:
     cluster.messages["dagster"] = 8
 
     assert cluster.look() == [2, 1, 1]
-    cluster.first.change(cluster.first.running()[-1].id, status="Up (health: starting)")
-    cluster.box2.change(cluster.box2.running()[-1].id, status="Up (health: starting)")
+    cluster.first.change(cluster.first.running()[-1].id, health="starting")
+    cluster.box2.change(cluster.box2.running()[-1].id, health="starting")
     assert cluster.look() == [2, 1, 2]
 
 
@@ -54,7 +53,7 @@ def test_the_limits_are_those_of_all_hosts(cluster: Cluster) -> None:
     assert cluster.notes[-1]["worker"] == {"wish": 8, "running": 8, "reason": "maximum", "least": 1, "most": 8,
                                            "hosts": {"box2": 4, "box3": 3}}  # fmt: skip
     # One that begins does not answer yet
-    cluster.box2.change(cluster.box2.running()[0].id, status="Up (health: starting)")
+    cluster.box2.change(cluster.box2.running()[0].id, health="starting")
     cluster.look(CREW_SECS)
     assert cluster.notes[-1]["worker"]["hosts"] == {"box2": 3, "box3": 3}
 
@@ -80,7 +79,7 @@ def test_others_are_asked_for_their_crews_now_and_then_and_each_time_while_one_b
     cluster.look(times=CREW_SECS)
     assert len(cluster.box2.asked) == 1
 
-    cluster.box2.change(cluster.box2.running()[0].id, status="Up (health: starting)")
+    cluster.box2.change(cluster.box2.running()[0].id, health="starting")
     cluster.look(times=5)
     assert len(cluster.box2.asked) == 6
 
@@ -91,8 +90,7 @@ def test_one_host_alone_asks_no_other_engine_and_nothing_more_of_its_own(alone: 
 
     assert cluster.look(times=2) == [3, 0, 0]
     assert not cluster.box2.asked
-    label = "--filter label=com.docker.compose.project=dagster-celery-stack"
-    ps = f"ps --all {label} --format {containers.FORMAT}"
+    ps = " ".join(compose.listing("dagster-celery-stack"))
     assert cluster.first.asked[:3] == [ps, "compose --progress quiet create --no-recreate worker", ps]
     assert sorted(cluster.first.asked[3:]) == [ps, "start stack-worker-3", "start stack-worker-4"]
 

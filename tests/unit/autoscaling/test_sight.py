@@ -1,14 +1,13 @@
 """What one look has found."""
 
 from scripts import connections, env_file
-from scripts.autoscaling.containers import Member
 from scripts.autoscaling.decisions import Seen
 from scripts.autoscaling.sight import Sight, processes_here, seen_of
-from tests.unit.autoscaling.cluster import SERVICES, Cluster
+from tests.unit.autoscaling.cluster import SERVICES, Cluster, member
 
 
 def test_workers_are_known_by_their_containers() -> None:
-    crew = [Member("0123456789ab", "stack-worker-7", "worker", "running")]
+    crew = [member("0123456789ab", "stack-worker-7")]
     answers = [
         {"name": "dagster@0123456789ab", "held": 0, "rests": 3},
         {"name": "dagster@ffff", "held": 0, "rests": 0},
