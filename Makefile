@@ -41,7 +41,7 @@ run: ## Run a job with its progress: JOB=name [CONFIG=file.yaml] [TAGS=k=v,...] 
 scale: ## As many workers: N=8 [ON=box2]
 	@$(PYTHON) -m scripts.scale
 autoscale: ## As many workers as there is work, until Ctrl-C (AUTOSCALE in .env); [UNIT=1] writes a unit of systemd
-	@$(PYTHON) -m scripts.autoscale
+	@$(PYTHON) -m scripts.autoscaling
 host: ## Another machine's workers join: ADD=ssh://user@box2 [NAME=box2]; or it is shut out: REMOVE=box2 [FORCE=1]
 	@$(PYTHON) -m scripts.hosts.membership
 hosts: ## The machines of the stack, whether they answer, and what runs there

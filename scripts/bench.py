@@ -27,7 +27,7 @@ from bench.works import (
     TRANSFER,
     WORKS,
 )
-from scripts import compose, engine, env_file
+from scripts import compose, engine, env_file, turns
 from scripts.bench_services import CODE, Services, code
 from scripts.connections import require_connections
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, say, warn
@@ -285,4 +285,4 @@ def with_tables(tables: dict[str, str]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(bench)
+    main(turns.alone(bench))

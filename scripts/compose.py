@@ -16,6 +16,8 @@ from scripts.engine import ask, docker
 FORMAT = '{{.Names}}\t{{.Label "com.docker.compose.service"}}\t{{.State}}\t{{.Status}}\t{{.ID}}'
 HEALTH = re.compile(r"\((?:health: )?(healthy|unhealthy|starting)\)$")
 ENDED = re.compile(r"(?:Exited|Restarting) \((-?\d+)\)")
+#: States of a container that was made or stopped.
+STANDING = ("created", "exited")
 #: Services that do their part at each start, and end.
 ONE_SHOTS = ("init", "certificates")
 

@@ -3,13 +3,11 @@
 import os
 
 from scripts import compose, env_file, turns, unfinished
+from scripts.autoscaling.limits import MOST
 from scripts.connections import require_connections
 from scripts.console import Failure, done, main, run_logged
 from scripts.hosts import scaling
 from scripts.up import start_made, wait_until_healthy
-
-#: More is a slip of the finger on one host.
-MOST = 10_000
 
 
 def scale() -> None:

@@ -22,13 +22,13 @@ def file(name: str) -> Path:
     return BUILD_FOLDER / compose.project() / name
 
 
-def alone(entry: Callable[[], None], name: str = "") -> Callable[[], None]:
+def alone(entry: Callable[[], int | None], name: str = "") -> Callable[[], int | None]:
     """A make target that changes containers, once no other one does; its name, where the function has another one."""
 
     @wraps(entry)
-    def act() -> None:
+    def act() -> int | None:
         with turn(f"make {name or entry.__name__}"):
-            entry()
+            return entry()
 
     return act
 

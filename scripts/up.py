@@ -29,9 +29,9 @@ from scripts import (
     turns,
     unfinished,
     variables,
-    worker_limits,
 )
 from scripts import project as user_project
+from scripts.autoscaling import limits
 from scripts.connections import require_connections
 from scripts.console import ROOT, Failure, Progress, attended, confirm, done, main, run_logged, say, warn
 from scripts.hosts import services as hosts
@@ -43,8 +43,6 @@ SWITCHED = {*env_file.STORES, "backup"}
 REMOVE = ("--progress", "plain", "--profile", "*", "rm", "--stop", "--force")
 UP = ("--progress", "plain", "up", "--detach", "--remove-orphans")
 POSTGRES = ("--progress", "plain", "up", "--detach", "--wait", "postgres")
-#: States of a container that was made or stopped.
-STANDING = ("created", "exited")
 UNTOUCHED = "Nothing was started or changed."
 #: Lines of an unhealthy service's log that are printed.
 LOG_LINES = 25
@@ -198,7 +196,7 @@ def start_made() -> None:
     still = [
         each
         for each in compose.containers()
-        if each.state in STANDING and each.service not in compose.ONE_SHOTS
+        if each.state in compose.STANDING and each.service not in compose.ONE_SHOTS
     ]
     # One call for all would start them one after the other.
     started = [
@@ -291,9 +289,8 @@ def started_services() -> set[str]:
 
 
 def wanted_scales() -> dict[str, int]:
-    scaled = worker_limits.parsed(env_file.settings().get(worker_limits.SETTING, ""))
     return {
-        **{limits.service: env_file.number(limits.variable, 1) for limits in scaled},
+        **{each.service: env_file.number(each.variable, 1) for each in limits.configured()},
         "daemon": env_file.number("DAEMONS", 1),
         "runner": env_file.number("RUNNERS", 2),
         "worker": env_file.number("WORKERS", 2),

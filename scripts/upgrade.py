@@ -27,6 +27,7 @@ from scripts import (
     restore_point,
     schema,
     store_volumes,
+    turns,
     unfinished,
     up,
 )
@@ -255,4 +256,4 @@ def bring_up(stores: list[str], what: str) -> None:
 
 
 if __name__ == "__main__":
-    main(upgrade)
+    main(upgrade if is_dry_run() else turns.alone(upgrade))

@@ -70,7 +70,11 @@ class BrokerApi:
 
     def read_all(self) -> tuple[QueueDepth, ...]:
         """The same and that of the runs."""
-        return work_queues(self._get(self._queues, COLUMNS))
+        answer = self._get(self._queues, COLUMNS)
+        try:
+            return work_queues(answer)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"its answer is no list of queues ({error})") from error
 
     def read_alarms(self) -> dict[str, bool]:
         """What is short on any node, by ALARMS; nothing where the user may not see nodes, as that of an outside broker.
@@ -97,9 +101,9 @@ def work_queues(answer: Iterable[Mapping[str, Any]]) -> tuple[QueueDepth, ...]:
                 QueueDepth(
                     entry["name"],
                     # A queue younger than the broker's first count (5 s) has no numbers yet.
-                    entry.get("messages_ready", 0),
-                    entry.get("messages_unacknowledged", 0),
-                    entry.get("consumers", 0),
+                    entry.get("messages_ready") or 0,
+                    entry.get("messages_unacknowledged") or 0,
+                    entry.get("consumers") or 0,
                 )
                 for entry in answer
                 if entry.get("durable")

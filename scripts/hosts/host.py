@@ -4,7 +4,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,12 +112,15 @@ def client(address: str) -> list[str]:
     return [engine.docker(), option, address]
 
 
-def unreachable(address: str) -> str:
-    """Why an engine does not answer, in the client's words; empty when it does."""
+def unreachable(address: str, environment: Mapping[str, str] | None = None) -> str:
+    """Why an engine does not answer, in the client's words; empty when it does. With an environment of its own nobody is asked
+    on the terminal either."""
     command = [*client(address), "version", "--format", "{{.Server.Version}}"]
     try:
         result = subprocess.run(
             command,
+            env=environment,
+            start_new_session=environment is not None,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -126,8 +129,13 @@ def unreachable(address: str) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"no answer within {ANSWER_SECS} s"
-    # Of what the client tells of its ssh, ssh's own words.
-    return "" if result.returncode == 0 else result.stderr.rpartition("stderr=")[2].strip() or "no answer"
+    return "" if result.returncode == 0 else words(result.stderr) or "no answer"
+
+
+def words(stderr: str) -> str:
+    """Of what the client tells of its ssh, ssh's last line, which says what came of all it tried."""
+    _, of_ssh, said = stderr.rpartition("stderr=")
+    return (said.strip().splitlines() or [""])[-1].strip() if of_ssh else said.strip()
 
 
 # --- all of them ---------------------------------------------------------------------------------------

@@ -226,4 +226,4 @@ def are_stores_up() -> bool:
 
 
 if __name__ == "__main__":
-    main(turns.alone(membership))
+    main(turns.alone(membership, "host"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from scripts import env_file
-from scripts.worker_hosts import LOST_SECS
+from scripts.autoscaling.hosts import LOST_SECS
 from tests.hosts.cluster import Cluster
 from tests.hosts.conftest import HOSTS
 from tests.stack import runs

@@ -34,7 +34,7 @@ class Controller:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "scripts.autoscale"],
+                [sys.executable, "-m", "scripts.autoscaling"],
                 cwd=ROOT, env=self.stack.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
 

@@ -82,6 +82,14 @@ def test_what_the_engine_complains_of_is_passed_on_and_is_no_empty_stack(program
         compose.containers()
 
 
+def test_no_container_has_the_engines_socket() -> None:
+    """Whoever has it owns the host: what starts containers runs there itself (scripts/autoscaling)."""
+    files = [*ROOT.glob("*.yaml"), *(ROOT / "compose").rglob("*.yaml"), *(ROOT / "bench").rglob("*.yaml")]
+
+    assert ROOT / "compose" / "workers.yaml" in files
+    assert [file.name for file in files if "docker.sock" in file.read_text(encoding="utf-8")] == []
+
+
 def test_another_env_file_is_another_stack(programs: Path, env: Path) -> None:
     client = FakeDocker().install(programs)
 

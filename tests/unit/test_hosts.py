@@ -157,6 +157,8 @@ def test_ssh_s_own_words_say_why_a_host_does_not_answer(monkeypatch: pytest.Monk
     monkeypatch.setattr(engine, "docker", lambda: "docker")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: answer)
     assert host.unreachable("ssh://me@box2") == "Host key verification failed."
+    answer.stderr = "command […]: stderr=Permission denied, please try again.\r\nme@box2: Permission denied (publickey,password).\n"
+    assert host.unreachable("ssh://me@box2") == "me@box2: Permission denied (publickey,password)."
     answer.stderr = "Cannot connect to the Docker daemon at unix:///run/docker.sock.\n"
     assert host.unreachable("unix:///run/docker.sock").startswith("Cannot connect")
 

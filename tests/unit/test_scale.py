@@ -56,3 +56,12 @@ def test_the_budget_counts_with_what_a_process_keeps() -> None:
     from dagster_stack.store.connections import DEFAULT_CONNECTIONS
 
     assert connections.EACH == DEFAULT_CONNECTIONS
+
+
+def test_what_is_free_of_connections_is_what_make_scale_counts_with(env: Path) -> None:
+    env.write_text("POSTGRES_MAX_CONNECTIONS=200\nHEAVY_WORKERS=1\n")
+
+    assert connections.room(1) == 61
+    connections.require_connections(61)
+    with pytest.raises(Failure):
+        connections.require_connections(62)

@@ -5,11 +5,10 @@ dagster_stack/worker/respite.py), and goes when it says that it holds nothing an
 """
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from scripts.worker_limits import MOST, Limits
+from scripts.autoscaling.limits import Limits
 
 #: Seconds for which a worker is told to rest. It is told again and again; when nobody does it takes work again.
 REST_SECS = 30
@@ -36,21 +35,6 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Room:
-    """What a host has for new workers of a service: free bytes, those that one takes (0: no limit), how many may begin now;
-    and the processes of one."""
-
-    memory: int
-    size: int
-    begin: int
-    processes: int = 1
-
-    @property
-    def number(self) -> int:
-        return max(self.memory // self.size, 0) if self.size else MOST
-
-
-@dataclass(frozen=True)
 class Decision:
     """What to do now: workers up to a number, rest for some by name (0: no more), or a container that goes, by its id."""
 
@@ -65,36 +49,21 @@ def needed(messages: int, concurrency: int) -> int:
     return math.ceil(messages / concurrency)
 
 
-def wish(limits: Limits, number: int, running: int, rooms: Mapping[str, int]) -> Wish:
-    """As many workers as are needed, within the limits and what there is room for beyond those that run."""
+def wish(limits: Limits, number: int, running: int, connections: int, memory: int) -> Wish:
+    """As many workers as are needed, within the limits, and those for which connections and memory are left beyond those that run.
+    The fewest need no free memory."""
     found = Wish(number, "work")
-    if found.number > limits.most:
+    if number > limits.most:
         found = Wish(limits.most, "maximum")
-    for reason, room in rooms.items():
-        allowed = max(running + max(room, 0), limits.least)
-        if found.number > allowed:
-            found = Wish(allowed, reason)
-    return Wish(limits.least, "minimum") if found.number < limits.least else found
-
-
-def begin_at_once(processors: int) -> int:
-    """How many workers may begin at the same time. A Python that begins takes a processor for seconds: where too many do,
-    all are late, the first one too."""
-    return max(1, processors // 2)
-
-
-def placed(number: int, rooms: Mapping[str, Room], missing: int = 0) -> Counter[str]:
-    """How many of these new workers begin on which host: each where most memory is free, of the hosts with a processor for its
-    beginning. Where none has room nothing begins, but what is `missing` of the fewest that there must be."""
-    found: Counter[str] = Counter()
-    for _ in range(number):
-        free = {host: room.memory - room.size * found[host] for host, room in rooms.items()}
-        able = [host for host, room in rooms.items() if found[host] < room.begin]
-        fit = [host for host in able if found[host] < rooms[host].number]
-        candidates = fit or (able if found.total() < missing else [])
-        if not candidates:
-            break
-        found[max(candidates, key=lambda host: free[host])] += 1
+    elif number < limits.least:
+        found = Wish(limits.least, "minimum")
+    allowed = {
+        "connections": running + max(connections, 0),
+        "memory": max(running + max(memory, 0), limits.least),
+    }
+    for reason, most in allowed.items():
+        if found.number > most:
+            found = Wish(most, reason)
     return found
 
 

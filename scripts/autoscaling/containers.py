@@ -7,65 +7,56 @@ one that works. Later it counts containers, so a hole in their numbers is none.
 import os
 import subprocess
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scripts import compose, engine, env_file, up
+from scripts import compose, engine, env_file
+from scripts.autoscaling.background import aside
+from scripts.autoscaling.limits import Limits
+from scripts.compose import Container
 from scripts.console import ROOT, Failure
-from scripts.hosts.host import Host
-from scripts.worker_limits import Limits
+from scripts.hosts.host import Host, words
 
 #: Services without which no step is sent: while none of them runs the stack is down.
 DRIVERS = {"daemon", "runner"}
 RUNNING = ("running", "restarting", "paused")
-#: Containers that are started at the same time.
-STARTS = 4
 #: Seconds for the engine to make containers, and to end one that rests.
 MAKE_SECS, STOP_SECS = 120, 60
 #: Characters of a command in a message.
 SHOWN = 60
-FORMAT = '{{.ID}}\t{{.Names}}\t{{.State}}\t{{.Status}}\t{{.Label "com.docker.compose.service"}}\t{{.Label "com.docker.compose.oneoff"}}'
 
 
 @dataclass(frozen=True)
-class Member:
+class Member(Container):
     """One container of a service. Celery's name of its worker ends with the first digits of its id."""
 
-    id: str
-    name: str
-    service: str
-    state: str
-    #: In words, with its health.
-    status: str = ""
     #: Empty on this host.
     host: str = ""
 
     @property
     def is_beginning(self) -> bool:
-        return self.state == "running" and "health: starting" in self.status
+        return self.state == "running" and self.health == "starting"
 
     @property
     def is_running(self) -> bool:
         return self.state in RUNNING
 
     def is_of(self, worker: str) -> bool:
-        return worker.rpartition("@")[2] == self.id[:12]
+        return worker.rpartition("@")[2] == self.id
 
 
 def members(host: Host | None = None, seconds: float = MAKE_SECS) -> list[Member]:
     """All containers of the stack on an engine, but those of `docker compose run`. Raises Failure while it does not answer."""
-    label = f"label=com.docker.compose.project={compose.project()}"
-    lines = command(["ps", "--all", "--filter", label, "--format", FORMAT], seconds, host=host).splitlines()
-    rows = [line.split("\t") for line in lines]
-    return [
-        Member(identity, name, service, state, status, host.name if host else "")
-        for identity, name, state, status, service, one_off in rows
-        if one_off != "True"
-    ]
+    listed = command([*compose.listing(compose.project())], seconds, host=host)
+    return [Member(**vars(each), host=host.name if host else "") for each in compose.parsed(listed)]
 
 
 def is_up(found: list[Member]) -> bool:
     return any(each.service in DRIVERS and each.is_running for each in found)
+
+
+def running(limits: Limits, found: Sequence[Member]) -> int:
+    return sum(each.service == limits.service and each.is_running for each in found)
 
 
 def raise_to(limits: Limits, number: int, host: Host | None = None) -> None:
@@ -78,10 +69,12 @@ def raise_to(limits: Limits, number: int, host: Host | None = None) -> None:
     create = [*there, "--progress", "quiet", "create", "--no-recreate", limits.service]
     command(create, MAKE_SECS, {limits.variable: str(number)}, host=host)
     standing = [
-        each.name for each in members(host) if each.service == limits.service and each.state in up.STANDING
+        each.name
+        for each in members(host)
+        if each.service == limits.service and each.state in compose.STANDING
     ]
-    with ThreadPoolExecutor(max_workers=STARTS) as pool:
-        list(pool.map(lambda name: command(["start", name], MAKE_SECS, host=host), standing))
+    for start in [aside(command, ["start", name], MAKE_SECS, None, host) for name in standing]:
+        start.result()
 
 
 def remove(limits: Limits, container: str, left: int, host: Host | None = None) -> None:
@@ -91,10 +84,13 @@ def remove(limits: Limits, container: str, left: int, host: Host | None = None) 
     env_file.set_value(limits.variable, str(left), host.file if host else None)
 
 
-def remove_ended(limits: Limits, found: list[Member], host: Host | None = None) -> None:
-    """Containers that were stopped and not removed: a former `make autoscale` was killed just then."""
-    if ended := [each.name for each in found if each.service == limits.service and each.state == "exited"]:
+def remove_ended(limits: Limits, found: Sequence[Member], host: Host | None = None) -> bool:
+    """Whether there were any that were stopped and not removed, by hand or by a `make autoscale` that was killed just then."""
+    ended = [each.name for each in found if each.service == limits.service and each.state == "exited"]
+    if ended:
         command(["rm", *ended], STOP_SECS, host=host)
+        env_file.set_value(limits.variable, str(running(limits, found)), host.file if host else None)
+    return bool(ended)
 
 
 def command(
@@ -119,5 +115,5 @@ def command(
         raise Failure(f"the engine does not answer `docker {' '.join(arguments[:2])}`") from None
     if result.returncode:
         line = textwrap.shorten(" ".join(arguments), SHOWN, placeholder=" …")
-        raise Failure(f"`docker {line}`: {result.stderr.strip()}")
+        raise Failure(f"`docker {line}`: {words(result.stderr)}")
     return result.stdout

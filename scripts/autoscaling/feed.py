@@ -4,8 +4,10 @@ It ends with its standard input, so it is gone when this process is, however tha
 """
 
 import json
+import os
 import select
 import subprocess
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -36,7 +38,7 @@ class Feed:
     """Started with the first question, and anew after a failure or `close`."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """Raises Failure that says why there is no answer; the next question begins afresh."""
@@ -44,15 +46,21 @@ class Feed:
         process = self._process = self._process or start()
         assert process.stdin
         assert process.stdout
+        why = "it says something else"
         try:
-            print(json.dumps(question), file=process.stdin, flush=True)
-            is_there = select.select([process.stdout], [], [], seconds)[0]
-            answer = process.stdout.readline() if is_there else ""
-            found: dict[str, Any] = json.loads(answer)
-        except (OSError, ValueError):
-            self.close()
-            raise Failure(f"the stack does not answer: {last_words()}") from None
-        return found
+            process.stdin.write(json.dumps(question).encode() + b"\n")
+            process.stdin.flush()
+            found = json.loads(line(process.stdout.fileno(), seconds))
+            if isinstance(found, dict):
+                return found
+        except TimeoutError:
+            why = f"nothing within {seconds:g} s"
+        except (OSError, EOFError):
+            why = "its container has ended"
+        except ValueError:
+            pass
+        self.close()
+        raise Failure(f"the stack does not answer: {last_words() or why}")
 
     def close(self) -> None:
         """End it, without a word to the workers: what they were told lapses."""
@@ -71,7 +79,19 @@ class Feed:
         process.stdout.close()
 
 
-def start() -> subprocess.Popen[str]:
+def line(file: int, seconds: float) -> bytes:
+    """What comes up to the end of a line, in any number of pieces. Raises TimeoutError or EOFError."""
+    deadline, found = time.monotonic() + seconds, b""
+    while not found.endswith(b"\n"):
+        if not select.select([file], [], [], max(deadline - time.monotonic(), 0))[0]:
+            raise TimeoutError
+        if not (piece := os.read(file, 65536)):
+            raise EOFError
+        found += piece
+    return found
+
+
+def start() -> subprocess.Popen[bytes]:
     LOG_FOLDER.mkdir(parents=True, exist_ok=True)
     with LOG.open("w") as log:
         # A session of its own: a Ctrl-C for this process must not end its container in the middle of an answer.
@@ -81,11 +101,11 @@ def start() -> subprocess.Popen[str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            text=True,
             start_new_session=True,
         )
 
 
 def last_words() -> str:
+    """Of its standard error; empty where it said nothing."""
     lines = LOG.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), f"nothing in {LOG}")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

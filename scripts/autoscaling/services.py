@@ -1,7 +1,6 @@
-"""What AUTOSCALE says: between which numbers of workers each service is kept, and what Compose knows of these services."""
+"""The services that AUTOSCALE names, as Compose has them: their queues, processes and memory, on this host and on further ones."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -9,29 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from scripts import compose, env_file
+from scripts.autoscaling.limits import EXAMPLE, SETTING, Limits, configured
 from scripts.console import ROOT, Failure
 from scripts.hosts.host import SERVICES_FILE, Host
 from scripts.hosts.services import SCALES
-
-SETTING = "AUTOSCALE"
-EXAMPLE = "AUTOSCALE=worker:1..8,worker-heavy:0..2"
-#: More is a slip of the finger on one host.
-MOST = 10_000
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The fewest and the most workers of a service."""
-
-    service: str
-    least: int
-    most: int
-
-    @property
-    def variable(self) -> str:
-        """What sets the service's number in .env: WORKERS of `worker`, HEAVY_WORKERS of `worker-heavy`."""
-        kind = self.service.removeprefix("worker").strip("-")
-        return f"{kind.upper().replace('-', '_')}_WORKERS" if kind else "WORKERS"
 
 
 @dataclass(frozen=True)
@@ -48,15 +28,15 @@ class Service:
         return self.limits.service
 
 
-def services() -> list[Service]:
+def scaled() -> list[Service]:
     """What is to be scaled by the settings as they are now. Raises Failure that names what is wrong."""
-    text = env_file.settings().get(SETTING, "")
-    if not text.strip():
+    limits = configured()
+    if not limits:
         raise Failure(
             f"Which workers, and between which numbers? Set {EXAMPLE} in {env_file.env_path().name}, then `make autoscale`."
         )
     config = configuration(tuple(path.stat().st_mtime_ns for path in files() if path.exists()))
-    return [described(limits, config) for limits in parsed(text)]
+    return [described(each, config) for each in limits]
 
 
 def files() -> list[Path]:
@@ -87,34 +67,24 @@ def configuration_there(host: Host, *_: Any) -> dict[str, Any]:
     return found
 
 
-def parsed(text: str) -> list[Limits]:
-    """Raises Failure for what is not of the form `worker:1..8,worker-heavy:0..2`."""
-    found: list[Limits] = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        match = re.fullmatch(r"(worker(?:-[a-z0-9-]+)?):(\d{1,5})\.\.(\d{1,5})", part, re.ASCII)
-        if not match:
-            raise Failure(f"{SETTING}: `{part}` is not of the form worker:1..8. For example: {EXAMPLE}")
-        limits = Limits(match[1], int(match[2]), int(match[3]))
-        if not limits.least <= limits.most <= MOST or limits.most == 0:
-            raise Failure(f"{SETTING}: `{part}` must go from a number to a greater one, at most {MOST}.")
-        if limits.service in {each.service for each in found}:
-            raise Failure(f"{SETTING} names {limits.service} twice.")
-        found.append(limits)
-    return found
-
-
 def described(limits: Limits, config: Mapping[str, Any]) -> Service:
     """A service as Compose has it. Raises Failure where it is none of Celery's workers, or its number is not set by .env."""
     name = limits.service
     if name not in config:
         raise Failure(
-            f"{SETTING} names {name}, which is no service of compose.yaml or compose.override.yaml."
+            f"{SETTING} names {name}, which is no service of compose.yaml or compose.override.yaml: there are"
+            f" {', '.join(sorted(each for each in config if each.startswith('worker')))}."
         )
     command = config[name].get("command") or []
     queues = option(command, "-Q", "--queues")
     if not queues:
         raise Failure(
             f"{SETTING} names {name}, whose command has no -Q: which queue it takes from is not known."
+        )
+    processes = option(command, "-c", "--concurrency")
+    if not (processes.isascii() and processes.isdecimal() and int(processes)):
+        raise Failure(
+            f"{SETTING} names {name}, whose --concurrency must be a number from 1 on; found {processes or 'none'}."
         )
     if limits.variable not in env_file.settings():
         raise Failure(
@@ -124,7 +94,7 @@ def described(limits: Limits, config: Mapping[str, Any]) -> Service:
     return Service(
         limits,
         tuple(queues.split(",")),
-        int(option(command, "-c", "--concurrency") or 1),
+        int(processes),
         int(config[name].get("mem_limit") or 0),
     )
 

@@ -6,18 +6,22 @@ has gone, and nobody would do its work.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from scripts import base_image, worker_crew, worker_limits
+from scripts import base_image
+from scripts.autoscaling import containers, services
+from scripts.autoscaling.background import aside
+from scripts.autoscaling.containers import Member
+from scripts.autoscaling.limits import Limits
+from scripts.autoscaling.placement import Capacity
+from scripts.autoscaling.services import Service
 from scripts.console import Failure, say, warn
-from scripts.hosts import services
-from scripts.hosts.host import Host, by_engine, skipped
-from scripts.worker_crew import Member
-from scripts.worker_limits import Limits, Service
+from scripts.hosts.host import Host, by_engine
+from scripts.hosts.services import image
 
 #: Seconds for an answer, and for one that takes a container; and until a host that gave none is asked again.
 ANSWER_SECS, CONTAINER_SECS, PAUSE_SECS = 10, 20, 30
@@ -27,16 +31,6 @@ CREW_SECS, ROOM_SECS = 5, 20
 LOST_SECS = 20
 #: A host's processors, and its memory.
 READ = "nproc; cat /proc/meminfo"
-#: Containers and questions at the same time.
-AT_ONCE = 32
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """Free bytes of a host, and its processors."""
-
-    memory: int
-    processors: int
 
 
 @dataclass
@@ -50,9 +44,12 @@ class Known:
     #: When it is asked for its containers again, and for its room.
     crew_due: float = 0
     room_due: float = 0
+    measuring: Future[Capacity] | None = None
     #: None where nothing can begin now.
     capacity: Capacity | None = None
     is_left_out: bool = False
+    #: Whether nothing could begin there when it was tried last. What room it has is not waited for then.
+    is_closed: bool = False
     #: What was said of it last.
     said: str = ""
 
@@ -60,24 +57,23 @@ class Known:
 class Hosts:
     """All that have joined and whose engines can be asked from here. Where there is none it costs nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, skipped: Collection[str] = ()) -> None:
+        self._skipped = skipped
         self._known: dict[str, Known] = {}
-        self._pool = ThreadPoolExecutor(max_workers=AT_ONCE)
 
     def look(self, now: float) -> None:
         """Ask those that are due. One that gave no answer is not waited for."""
-        hosts = by_engine()
-        left = skipped() if hosts else set()
-        self._known = {host.name: self._known.get(host.name) or Known(host) for host in hosts}
+        self._known = {host.name: self._known.get(host.name) or Known(host) for host in by_engine()}
         for known in self._known.values():
-            if known.host.name in left:
+            if known.host.name in self._skipped:
                 known.is_left_out = True
             elif not known.asking and now >= known.crew_due:
-                known.asking = self._pool.submit(worker_crew.members, known.host, ANSWER_SECS)
+                known.asking = aside(containers.members, known.host, ANSWER_SECS)
         wait([each.asking for each in self._known.values() if each.asking and not each.is_left_out])
         for known in self._known.values():
             if known.asking and known.asking.done():
-                take(known, known.asking, now)
+                take_crew(known, known.asking, now)
+            take_room(known, now)
 
     @property
     def are_some_left_out(self) -> bool:
@@ -92,7 +88,7 @@ class Hosts:
             service = by_queues.get(frozenset(each.get("queues", ())))
             if known and known.is_left_out and service:
                 identity = each["name"].rpartition("@")[2]
-                member = Member(identity, each["name"], service, "running", host=known.host.name)
+                member = Member(each["name"], service, "running", "", 0, identity, known.host.name)
                 known.crew[identity] = member, now
 
     def members(self, now: float) -> list[Member]:
@@ -115,15 +111,15 @@ class Hosts:
     def capacities(self, now: float, limits: Limits) -> dict[str, tuple[Service, Capacity]]:
         """Those where a worker of a service can begin now: the service as it is there, and what the host has."""
         present = [each for each in self._known.values() if not each.is_left_out]
-        asked = [(each, self._pool.submit(capacity, each.host)) for each in present if now >= each.room_due]
-        for known, future in asked:
-            known.room_due = now + ROOM_SECS
-            with closed_on_failure(known, now):
-                known.capacity = future.result()
+        for known in present:
+            if not known.measuring and now >= known.room_due:
+                known.measuring = aside(capacity, known.host)
+        wait([each.measuring for each in present if each.measuring and not each.is_closed])
         found = {}
         for known in present:
+            take_room(known, now)
             with closed_on_failure(known, now):
-                if known.capacity and (service := worker_limits.there(limits, known.host)):
+                if known.capacity and (service := services.there(limits, known.host)):
                     found[known.host.name] = service, known.capacity
         return found
 
@@ -132,8 +128,7 @@ class Hosts:
         """Begin so many more on each of these, while the body does it on this host; gives those that have begun, afterwards."""
         begun: dict[str, int] = {}
         started = {
-            name: self._pool.submit(add, self._known[name].host, limits, number)
-            for name, number in numbers.items()
+            name: aside(add, self._known[name].host, limits, number) for name, number in numbers.items()
         }
         try:
             yield begun
@@ -152,7 +147,7 @@ class Hosts:
         known.crew_due = now
         crew = [each for each, _ in known.crew.values()]
         try:
-            worker_crew.remove(limits, member.id, running(crew, limits) - 1, known.host)
+            containers.remove(limits, member.id, containers.running(limits, crew) - 1, known.host)
         except Failure as failure:
             complain(known, str(failure))
             return False
@@ -163,13 +158,13 @@ class Hosts:
         """Containers that were stopped and not removed."""
         for known in self._known.values():
             crew = [each for each, _ in known.crew.values()]
-            ended = [each for each in crew if each.service == limits.service and each.state == "exited"]
-            if known.is_left_out or not ended:
+            if known.is_left_out:
                 continue
-            known.crew_due = now
             try:
-                worker_crew.remove_ended(limits, ended, known.host)
+                if containers.remove_ended(limits, crew, known.host):
+                    known.crew_due = now
             except Failure as failure:
+                known.crew_due = now
                 complain(known, str(failure))
 
     def forget(self) -> None:
@@ -178,11 +173,8 @@ class Hosts:
             if not known.is_left_out:
                 known.crew_due = known.room_due = 0
 
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
-
-def take(known: Known, asked: Future[list[Member]], now: float) -> None:
+def take_crew(known: Known, asked: Future[list[Member]], now: float) -> None:
     """What a host has answered, or that it has not."""
     known.asking = None
     try:
@@ -200,13 +192,23 @@ def take(known: Known, asked: Future[list[Member]], now: float) -> None:
     known.crew_due = now if any(each.is_beginning for each in found) else now + CREW_SECS
 
 
+def take_room(known: Known, now: float) -> None:
+    """What room a host has, once it has said so."""
+    if known.measuring and known.measuring.done():
+        measured, known.measuring = known.measuring, None
+        known.room_due = now + ROOM_SECS
+        with closed_on_failure(known, now):
+            known.capacity = measured.result()
+            known.is_closed = False
+
+
 @contextmanager
 def closed_on_failure(known: Known, now: float) -> Iterator[None]:
     """Where the body fails, no worker begins on that host for a while."""
     try:
         yield
     except Failure as failure:
-        known.room_due, known.capacity = now + ROOM_SECS, None
+        known.room_due, known.capacity, known.is_closed = now + ROOM_SECS, None, True
         complain(known, f"no worker begins there: {failure}")
 
 
@@ -216,25 +218,22 @@ def complain(known: Known, why: str) -> None:
     known.said = why
 
 
-def running(crew: Sequence[Member], limits: Limits) -> int:
-    return sum(each.service == limits.service and each.is_running for each in crew)
-
-
 # --- on a host -----------------------------------------------------------------------------------------
 
 
 def add(host: Host, limits: Limits, number: int) -> None:
     """So many more. Who is there is asked anew: Compose would take away those that were not counted."""
-    there = running(worker_crew.members(host, ANSWER_SECS), limits)
-    worker_crew.raise_to(limits, there + number, host)
+    found = containers.members(host, ANSWER_SECS)
+    containers.remove_ended(limits, found, host)
+    containers.raise_to(limits, containers.running(limits, found) + number, host)
 
 
 def capacity(host: Host) -> Capacity:
     """Read in a container of this host's image. Raises Failure, also where there is none: workers of another would refuse all steps."""
-    image = base_image.image_id(services.image())
-    line = ["run", "--rm", "--pull", "never", "--network", "none", "--entrypoint", "sh", image, "-c", READ]
+    image_id = base_image.image_id(image())
+    line = ["run", "--rm", "--pull", "never", "--network", "none", "--entrypoint", "sh", image_id, "-c", READ]
     try:
-        processors, text = worker_crew.command(line, CONTAINER_SECS, host=host).split("\n", 1)
+        processors, text = containers.command(line, CONTAINER_SECS, host=host).split("\n", 1)
     except Failure as failure:
         if "No such image" in str(failure):
             raise Failure("it has another image than this host: `make up` brings this one") from None

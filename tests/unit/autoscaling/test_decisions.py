@@ -2,21 +2,21 @@
 
 import pytest
 
-from scripts.worker_limits import Limits
-from scripts.worker_wish import (
+from scripts.autoscaling.decisions import (
     LEFT_SECS,
     REST_SECS,
     Course,
     Decision,
     Seen,
     Wish,
-    begin_at_once,
     needed,
     wish,
 )
+from scripts.autoscaling.limits import Limits
 
 LIMITS = Limits("worker", 1, 8)
-ROOM = {"connections": 100, "memory": 100}
+#: Of connections, and of memory.
+ROOM = (100, 100)
 COOLDOWN = 300
 
 
@@ -33,27 +33,30 @@ def test_all_messages_are_in_work_at_once(messages: int, concurrency: int, worke
         (3, 1, ROOM, Wish(3, "work")),
         (0, 3, ROOM, Wish(1, "minimum")),
         (9, 1, ROOM, Wish(8, "maximum")),
-        (6, 2, {"connections": 3, "memory": 100}, Wish(5, "connections")),
-        (6, 2, {"connections": 3, "memory": 1}, Wish(3, "memory")),
+        (6, 2, (3, 100), Wish(5, "connections")),
+        (6, 2, (3, 1), Wish(3, "memory")),
         # Where there is no room for another one, those that work stay.
-        (6, 4, {"connections": 0, "memory": -3}, Wish(4, "connections")),
-        # The fewest were asked for, whatever is free.
-        (6, 0, {"connections": 9, "memory": 0}, Wish(1, "memory")),
+        (6, 4, (0, -3), Wish(4, "connections")),
+        # The fewest were asked for, whatever memory is free.
+        (6, 0, (9, 0), Wish(1, "memory")),
+        (0, 0, (9, 0), Wish(1, "minimum")),
+        # But one without a connection could do nothing, and take those of others.
+        (0, 0, (0, 9), Wish(0, "connections")),
         # What needs no further worker needs no room.
-        (2, 4, {"connections": 0, "memory": 0}, Wish(2, "work")),
+        (2, 4, (0, 0), Wish(2, "work")),
     ],
 )
 def test_the_wish_keeps_to_the_limits_and_to_what_there_is_room_for(
-    number: int, running: int, rooms: dict[str, int], expected: Wish
+    number: int, running: int, rooms: tuple[int, int], expected: Wish
 ) -> None:
-    assert wish(LIMITS, number, running, rooms) == expected
+    assert wish(LIMITS, number, running, *rooms) == expected
 
 
 def test_none_at_all_is_a_wish_too() -> None:
     limits = Limits("worker-heavy", 0, 2)
 
-    assert wish(limits, 0, 1, ROOM) == Wish(0, "work")
-    assert wish(limits, 1, 0, ROOM) == Wish(1, "work")
+    assert wish(limits, 0, 1, *ROOM) == Wish(0, "work")
+    assert wish(limits, 1, 0, *ROOM) == Wish(1, "work")
 
 
 def seen(container: str, held: int | None = 0, rests: float = 0) -> Seen:
@@ -78,7 +81,6 @@ def test_up_at_once(course: Course) -> None:
 
 
 def test_no_more_begin_at_once_than_have_processors(course: Course) -> None:
-    assert [begin_at_once(processors) for processors in (1, 2, 4, 16)] == [1, 1, 2, 8]
     wanted = Wish(6, "work")
 
     assert course.decide(1, wanted, 1, begin=2) == Decision(wanted, up_to=3)

@@ -1,0 +1,1 @@
+"""`make autoscale`: as many workers as there is work."""
