@@ -70,9 +70,12 @@ def workers(stack: Stack, service: str = "worker") -> dict[str, str]:
 
 
 def wait_for_number(stack: Stack, number: int, seconds: float, service: str = "worker") -> None:
+    """So many run, and `.env` says so, which is written before one begins and after one has ended."""
+    variable = "WORKERS" if service == "worker" else "HEAVY_WORKERS"
     wait_until(
-        lambda: len(workers(stack, service)), seconds, f"{number} of {service}", until=lambda n: n == number
-    )
+        lambda: (len(workers(stack, service)), stack.settings[variable]), seconds, f"{number} of {service}",
+        until=lambda found: found == (number, str(number)),
+    )  # fmt: skip
 
 
 def status(stack: Stack) -> dict[str, dict[str, object]]:
