@@ -8,11 +8,11 @@ from pathlib import Path
 
 from scripts import compose, engine, env_file, proxies
 from scripts.console import ROOT, Failure, done, say, warn
-from scripts.hosts.host import SKIP, unreachable, wanted
+from scripts.hosts.host import SKIP, skipped, unreachable, wanted
 
 #: What of this shell says which engine is asked, and how; `.env` has the rest. A session's ssh agent ends with it.
 GIVEN = ("PATH", "HOME", "DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG", "DOCKER_CERT_PATH", "DOCKER_TLS", "DOCKER_TLS_VERIFY",
-         "DOCKER_API_VERSION", "COMPOSE_FILE", SKIP)  # fmt: skip
+         "DOCKER_API_VERSION", "COMPOSE_FILE")  # fmt: skip
 #: It is told to end by itself: its children end with it, and its container by what it says. What is left then is killed.
 UNIT = """\
 [Unit]
@@ -84,6 +84,8 @@ def warn_of_what_it_lacks() -> None:
     if lacking := of_the_shell(env_file.read(env_file.env_path())):
         file = env_file.env_path().name
         warn(f"{', '.join(lacking)} of this shell: the unit has {file} alone, so write them there")
+    if left := skipped():
+        warn(f"{SKIP}={','.join(sorted(left))} is of this command alone: the unit asks all hosts that answer")
     for host in wanted():
         if problem := unreachable(host.engine, given()):
             warn(f"{host.name}: the unit can't reach it: {problem.rstrip('.')}.")

@@ -64,6 +64,19 @@ def test_what_stands_in_the_shell_alone_is_named(
     assert "AUTOSCALE, WORKER_MEMORY of this shell: the unit has .env alone" in capsys.readouterr().out
 
 
+def test_it_skips_no_host_which_may_be_shut_out_before_it_starts_again(
+    home: Path, env: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env.write_text(env.read_text() + "HOSTS=box2\n")
+    env.with_name(".env.box2").write_text("HOST_ENGINE=ssh://me@box2\n")
+    monkeypatch.setenv("SKIP", "box2")
+
+    assert "SKIP" not in written(home)
+    assert (
+        "SKIP=box2 is of this command alone: the unit asks all hosts that answer" in capsys.readouterr().out
+    )
+
+
 def test_a_host_that_it_would_not_reach_is_named_with_the_cure(
     home: Path,
     env: Path,
