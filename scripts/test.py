@@ -35,13 +35,18 @@ DOCKERFILES = [
     "certificates",
 ]
 
-#: What needs a Docker engine, in two parts that go on beside each other, each on a copy of the stack of its own: most of their
-#: time they wait. First what steps and runs do, in a stack that stays as it is;
+#: What needs a Docker engine: what steps and runs do in a stack that stays as it is, then the quick half of the drills;
 STACK = ["tests/stack", "-m", "not long"]
-#: then what gives it other code or settings, looks at it in a browser, and the quick half of the drills, on one more copy.
-CHANGES = ["tests/stack/deployments", "tests/stack/with_backups", "tests/browser", "-m", "not long"]
 DRILLS = ["tests/faults", "-m", "quick"]
-#: The copy of the stack of the first part, unless TEST_PROJECT names another; the second part's has this and CHANGED.
+#: and beside these, since most of the time they all wait, what gives a stack other code or settings, makes a second one, or looks
+#: at it in a browser. Three stacks at once, with monitoring, are all that the engine has addresses for.
+CHANGES = [
+    "tests/stack/deployments",
+    "tests/stack/with_backups",
+    "tests/stack/test_side_by_side.py",
+    "tests/browser",
+]
+#: The copy of the stack of the first part, unless TEST_PROJECT names another; the other part's has this and CHANGED.
 PROJECT = "dagster-celery-stack-test"
 CHANGED = "-changed"
 
@@ -55,7 +60,7 @@ def test() -> int:
         if os.environ.get("CI"):
             raise
         lint()
-        skipped = (STACK[0], CHANGES[2], DRILLS[0])
+        skipped = (STACK[0], CHANGES[-1], DRILLS[0])
         warn(f"Skipped, since they need a Docker engine: {', '.join(skipped)}. {reason}")
         return halves.unit_tests(python)
     apt.ensure("Installing Chromium", "chromium", ["chromium"])
@@ -64,26 +69,26 @@ def test() -> int:
     with meanwhile("The unit tests", "unit-tests", unit_tests) as units:
         with images_meanwhile():
             lint()
-        command = (sys.executable, "-m", "scripts.test", "changes")
-        with meanwhile("Deployments, backups, the browser, drills", "changes", command) as changes:
-            stack = pytest(python, [*STACK, *(f"--ignore={each}" for each in CHANGES[:2])])
+        project = f"{os.environ.get('TEST_PROJECT') or PROJECT}{CHANGED}"
+        command = (python, "-m", "pytest", *CHANGES, *STACK[1:])
+        with meanwhile(
+            "Other code, other settings, the browser", "changes", command, TEST_PROJECT=project
+        ) as changes:
+            # Each part also when the one before failed.
+            stack = pytest(python, [*STACK, *(f"--ignore={each}" for each in CHANGES)])
+            drills = pytest(python, DRILLS)
     # Of one that was killed the code is below 0.
-    return max(map(abs, (stack, changes.wait(), units.wait())))
-
-
-def changes() -> int:
-    """The second part; its drills also when what comes before failed."""
-    python = str(venv.ensure("dev"))
-    os.environ["TEST_PROJECT"] = f"{os.environ.get('TEST_PROJECT') or PROJECT}{CHANGED}"
-    return max(abs(pytest(python, arguments)) for arguments in (CHANGES, DRILLS))
+    return max(map(abs, (stack, drills, changes.wait(), units.wait())))
 
 
 @contextmanager
-def meanwhile(title: str, name: str, command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def meanwhile(
+    title: str, name: str, command: Sequence[str], **environment: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Tests beside the body; printed in one piece behind it."""
     log = LOG_FOLDER / f"{name}.log"
     try:
-        with beside(title, log, command) as tests:
+        with beside(title, log, command, **environment) as tests:
             yield tests
     finally:
         sys.stdout.flush()
@@ -164,4 +169,4 @@ def lint() -> int:
 
 
 if __name__ == "__main__":
-    main({"unit": unit, "lint": lint, "changes": changes}.get(sys.argv[1], test) if sys.argv[1:] else test)
+    main({"unit": unit, "lint": lint}.get(sys.argv[1], test) if sys.argv[1:] else test)

@@ -15,9 +15,9 @@ from tests.waiting import wait_until
 #: Stands for the unit tests, the build of the images and the second part: each goes on until it is let go.
 PYTHON = """#!/bin/sh
 cd {folder}
-case "$*" in *" unit") name=units end='{units}' ;; *" changes") name=changes end='{changes}' ;;
+case "$*" in *" unit") name=units end='{units}' ;; *" pytest "*) name=changes end='{changes}' ;;
 *) name=images end='exit {images}' ;; esac
-echo "$(nice) $@ $STACK_ENV_FILE $COMPOSE_PROJECT_NAME $COMPOSE_PROFILES" > $name-begun
+echo "$(nice) $@ $STACK_ENV_FILE $COMPOSE_PROJECT_NAME $COMPOSE_PROFILES $TEST_PROJECT" > $name-begun
 trap 'echo > $name-interrupted; exit 130' INT
 while [ ! -e $name-go ]; do sleep 0.02; done
 echo "$name say so"
@@ -27,25 +27,25 @@ eval "$end"
 
 
 class Parts:
-    """The parts of `make test`; lint lets the build end once it and the unit tests have begun, the first part lets the others end."""
+    """The parts of `make test`; lint lets the build end once it and the unit tests have begun, the drills let the others end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.seen: list[str] = []
-        self.codes = {"lint": 0, "tests/stack": 0}
+        self.codes = {"lint": 0, "tests/stack": 0, "tests/faults": 0}
 
     def has(self, name: str) -> bool:
         return (self.folder / name).exists()
 
     def run(self, part: str) -> int:
         """Noted once what goes on beside it has begun."""
-        beside = {"lint": ("units", "images"), "tests/stack": ("units", "changes")}[part]
+        beside = ("units", "images") if part == "lint" else ("units", "changes")
         for name in beside:
             wait_until((self.folder / f"{name}-begun").exists, 20, f"{name} begin", pause=0.02)
         assert not self.has("units-ended")
-        assert self.has("images-ended") == (part == "tests/stack")
+        assert self.has("images-ended") == (part != "lint")
         self.seen.append(part)
-        for name in ("images",) if part == "lint" else beside:
+        for name in {"lint": ("images",), "tests/faults": beside}.get(part, ()):
             (self.folder / f"{name}-go").touch()
         return self.codes[part]
 
@@ -71,7 +71,7 @@ def install_python(
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     parts = Parts(tmp_path)
     install_python(tmp_path, monkeypatch)
-    monkeypatch.setattr(venv, "ensure", lambda lock: tmp_path / "bin" / "python")
+    monkeypatch.setattr(venv, "ensure", lambda lock: tmp_path / "python")
     monkeypatch.setattr(apt, "ensure", lambda *_: None)
     monkeypatch.setattr(engine, "ensure", lambda: None)
     monkeypatch.setattr(make_test, "LOG_FOLDER", tmp_path)
@@ -85,13 +85,17 @@ def test_two_parts_wait_for_the_images_and_unit_tests_take_the_time_that_is_left
 ) -> None:
     assert make_test.test() == 0
 
-    assert parts.seen == ["lint", "tests/stack"]
+    assert parts.seen == ["lint", "tests/stack", "tests/faults"]
     # And the images are those of the tests' own stack, monitoring's too, with settings that are nobody's
     options, env, project, profiles = (parts.folder / "images-begun").read_text().rsplit(maxsplit=3)
     assert options.endswith("-m scripts.images")
     assert env.endswith(".build/images-of-the-tests/.env")
     assert project == make_test.PROJECT
     assert set(profiles.split(",")) == {"postgres", "rabbitmq", "minio", "monitoring"}
+    # And what changes a stack has one of its own
+    command, other = (parts.folder / "changes-begun").read_text().rsplit(maxsplit=1)
+    assert other == f"{make_test.PROJECT}-changed"
+    assert " ".join(make_test.CHANGES) in command
     # And the unit tests gave way to all else, and what they say comes last
     priority = str(min(os.nice(0) + 10, 19))
     assert (parts.folder / "units-begun").read_text().split()[:4] == [priority, "-m", "scripts.test", "unit"]
@@ -108,19 +112,21 @@ def test_a_build_that_fails_is_told_and_left_to_make_up(
 
     assert make_test.test() == 0
 
-    assert parts.seen == ["lint", "tests/stack"]
+    assert parts.seen == ["lint", "tests/stack", "tests/faults"]
     assert parts.has("changes-ended")
     assert f"could not be built: see {parts.folder}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("part", ["tests/stack", "tests/faults"])
 @pytest.mark.parametrize("code", [1, -9])
-def test_the_first_part_that_fails_or_is_killed_fails_all_and_the_others_are_run(
-    parts: Parts, code: int
+def test_a_part_that_fails_or_is_killed_fails_all_and_the_others_are_run(
+    parts: Parts, part: str, code: int
 ) -> None:
-    parts.codes["tests/stack"] = code
+    parts.codes[part] = code
 
     assert make_test.test() > 0
 
+    assert parts.seen == ["lint", "tests/stack", "tests/faults"]
     assert parts.has("units-ended")
     assert parts.has("changes-ended")
 
@@ -134,26 +140,9 @@ def test_what_goes_on_beside_it_and_fails_or_is_killed_fails_all(
 
     assert make_test.test() > 0
 
-    assert parts.seen == ["lint", "tests/stack"]
+    assert parts.seen == ["lint", "tests/stack", "tests/faults"]
     assert parts.has("units-ended")
     assert parts.has("changes-ended")
-
-
-def test_drills_are_held_also_when_the_tests_before_them_failed_on_one_more_copy_of_the_stack(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held: list[tuple[str, str]] = []
-
-    def fails(python: str, arguments: list[str]) -> int:
-        held.append((arguments[0], os.environ["TEST_PROJECT"]))
-        return -9 if len(held) == 1 else 0
-
-    monkeypatch.setattr(make_test, "pytest", fails)
-    monkeypatch.setenv("TEST_PROJECT", "mine")
-
-    assert make_test.changes() > 0
-
-    assert held == [(part[0], "mine-changed") for part in (make_test.CHANGES, make_test.DRILLS)]
 
 
 def test_findings_of_the_linters_end_the_build_and_the_unit_tests(
