@@ -64,31 +64,26 @@ def test() -> int:
         warn(f"Skipped, since they need a Docker engine: {', '.join(skipped)}. {reason}")
         return halves.unit_tests(python)
     apt.ensure("Installing Chromium", "chromium", ["chromium"])
-    # Unit tests take the time that all else leaves.
-    unit_tests = ("nice", "-n", "10", sys.executable, "-m", "scripts.test", "unit")
-    with meanwhile("The unit tests", "unit-tests", unit_tests) as units:
-        with images_meanwhile():
-            lint()
-        project = f"{os.environ.get('TEST_PROJECT') or PROJECT}{CHANGED}"
-        command = (python, "-m", "pytest", *CHANGES, *STACK[1:])
-        with meanwhile(
-            "Other code, other settings, the browser", "changes", command, TEST_PROJECT=project
-        ) as changes:
-            # Each part also when the one before failed.
-            stack = pytest(python, [*STACK, *(f"--ignore={each}" for each in CHANGES)])
-            drills = pytest(python, DRILLS)
+    with images_meanwhile():
+        lint()
+        # Beside the stack's tests they would take the processor that these measure and wait for.
+        units = halves.unit_tests(python)
+    with changes_meanwhile(python) as changes:
+        # Each part also when the one before failed.
+        stack = pytest(python, [*STACK, *(f"--ignore={each}" for each in CHANGES)])
+        drills = pytest(python, DRILLS)
     # Of one that was killed the code is below 0.
-    return max(map(abs, (stack, drills, changes.wait(), units.wait())))
+    return max(map(abs, (units, stack, drills, changes.wait())))
 
 
 @contextmanager
-def meanwhile(
-    title: str, name: str, command: Sequence[str], **environment: str
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Tests beside the body; printed in one piece behind it."""
-    log = LOG_FOLDER / f"{name}.log"
+def changes_meanwhile(python: str) -> Iterator[subprocess.Popen[bytes]]:
+    """They go on beside the body, and are printed in one piece behind it."""
+    log = LOG_FOLDER / "changes.log"
+    project = f"{os.environ.get('TEST_PROJECT') or PROJECT}{CHANGED}"
+    command = (python, "-m", "pytest", *CHANGES, *STACK[1:])
     try:
-        with beside(title, log, command, **environment) as tests:
+        with beside("Other code, other settings, the browser", log, command, TEST_PROJECT=project) as tests:
             yield tests
     finally:
         sys.stdout.flush()

@@ -1,6 +1,5 @@
 """`make test`: what goes on beside what, and that no part which failed is forgotten."""
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,41 +11,41 @@ from scripts import test as make_test
 from scripts.console import Failure
 from tests.waiting import wait_until
 
-#: Stands for the unit tests, the build of the images and the second part: each goes on until it is let go.
+#: Stands for the build of the images and for the other part: each goes on until it is let go.
 PYTHON = """#!/bin/sh
 cd {folder}
-case "$*" in *" unit") name=units end='{units}' ;; *" pytest "*) name=changes end='{changes}' ;;
-*) name=images end='exit {images}' ;; esac
-echo "$(nice) $@ $STACK_ENV_FILE $COMPOSE_PROJECT_NAME $COMPOSE_PROFILES $TEST_PROJECT" > $name-begun
+case "$*" in *" pytest "*) name=changes end='{changes}' ;; *) name=images end='exit {images}' ;; esac
+echo "$@ $STACK_ENV_FILE $COMPOSE_PROJECT_NAME $COMPOSE_PROFILES $TEST_PROJECT" > $name-begun
 trap 'echo > $name-interrupted; exit 130' INT
 while [ ! -e $name-go ]; do sleep 0.02; done
 echo "$name say so"
 echo > $name-ended
 eval "$end"
 """
+#: The parts in their order, with what goes on beside each.
+BESIDE = {"lint": "images", "tests/unit": "images", "tests/stack": "changes", "tests/faults": "changes"}
 
 
 class Parts:
-    """The parts of `make test`; lint lets the build end once it and the unit tests have begun, the drills let the others end."""
+    """The parts of `make test`: the last one beside which something goes on lets that end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.seen: list[str] = []
-        self.codes = {"lint": 0, "tests/stack": 0, "tests/faults": 0}
+        self.codes = dict.fromkeys(BESIDE, 0)
 
     def has(self, name: str) -> bool:
         return (self.folder / name).exists()
 
     def run(self, part: str) -> int:
-        """Noted once what goes on beside it has begun."""
-        beside = ("units", "images") if part == "lint" else ("units", "changes")
-        for name in beside:
-            wait_until((self.folder / f"{name}-begun").exists, 20, f"{name} begin", pause=0.02)
-        assert not self.has("units-ended")
-        assert self.has("images-ended") == (part != "lint")
+        """Noted once what goes on beside it has begun, and while it does."""
+        beside = BESIDE[part]
+        wait_until((self.folder / f"{beside}-begun").exists, 20, f"{beside} begin", pause=0.02)
+        assert not self.has(f"{beside}-ended")
+        assert self.has("images-ended") == (beside == "changes")
         self.seen.append(part)
-        for name in {"lint": ("images",), "tests/faults": beside}.get(part, ()):
-            (self.folder / f"{name}-go").touch()
+        if part in ("tests/unit", "tests/faults"):
+            (self.folder / f"{beside}-go").touch()
         return self.codes[part]
 
     def pytest(self, python: str, arguments: list[str]) -> int:
@@ -57,11 +56,10 @@ def install_python(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     images: int = 0,
-    units: str = "exit 0",
     changes: str = "exit 0",
 ) -> None:
     program = folder / "python"
-    program.write_text(PYTHON.format(folder=folder, images=images, units=units, changes=changes))
+    program.write_text(PYTHON.format(folder=folder, images=images, changes=changes))
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
     monkeypatch.delenv("TEST_PROJECT", raising=False)
@@ -77,15 +75,16 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Parts:
     monkeypatch.setattr(make_test, "LOG_FOLDER", tmp_path)
     monkeypatch.setattr(make_test, "lint", lambda: parts.run("lint"))
     monkeypatch.setattr(make_test, "pytest", parts.pytest)
+    monkeypatch.setattr(halves, "unit_tests", lambda _: parts.run("tests/unit"))
     return parts
 
 
-def test_two_parts_wait_for_the_images_and_unit_tests_take_the_time_that_is_left(
+def test_two_parts_go_on_beside_each_other_once_there_are_images(
     parts: Parts, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     assert make_test.test() == 0
 
-    assert parts.seen == ["lint", "tests/stack", "tests/faults"]
+    assert parts.seen == list(BESIDE)
     # And the images are those of the tests' own stack, monitoring's too, with settings that are nobody's
     options, env, project, profiles = (parts.folder / "images-begun").read_text().rsplit(maxsplit=3)
     assert options.endswith("-m scripts.images")
@@ -96,13 +95,8 @@ def test_two_parts_wait_for_the_images_and_unit_tests_take_the_time_that_is_left
     command, other = (parts.folder / "changes-begun").read_text().rsplit(maxsplit=1)
     assert other == f"{make_test.PROJECT}-changed"
     assert " ".join(make_test.CHANGES) in command
-    # And the unit tests gave way to all else, and what they say comes last
-    priority = str(min(os.nice(0) + 10, 19))
-    assert (parts.folder / "units-begun").read_text().split()[:4] == [priority, "-m", "scripts.test", "unit"]
-    assert parts.has("units-ended")
     assert parts.has("changes-ended")
-    said = [line for line in capfdbinary.readouterr().out.splitlines() if line.endswith(b" say so")]
-    assert said == [b"changes say so", b"units say so"]
+    assert capfdbinary.readouterr().out.endswith(b"changes say so\n")
 
 
 def test_a_build_that_fails_is_told_and_left_to_make_up(
@@ -112,12 +106,12 @@ def test_a_build_that_fails_is_told_and_left_to_make_up(
 
     assert make_test.test() == 0
 
-    assert parts.seen == ["lint", "tests/stack", "tests/faults"]
+    assert parts.seen == list(BESIDE)
     assert parts.has("changes-ended")
     assert f"could not be built: see {parts.folder}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("part", ["tests/stack", "tests/faults"])
+@pytest.mark.parametrize("part", ["tests/unit", "tests/stack", "tests/faults"])
 @pytest.mark.parametrize("code", [1, -9])
 def test_a_part_that_fails_or_is_killed_fails_all_and_the_others_are_run(
     parts: Parts, part: str, code: int
@@ -126,31 +120,27 @@ def test_a_part_that_fails_or_is_killed_fails_all_and_the_others_are_run(
 
     assert make_test.test() > 0
 
-    assert parts.seen == ["lint", "tests/stack", "tests/faults"]
-    assert parts.has("units-ended")
+    assert parts.seen == list(BESIDE)
     assert parts.has("changes-ended")
 
 
-@pytest.mark.parametrize("part", ["units", "changes"])
 @pytest.mark.parametrize("end", ["exit 1", "kill -9 $$"])
-def test_what_goes_on_beside_it_and_fails_or_is_killed_fails_all(
-    parts: Parts, monkeypatch: pytest.MonkeyPatch, part: str, end: str
+def test_what_goes_on_beside_them_and_fails_or_is_killed_fails_all(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    install_python(parts.folder, monkeypatch, **{part: end})  # type: ignore[arg-type]
+    install_python(parts.folder, monkeypatch, changes=end)
 
     assert make_test.test() > 0
 
-    assert parts.seen == ["lint", "tests/stack", "tests/faults"]
-    assert parts.has("units-ended")
+    assert parts.seen == list(BESIDE)
     assert parts.has("changes-ended")
 
 
-def test_findings_of_the_linters_end_the_build_and_the_unit_tests(
+def test_findings_of_the_linters_end_the_build_and_nothing_is_tested(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def finds() -> int:
-        for name in ("units", "images"):
-            wait_until((parts.folder / f"{name}-begun").exists, 20, f"{name} begin", pause=0.02)
+        wait_until((parts.folder / "images-begun").exists, 20, "images begin", pause=0.02)
         raise Failure("ruff finds")
 
     monkeypatch.setattr(make_test, "lint", finds)
@@ -159,7 +149,6 @@ def test_findings_of_the_linters_end_the_build_and_the_unit_tests(
         make_test.test()
 
     assert (parts.folder / "images-interrupted").exists()
-    assert (parts.folder / "units-interrupted").exists()
     assert parts.seen == []
 
 
