@@ -38,11 +38,14 @@ DOCKERFILES = [
 #: What needs a Docker engine: what steps and runs do in a stack that stays as it is, then the quick half of the drills;
 STACK = ["tests/stack", "-m", "not long"]
 DRILLS = ["tests/faults", "-m", "quick"]
-#: and beside these, since most of the time they all wait, what gives a stack other code or settings, makes a second one, or looks
-#: at it in a browser. Three stacks at once, with monitoring, are all that the engine has addresses for.
+#: and beside these, since most of the time they all wait, what gives a stack other code, settings or numbers, makes a second one, or
+#: looks at it in a browser. Each half takes about 40 minutes. The engine has addresses for three stacks with monitoring, so one half
+#: alone makes further ones.
 CHANGES = [
     "tests/stack/deployments",
     "tests/stack/with_backups",
+    "tests/stack/test_autoscale.py",
+    "tests/stack/test_rotate.py",
     "tests/stack/test_side_by_side.py",
     "tests/browser",
 ]
