@@ -1,4 +1,4 @@
-"""Docker Compose as the scripts call it: the right client, the right .env, and what it says of containers."""
+"""Docker Compose as the scripts call it: the right client, the right .env; and what the engine says of its containers."""
 
 import json
 import os

@@ -73,7 +73,7 @@ def host(host: Host) -> list[Finding]:
 
 def belonging(host: Host, info: Mapping[str, Any]) -> Finding:
     """A machine has one place in the stack: under two names each command would replace the containers of the other one."""
-    known = {"this one": engine.info()} | {
+    known = {"this machine": engine.info()} | {
         each.name: json.loads(each.output(*each.docker("info", "--format", "{{json .}}")))
         for each in wanted()
         if each.name != host.name

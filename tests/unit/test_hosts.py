@@ -298,7 +298,7 @@ def test_a_layer_counts_as_there_only_with_all_that_are_below_it(
 @pytest.mark.parametrize(
     ("info", "place"),
     [
-        ({"ID": "a", "Name": "box1"}, "this one"),
+        ({"ID": "a", "Name": "box1"}, "this machine"),
         ({"ID": "b", "Name": "box2"}, "box2"),
         # A copy of box2's disk.
         ({"ID": "b", "Name": "box3"}, ""),
