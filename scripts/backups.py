@@ -167,9 +167,8 @@ def versions() -> dict[str, str]:
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     found = {"commit": commit.stdout.strip()}
-    for service in ("postgres", "rabbitmq", "minio"):
-        found[service] = base_image.image_id(f"dagster-celery-stack/{service}")
-    found["dagster"] = base_image.image_id(f"{compose.project()}/dagster")
+    for name in ("postgres", "rabbitmq", "minio", "dagster"):
+        found[name] = base_image.image_id(f"{compose.project()}/{name}")
     return found
 
 

@@ -14,7 +14,7 @@ from scripts import base_image, commits, dbt_targets, env_file, package_index, p
 from scripts import project as user_project
 from scripts.compose import compose, project
 from scripts.console import BUILD_FOLDER, ROOT, Failure, done, main, run_logged, tail, warn
-from scripts.engine import docker
+from scripts.engine import ask, docker
 
 #: Where Debian and its kin keep certificates that an administrator added.
 CERTIFICATES_FOLDER = Path("/usr/local/share/ca-certificates")
@@ -79,24 +79,27 @@ class Image:
 
 
 def images() -> list[Image]:
-    """Every image of the stack."""
+    """Every image of the stack. Each copy of the stack has its own, so that what one builds is not what another runs."""
     return [
-        Image("dagster-celery-stack/postgres", "postgres", ("docker/postgres",)),
-        Image("dagster-celery-stack/rabbitmq", "rabbitmq", ("docker/rabbitmq",)),
+        of_service("postgres"),
+        of_service("rabbitmq"),
         dagster(),
-        Image(
-            "dagster-celery-stack/minio", "minio", ("docker/minio",), "compiles MinIO, 5 minutes on 2 cores"
-        ),
-        Image("dagster-celery-stack/backup", "backup", ("docker/backup", "dagster_stack/authorities.py")),
-        Image("dagster-celery-stack/prometheus", "prometheus", ("docker/prometheus",)),
-        Image("dagster-celery-stack/door", "door", ("docker/door",)),
-        Image("dagster-celery-stack/certificates", "certificates", ("docker/certificates",)),
-        Image("dagster-celery-stack/postgres-exporter", "postgres-exporter", ("docker/postgres-exporter",)),
+        of_service("minio", note="compiles MinIO, 5 minutes on 2 cores"),
+        of_service("backup", "dagster_stack/authorities.py"),
+        of_service("prometheus"),
+        of_service("door"),
+        of_service("certificates"),
+        of_service("postgres-exporter"),
     ]
 
 
+def of_service(service: str, *more: str, note: str = "") -> Image:
+    """The image of a service that has its name, and a folder in `docker/`."""
+    return Image(f"{project()}/{service}", service, (f"docker/{service}", *more), note)
+
+
 def dagster() -> Image:
-    """The image that belongs to one project, since it holds the user's code."""
+    """The image that holds the user's code."""
     return Image(
         f"{project()}/dagster",
         "init",
@@ -130,7 +133,9 @@ def build_stale(some: list[Image], behind: Collection[str] = ()) -> None:
     base_id = base_image.image_id(env_file.settings()["BASE_IMAGE"])
     digests = {image: image.digest(base_id) for image in some}
     stale = [
-        image for image, digest in digests.items() if image.name in behind or built_from(image) != digest
+        image
+        for image, digest in digests.items()
+        if image.name in behind or not (built_from(image) == digest or is_taken_over(image, digest))
     ]
     fresh = [image.name for image in digests if image not in stale]
     if fresh:
@@ -265,6 +270,21 @@ def built_from(image: Image) -> str:
     template = f'{{{{index .Config.Labels "{INPUTS_LABEL}"}}}}'
     command = [docker(), "image", "inspect", "--format", template, image.name]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def is_taken_over(image: Image, digest: str) -> bool:
+    """Whether another copy of the stack has built it from the same, so that it has this one's name now, too.
+
+    Dagster's is always built: its packages come from where this copy's settings say.
+    """
+    if image.service == "init":
+        return False
+    label = f"label={INPUTS_LABEL}={digest}"
+    # The newest comes first: a later one may have newer packages of Debian.
+    found = ask("image", "ls", "--quiet", "--no-trunc", "--filter", label).split()
+    if found:
+        give_back(found[0], image.name)
+    return bool(found)
 
 
 def build_step(line: str) -> str | None:

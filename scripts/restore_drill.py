@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from scripts import backups, compose, engine, env_file, restore, up
+from scripts import backups, base_image, compose, engine, env_file, images, restore, up
 from scripts.backups import local, size
 from scripts.console import BUILD_FOLDER, Failure, Progress, done, main, run_logged, say
 
@@ -25,12 +25,12 @@ def drill() -> None:
         raise Failure(
             "Postgres is an outside store, of which there are dumps: pg_restore one into a database beside it."
         )
-    project, image = compose.project(), f"{compose.project()}/dagster"
+    project = compose.project()
     name = f"{project}-drill"
     say(
         f"Restoring {project}'s newest backup as {name}, which is removed afterwards; {project} goes on meanwhile"
     )
-    with scratch_copy(name, image):
+    with scratch_copy(name):
         began = time.monotonic()
         plan = json.loads(restore.ask("plan"))
         with Progress("Restoring the database"):
@@ -69,7 +69,7 @@ def drill() -> None:
 
 
 @contextmanager
-def scratch_copy(name: str, image: str) -> Iterator[None]:
+def scratch_copy(name: str) -> Iterator[None]:
     """All that is done in here is done to a copy with volumes of its own, which reads this one's repository."""
     folder = env_file.settings().get("BACKUP_DIR") or engine.ask(
         "volume", "inspect", "--format", "{{.Mountpoint}}", f"{compose.project()}_backups"
@@ -79,14 +79,17 @@ def scratch_copy(name: str, image: str) -> Iterator[None]:
     env_file.write(scratch, env_file.env_path().read_text(encoding="utf-8"))
     own = {**OWN, "COMPOSE_PROJECT_NAME": name, "BACKUP_DIR": folder}
     env_file.set_values(own, scratch)
-    subprocess.run([engine.docker(), "tag", image, f"{name}/dagster"], check=True)
+    here = {each.name: base_image.image_id(each.name) for each in images.images()}
+    tags = {each.replace(compose.project(), name, 1): image_id for each, image_id in here.items() if image_id}
+    for tag, image_id in tags.items():
+        subprocess.run([engine.docker(), "tag", image_id, tag], check=True)
     with restore.settings_in_use(scratch, *own):
         try:
             remove(name)
             yield
         finally:
             remove(name)
-            engine.ask("image", "rm", f"{name}/dagster")
+            engine.ask("image", "rm", *tags)
             scratch.unlink()
 
 

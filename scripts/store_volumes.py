@@ -17,14 +17,17 @@ def unwell() -> list[str]:
 
 
 def outdated() -> list[str]:
-    """The stores that run with another image than the one that has their name now."""
+    """The stores that run with another image than the one that has their name now. It may have had another name then."""
     names = [each.name for each in compose.containers() if each.service in STORES and each.state == "running"]
-    found = {
-        each["Config"]["Labels"]["com.docker.compose.service"]
+    running = {
+        each["Config"]["Labels"]["com.docker.compose.service"]: each["Image"]
         for each in code_versions.inspected("container", names)
-        if each["Image"] != base_image.image_id(each["Config"]["Image"])
     }
-    return [each for each in STORES if each in found]
+    return [
+        store
+        for store in STORES
+        if store in running and running[store] != base_image.image_id(images.of_service(store).name)
+    ]
 
 
 def require_openable() -> None:

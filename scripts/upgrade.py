@@ -166,11 +166,17 @@ def look(what: str) -> tuple[dict[str, Packages], dict[str, Packages], set[str]]
 
 
 def in_use() -> dict[str, str]:
-    """The image that containers have, by its name; that of a running one where they have several."""
-    names = {each.name for each in images.wanted()}
+    """The image that containers have, by its name now; that of a running one where they have several."""
+    names = {each.service: each.name for each in images.wanted()}
     containers = sorted(compose.containers(), key=lambda each: each.state == "running")
     found = code_versions.inspected("container", [each.name for each in containers])
-    return {each["Config"]["Image"]: each["Image"] for each in found if each["Config"]["Image"] in names}
+    used = {
+        names.get(each["Config"]["Labels"]["com.docker.compose.service"], each["Config"]["Image"]): each[
+            "Image"
+        ]
+        for each in found
+    }
+    return {name: image_id for name, image_id in used.items() if name in names.values()}
 
 
 def image_ids() -> dict[str, str]:

@@ -1,7 +1,9 @@
 """Everything is lost but the copy off the host and the key: the stack is restored from these to a named second."""
 
 import json
+import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,8 @@ import boto3
 import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
+from scripts.console import ROOT
+from scripts.test import BUILD_IMAGES, settings_of_images
 from tests.conftest import PROJECT, free_ports
 from tests.faults.conftest import drill_stack
 from tests.faults.grounds import Grounds
@@ -22,7 +26,6 @@ from tests.waiting import wait_until
 NAME = f"{PROJECT}-restore"
 #: The store that is not on this host, and its login.
 FAR, LOGIN, BUCKET = f"{NAME}-far", "far", "copies"
-IMAGE = "dagster-celery-stack/minio"
 #: What the log says, row by row, and how the runs are.
 LOG = (
     "SELECT count(*), md5(string_agg(id || event || coalesce(step_key, ''), '' ORDER BY id)) FROM event_logs"
@@ -49,6 +52,8 @@ class Seen:
 @pytest.fixture(scope="module")
 def far() -> Iterator[dict[str, str]]:
     """An S3 store that has nothing to do with the stack; the settings by which the stack reaches it."""
+    # It runs from the stack's image, and the stack starts when its store is there.
+    subprocess.run(BUILD_IMAGES, cwd=ROOT, env=os.environ | settings_of_images(NAME), check=True)
     (port,) = free_ports(1)
     with store_at(port) as (stack_address, own_address):
         s3 = boto3.client(
@@ -75,7 +80,8 @@ def store_at(port: str) -> Iterator[tuple[str, str]]:
     ask("rm", "--force", "--volumes", FAR)
     ask(
         "run", "--detach", "--name", FAR, "--publish", f"127.0.0.1:{port}:9000", "--publish", f"{gateway}:{port}:9000",
-        "--env", f"MINIO_ROOT_USER={LOGIN}", "--env", f"MINIO_ROOT_PASSWORD={LOGIN * 3}", IMAGE,
+        "--env", f"MINIO_ROOT_USER={LOGIN}", "--env", f"MINIO_ROOT_PASSWORD={LOGIN * 3}",
+        f"{NAME}/minio",
     )  # fmt: skip
     try:
         yield f"http://host.docker.internal:{port}", f"http://127.0.0.1:{port}"

@@ -9,7 +9,7 @@ TESTS = ROOT / "tests" / "prometheus"
 
 def promtool(stack: Stack, command: str) -> str:
     """What promtool of the image says; fails when it finds anything."""
-    image = "dagster-celery-stack/prometheus"
+    image = f"{stack.project}/prometheus"
     mount = f"{TESTS}:/tests:ro"
     return stack.docker(
         "run",

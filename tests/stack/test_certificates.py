@@ -111,7 +111,7 @@ def network(stack: Stack, company: Authority) -> Iterator[str]:
             aliases = ["--network-alias", NAME.format(store), "--network-alias", OTHER_NAME.format(store)]
             stack.docker(
                 "run", "-d", "--name", name, "--network", network, *aliases, "-v", f"{company.folder}:/tls:ro,z",
-                *options[store], *variables, f"dagster-celery-stack/{store}", *command[store],
+                *options[store], *variables, f"{stack.project}/{store}", *command[store],
             )  # fmt: skip
             cleanup.callback(stack.docker, "rm", "-f", "-v", name)
         listens = ["exec", f"{network}-postgres", "pg_isready", "-q", "-h", "127.0.0.1"]

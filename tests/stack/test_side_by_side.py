@@ -343,7 +343,7 @@ def container(
     name = f"{PROJECT}-outside-{store}"
     options += tuple(part for address, port in ports.items() for part in ("--publish", f"{address}:{port}"))
     options += tuple(part for item in environment.items() for part in ("--env", "=".join(item)))
-    stack.docker("run", "--detach", "--name", name, *options, f"dagster-celery-stack/{store}")
+    stack.docker("run", "--detach", "--name", name, *options, f"{stack.project}/{store}")
     try:
         yield
     finally:

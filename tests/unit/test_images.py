@@ -118,12 +118,47 @@ def test_scripts_of_images_have_unix_line_ends_whatever_git_is_told() -> None:
     assert not [path for path in (ROOT / "docker").glob("*/start") if b"\r" in path.read_bytes()]
 
 
-def test_the_image_with_the_users_code_belongs_to_one_copy_of_the_stack(env: Path) -> None:
+def test_each_copy_of_the_stack_has_images_of_its_own(env: Path) -> None:
+    """By a shared name, what one checkout builds is what the next command of another one swaps its stores for."""
     env.write_text("COMPOSE_PROJECT_NAME=second\n")
 
-    names = [image.name for image in images.images()]
+    names = {image.name for image in images.images()}
+    composed = set(re.findall(r"^ +image: (?!\$\{GRAFANA)(.*)$", compose_files.texts(), re.MULTILINE))
 
-    assert [name for name in names if name.startswith("second/")] == ["second/dagster"]
+    assert names == {name.replace("${COMPOSE_PROJECT_NAME}", "second") for name in composed}
+    assert all(name.startswith("second/") for name in names)
+
+
+def test_what_another_copy_has_built_from_the_same_is_not_built_again(
+    programs: Path, env: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given nothing of this copy's, and of another's the image of Postgres from the same files
+    env.write_text("BASE_IMAGE=base\nCOMPOSE_PROFILES=postgres,rabbitmq\nCOMPOSE_PROJECT_NAME=second\n")
+    FakeDocker(images=("base",)).install(programs)
+    postgres = images.of_service("postgres")
+    monkeypatch.setattr(images, "built_from", lambda _: "")
+    monkeypatch.setattr(
+        images,
+        "ask",
+        lambda *line: (
+            "sha256:later\nsha256:earlier"
+            if line[-1].endswith(f".inputs={postgres.digest(base_image.image_id('base'))}")
+            else ""
+        ),
+    )
+    monkeypatch.setattr(images, "write_certificates", lambda: None)
+    monkeypatch.setattr(user_project, "stage", lambda: None)
+
+    # When the images are ensured
+    images.ensure()
+
+    # Then the later one has this copy's name too, and the others are built
+    assert [call for call in calls(programs) if call.startswith("tag")] == [
+        "tag sha256:later second/postgres"
+    ]
+    builds = [call.rpartition(" ")[2] for call in calls(programs) if " build " in call]
+    assert sorted(builds) == ["init", "rabbitmq"]
+    assert "not built again: second/postgres" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -67,8 +67,12 @@ def stack(env: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
 
     def inspected(_: str, names: list[str]) -> list[dict[str, Any]]:
         return [
-            {"Image": f"old {image}", "Config": {"Image": image}}
-            for image in (DAGSTER if "dagit" in name else POSTGRES for name in names)
+            {
+                "Image": f"old {image}",
+                "Config": {"Image": image, "Labels": {"com.docker.compose.service": name.split("-")[1]}},
+            }
+            for name in names
+            for image in (DAGSTER if "dagit" in name else POSTGRES,)
         ]
 
     def texts(image: str) -> dict[str, str]:

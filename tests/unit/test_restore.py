@@ -12,6 +12,7 @@ import pytest
 
 from scripts import (
     backups,
+    base_image,
     certificates,
     compose,
     data_folder,
@@ -209,11 +210,14 @@ def test_a_drill_touches_no_store_of_the_stack_whatever_the_shell_names(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(restore_drill, "BUILD_FOLDER", tmp_path / "build")
     monkeypatch.setattr(restore_drill, "remove", lambda name: None)
-    monkeypatch.setattr("subprocess.run", lambda *_, **__: None)
-    monkeypatch.setattr(engine, "ask", lambda *_: "/var/lib/backups")
+    here = {"one/dagster": "sha256:1", "one/postgres": "sha256:2"}
+    did: list[str] = []
+    monkeypatch.setattr(base_image, "image_id", lambda name: here.get(name, ""))
+    monkeypatch.setattr("subprocess.run", lambda command, **_: did.append(" ".join(command)))
+    monkeypatch.setattr(engine, "ask", lambda *line: did.append(" ".join(line)) or "/var/lib/backups")
     monkeypatch.setattr(engine, "docker", lambda: "docker")
 
-    with restore_drill.scratch_copy("one-drill", "one/dagster"):
+    with restore_drill.scratch_copy("one-drill"):
         found = env_file.settings()
 
     assert {
@@ -226,6 +230,13 @@ def test_a_drill_touches_no_store_of_the_stack_whatever_the_shell_names(
     }
     assert not {"https://s3.example.com", "mq.example.com", "real"} & set(found.values())
     assert env_file.settings()["COMPOSE_PROJECT_NAME"] == "one"
+    # And it has the stack's images by names of its own as long as it is there
+    assert sorted(line for line in did if line.startswith("docker tag")) == [
+        "docker tag sha256:1 one-drill/dagster",
+        "docker tag sha256:2 one-drill/postgres",
+    ]
+    (gone,) = (line for line in did if line.startswith("image rm"))
+    assert sorted(gone.split()[2:]) == ["one-drill/dagster", "one-drill/postgres"]
 
 
 def test_a_drill_says_what_it_has_restored_and_not_what_the_copy_has_meanwhile(

@@ -117,11 +117,15 @@ def stores(env: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         code_versions,
         "inspected",
         lambda _, names: [
-            {"Image": used[each], "Config": {"Image": each, "Labels": {"com.docker.compose.service": each}}}
+            {
+                "Image": used[each],
+                "Config": {"Image": f"a-former-name/{each}", "Labels": {"com.docker.compose.service": each}},
+            }
             for each in (name.split("-")[1] for name in names)
         ],
     )
-    monkeypatch.setattr(base_image, "image_id", lambda _: "new")
+    images = {f"dagster-celery-stack/{store}": "new" for store in store_volumes.STORES}
+    monkeypatch.setattr(base_image, "image_id", lambda name: images.get(name, "of a former name"))
     checks: list[str] = []
 
     def output(*arguments: str) -> str:

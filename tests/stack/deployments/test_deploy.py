@@ -296,10 +296,6 @@ def test_an_upgrade_is_rolled_back_under_load_and_nothing_fails_or_is_lost(
     for store, configuration in (("postgres", "postgresql.conf"), ("rabbitmq", "rabbitmq.conf")):
         with (edited.checkout / "docker" / store / configuration).open("a") as file:
             file.write("# Edited.\n")
-        # By names of their own: all stacks of this host have the images of the usual ones.
-        for path in (edited.checkout / "compose.yaml", edited.checkout / "scripts" / "images.py"):
-            usual = rf"dagster-celery-stack/{store}\b(?!-)"
-            path.write_text(re.sub(usual, f"{stack.project}/{store}", path.read_text()))
     locked = locks.versions((ROOT / "requirements" / "stack.lock").read_text())[PACKAGE]
     stores = {entry.service: entry.id for entry in stack.containers() if entry.service in STORES}
 
