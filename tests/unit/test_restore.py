@@ -212,9 +212,14 @@ def test_a_drill_touches_no_store_of_the_stack_whatever_the_shell_names(
     monkeypatch.setattr(restore_drill, "remove", lambda name: None)
     here = {"one/dagster": "sha256:1", "one/postgres": "sha256:2"}
     did: list[str] = []
+
+    def ask(*line: str) -> str:
+        did.append(" ".join(line))
+        return "/var/lib/backups"
+
     monkeypatch.setattr(base_image, "image_id", lambda name: here.get(name, ""))
     monkeypatch.setattr("subprocess.run", lambda command, **_: did.append(" ".join(command)))
-    monkeypatch.setattr(engine, "ask", lambda *line: did.append(" ".join(line)) or "/var/lib/backups")
+    monkeypatch.setattr(engine, "ask", ask)
     monkeypatch.setattr(engine, "docker", lambda: "docker")
 
     with restore_drill.scratch_copy("one-drill"):
