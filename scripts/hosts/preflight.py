@@ -10,7 +10,7 @@ from typing import Any
 from scripts import engine, env_file
 from scripts.compose import project
 from scripts.hosts import file
-from scripts.hosts.host import Host, wanted
+from scripts.hosts.host import Host, names, wanted
 from scripts.hosts.services import SCALES
 from scripts.preflight import ENGINE_VERSION, HIGHEST_PORT, NO_ADDRESS, TAKEN, Finding, bind_problem, numbers
 
@@ -64,7 +64,7 @@ def host(host: Host) -> list[Finding]:
     place = belonging(host, info)
     return [
         place,
-        *([] if place.cure else [stack_of_its_own(host)]),
+        *([] if place.cure else [stack_of_its_own(host), workers_of_another(host)]),
         *kind(info),
         *clock(info, began, ended),
         *capacity(host, info),
@@ -90,6 +90,25 @@ def stack_of_its_own(host: Host) -> Finding:
     cure = f"it has this one's name: COMPOSE_PROJECT_NAME in its .env makes it another one, after `make down` there ({', '.join(others)})"
     found = f"a stack of {len(others)} services" if others else "none"
     return Finding("another stack", f"none that is named {project()}", found, cure if others else "")
+
+
+def workers_of_another(host: Host) -> Finding:
+    """Two stacks by one name would replace each other's workers there, at each command anew: both see them as their own."""
+    there = [] if host.name in names() else [each.name for each in host.containers()]
+    entries = [
+        entry.partition(":")
+        for each in (host.inspected(there) if there else [])
+        for entry in each["HostConfig"]["ExtraHosts"] or []
+    ]
+    # What workers reach the stores by; what this stack's own have left when they could not be told to end is no other's.
+    others = {address for name, _, address in entries if name == "postgres"}
+    others -= {env_file.settings().get("CLUSTER_ADDRESS", "")}
+    found = f"of the stack at {', '.join(sorted(others))}" if others else "none"
+    cure = (
+        f"that stack has this one's name, {project()}: shut {host.name} out there (`make host REMOVE=…`), or take another"
+        " machine. One machine can serve two stacks whose COMPOSE_PROJECT_NAME differs"
+    )
+    return Finding("workers", "none of another stack by this name", found, cure if others else "")
 
 
 def identity(info: Mapping[str, Any]) -> tuple[Any, Any]:

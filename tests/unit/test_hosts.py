@@ -334,6 +334,31 @@ def test_a_machine_with_a_stack_of_this_name_keeps_it(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
+    ("hosts", "address", "is_refused"),
+    [
+        ("", "10.0.0.9", True),
+        # Left by this stack: it was shut out while nobody could reach it, or its joining was interrupted.
+        ("", "10.0.0.1", False),
+        # It has joined, and CLUSTER_ADDRESS is another one since.
+        ("box2", "10.0.0.9", False),
+    ],
+)
+def test_a_machine_with_workers_of_another_stack_of_this_name_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, box2: Host, hosts: str, address: str, is_refused: bool
+) -> None:
+    env_file.set_value("HOSTS", hosts)
+    there = [compose.Container("mine-worker-1", "worker", "running", "", 0)]
+    monkeypatch.setattr(Host, "containers", lambda _: there)
+    entries = ["rabbitmq:10.0.0.7", f"postgres:{address}"]
+    monkeypatch.setattr(Host, "inspected", lambda *_: [{"HostConfig": {"ExtraHosts": entries}}])
+
+    found = preflight.workers_of_another(box2)
+
+    assert bool(found.cure) == is_refused
+    assert not is_refused or (found.fatal and found.found == "of the stack at 10.0.0.9")
+
+
+@pytest.mark.parametrize(
     ("off", "is_told", "is_fatal"), [(0, False, False), (10, True, False), (400, True, True)]
 )
 def test_a_clock_may_be_off_by_so_much(off: int, is_told: bool, is_fatal: bool) -> None:
