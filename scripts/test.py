@@ -52,7 +52,6 @@ BROWSER = ["tests/browser"]
 #: The copy of the stack of the first part, unless TEST_PROJECT names another; the other part's has this and CHANGED.
 PROJECT = "dagster-celery-stack-test"
 CHANGED = "-changed"
-BUILD_IMAGES = (sys.executable, "-m", "scripts.images")
 
 
 def test() -> int:
@@ -102,14 +101,15 @@ def images_meanwhile() -> Iterator[None]:
     """The images of the tests' stack are built beside the body, which needs none; `make up` repeats what fails."""
     log = LOG_FOLDER / "images-of-the-tests.log"
     environment = settings_of_images(os.environ.get("TEST_PROJECT") or PROJECT, images.MONITORING)
-    with beside("Building the stack's images", log, BUILD_IMAGES, **environment) as build:
+    command = (sys.executable, "-m", "scripts.images")
+    with beside("Building the stack's images", log, command, **environment) as build:
         yield
     if build.returncode:
         warn(f"The images could not be built: see {log}.")
 
 
 def settings_of_images(project: str, *profiles: str) -> dict[str, str]:
-    """What `BUILD_IMAGES` gets, so that it builds those of a copy of the stack that is not there yet."""
+    """By these `scripts.images` builds those of a copy of the stack that is not there yet."""
     base = env_file.read(ROOT / ".env").get("BASE_IMAGE")
     return {
         "STACK_ENV_FILE": str(BUILD_FOLDER / "images-of-the-tests" / ".env"),

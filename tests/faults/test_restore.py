@@ -4,6 +4,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import pytest
 from botocore.exceptions import BotoCoreError, ClientError
 
 from scripts.console import ROOT
-from scripts.test import BUILD_IMAGES, settings_of_images
+from scripts.test import settings_of_images
 from tests.conftest import PROJECT, free_ports
 from tests.faults.conftest import drill_stack
 from tests.faults.grounds import Grounds
@@ -53,7 +54,8 @@ class Seen:
 def far() -> Iterator[dict[str, str]]:
     """An S3 store that has nothing to do with the stack; the settings by which the stack reaches it."""
     # It runs from the stack's image, and the stack starts when its store is there.
-    subprocess.run(BUILD_IMAGES, cwd=ROOT, env=os.environ | settings_of_images(NAME), check=True)
+    build = [sys.executable, "-m", "scripts.images"]
+    subprocess.run(build, cwd=ROOT, env=os.environ | settings_of_images(NAME), check=True)
     (port,) = free_ports(1)
     with store_at(port) as (stack_address, own_address):
         s3 = boto3.client(

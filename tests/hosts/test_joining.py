@@ -11,6 +11,7 @@ from scripts.hosts.host import Host
 from tests.hosts.cluster import Cluster
 from tests.hosts.conftest import HOSTS
 from tests.hosts.engines import FIRST
+from tests.stack.stack import Stack
 from tests.unit.tls import Authority
 
 #: Seconds from `make host ADD` to the first step there; the base is there, the rest is sent.
@@ -89,6 +90,20 @@ def test_each_host_has_logins_of_its_own(cluster: Cluster) -> None:
         environment = cluster.boxes[name].docker("inspect", "--format", "{{.Config.Env}}", container)
         assert found["POSTGRES_PASSWORD"] in environment
         assert not [secret for secret, value in secrets.items() if value and value in environment]
+
+
+def test_a_second_stack_of_this_name_does_not_take_a_machine_that_works_here(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Two first hosts by the default name would replace each other's workers there, at each command anew."""
+    name, before = HOSTS[0], cluster.ids(HOSTS[0])
+    second = Stack(tmp_path / ".env")
+    # An address that this machine has, as that of another first host.
+    second.env.write_text(f"COMPOSE_PROJECT_NAME={cluster.stack.project}\nCLUSTER_ADDRESS=127.0.0.9\n")
+    refused = second.make("host", f"ADD={cluster.boxes[name].url}", f"NAME={name}", check=False)
+    assert refused.returncode
+    assert f"of the stack at {FIRST}" in refused.stdout + refused.stderr
+    assert cluster.ids(name) == before
 
 
 def test_a_store_with_another_s_certificate_is_refused(cluster: Cluster, tmp_path: Path) -> None:
