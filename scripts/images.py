@@ -135,7 +135,7 @@ def build_stale(some: list[Image], behind: Collection[str] = ()) -> None:
     stale = [
         image
         for image, digest in digests.items()
-        if image.name in behind or not (built_from(image) == digest or is_taken_over(image, digest))
+        if image.name in behind or not (built_from(image) == digest or take_over(image, digest))
     ]
     fresh = [image.name for image in digests if image not in stale]
     if fresh:
@@ -272,8 +272,8 @@ def built_from(image: Image) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def is_taken_over(image: Image, digest: str) -> bool:
-    """Whether another copy of the stack has built it from the same, so that it has this one's name now, too.
+def take_over(image: Image, digest: str) -> bool:
+    """Give this copy's name to what another copy of the stack has built from the same; whether there was one.
 
     Dagster's is always built: its packages come from where this copy's settings say.
     """

@@ -183,9 +183,13 @@ def by_hand_now(host: Host) -> None:
   {host.name} may join now. On it, in a checkout of this commit, with {host.file.name} of this folder brought there:
 
     docker load < image.tar       # here: docker save {image} > image.tar
-    docker compose --env-file {host.file.name} -f compose.worker.yaml up -d
+    {by_hand_there(host)} up -d
 
   After each `make deploy` it needs the new image, after `make rotate` the new file.""")
+
+
+def by_hand_there(host: Host) -> str:
+    return f"docker compose --env-file {host.file.name} -f compose.worker.yaml"
 
 
 # --- a host leaves -------------------------------------------------------------------------------------
@@ -195,6 +199,8 @@ def remove(host: Host) -> None:
     """Its workers end, its logins are closed and their connections cut; also where it can't be reached."""
     if attended() and not os.environ.get("FORCE") and not confirm(f"Shut {host.name} out?"):
         raise Failure("Not wanted.")
+    # Its file, which says so, goes.
+    is_by_hand = not host.engine
     if host.engine and host.name not in os.environ.get(SKIP, "").split(","):
         if problem := host.problem():
             warn(f"{host.name} can't be reached ({problem}), so nothing ends there: it is shut out")
@@ -217,6 +223,10 @@ def remove(host: Host) -> None:
             deploy.settle_runs(how, minutes)
         deploy.swap()
     done(f"{host.name} is shut out: no store takes its logins")
+    if is_by_hand:
+        say(
+            f"  Its workers go on there, and reach nothing, until its people end them: {by_hand_there(host)} down"
+        )
 
 
 def are_stores_up() -> bool:
